@@ -1,0 +1,34 @@
+# One place for every routine. `just` itself comes from the registry (rust-just, in the dev extra):
+# commands are taken from the environment that this `just` is installed in.
+export PATH := parent_directory(just_executable()) + ":" + env("PATH")
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+_default:
+    @just --list
+
+# The embedded default, end to end: procedural objects to a report. No network, GPU or display.
+demo dir="runs/demo":
+    bash examples/demo.sh {{quote(dir)}}
+
+# The same line on a folder of real meshes, for example ../shared/assets/cc0-meshes.
+demo-assets assets dir="runs/demo-assets":
+    bash examples/demo_assets.sh {{quote(assets)}} {{quote(dir)}}
+
+# The fast suite: under 10 minutes on 2 cores.
+test *args:
+    python -m pytest {{args}}
+
+# Everything, the slow tests included.
+test-all *args:
+    python -m pytest -m "slow or not slow" {{args}}
+
+# Format, lint, types, import rules.
+check:
+    ruff format --check .
+    ruff check .
+    mypy
+    lint-imports
+
+# Ratios against named baselines, in one run on one core. Needs the bench extra for all of them.
+bench *args:
+    python -m tests.bench {{args}}

@@ -1,0 +1,1 @@
+"""Assets to embedding shards: render, encode with CLIP, sample points, write Parquet."""
