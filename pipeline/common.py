@@ -1,0 +1,108 @@
+"""The floor of the house: the one error type for bad input, atomic writes, hashing, versions.
+
+Standard library only, so that every package, the light trainer included, may import it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class InputError(Exception):
+    """Something the user gave is wrong: a file, an option, a shard set.
+
+    The message is one line that names the file or option and ends with the remedy. Command lines
+    print it without a traceback and exit with code 2 (see ``pipeline.console``).
+    """
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``final`` that is renamed to it when the block succeeds.
+
+    Works for files and for directories that the block creates. When the block raises, the
+    temporary path is removed and ``final`` is left as it was, so that nothing partial is ever
+    visible under its final name. An existing file is replaced; an existing directory too.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{final.name}")
+    try:
+        yield temporary
+        _fsync(temporary)
+        if final.is_dir() and temporary.is_dir():
+            # A directory cannot be replaced in one step: move the old one aside first.
+            retired = final.with_name(f".tmp-{uuid.uuid4().hex[:12]}-retired-{final.name}")
+            final.rename(retired)
+            try:
+                temporary.rename(final)
+            except BaseException:
+                retired.rename(final)
+                raise
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            temporary.replace(final)
+        _fsync(final.parent)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file, or a directory and the files in it, to the disk."""
+    targets = [path]
+    if path.is_dir():
+        targets += [child for child in path.rglob("*") if child.is_file()]
+    for target in targets:
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. Keys keep their order."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(*chunks: bytes | str) -> str:
+    """SHA-256 of the chunks as 64 hex digits."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk.encode() if isinstance(chunk, str) else chunk)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, read in 1 MiB steps."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Installed versions by distribution name; a missing one is left out."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

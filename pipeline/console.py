@@ -1,0 +1,218 @@
+"""One command-line manner for all three packages: Typer app, errors, exit codes, progress bar.
+
+Exit codes: 0 success, 2 bad input (one line, no traceback unless ``--debug``), 3 too many failed
+objects, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.common import InputError
+
+EXIT_BAD_INPUT = 2
+EXIT_TOO_MANY_FAILURES = 3
+EXIT_INTERRUPTED = 130
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+# Typer carries its own copy of click since 0.2x and used the package before: the classes are
+# found through what Typer exports, so that either works.
+_UsageErrors: tuple[type[Exception], ...] = tuple(
+    kind
+    for kind in typer.BadParameter.__mro__
+    if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def make_app(name: str, help_text: str) -> typer.Typer:
+    """Typer app with the house's settings; every package's ``cli.py`` starts with it."""
+    app = typer.Typer(
+        name=name,
+        help=help_text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of an error.")
+        ] = False,
+    ) -> None:
+        del debug  # listed here for --help; run_app takes it off the line and acts on it
+
+    return app
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run ``app`` on ``sys.argv`` with the house's error style, then exit the process."""
+    debug = "--debug" in sys.argv
+    # --debug is accepted anywhere on the line: users add it at the end of a failed command.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name=app.info.name, standalone_mode=False)
+        sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:  # newer versions of Typer turn Ctrl-C into this
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        fail(str(error))
+    except BrokenPipeError:
+        # `... | head` has seen enough. Without this the interpreter complains when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)  # as Typer does when the pipe breaks inside of a command
+    except _UsageErrors as error:
+        _fail_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("[yellow]interrupted[/]: run the same command again to go on")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """One line for a wrong command line; the help text when nothing was given."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    fail(f"{error.format_message().rstrip('.')}{hint}")
+
+
+def fail(message: str) -> NoReturn:
+    """Print a one-line error and exit with code 2."""
+    one_line = " ".join(message.split())
+    err.print("[bold red]error[/]: ", end="")
+    err.print(one_line, markup=False, highlight=False)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def note(message: str) -> None:
+    """Print a line about what goes on to stderr; results alone go to stdout."""
+    # No markup: file names and messages may hold square brackets.
+    err.print(message, markup=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON to stdout, for pipes; bytes as hex, dates and the like as text."""
+
+    def plain(item: object) -> str:
+        return item.hex() if isinstance(item, bytes) else str(item)
+
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
+
+
+def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table to stdout; numbers are right-aligned."""
+    table = Table(title=Text(title), title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            *[Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row]
+        )
+    out.print(table)
+
+
+class ProgressBar:
+    """The one progress bar: rate, ETA and a free status on a terminal, plain lines elsewhere.
+
+    Used as a context manager. ``advance(n, status)`` adds ``n`` finished units.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        *,
+        plain_every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._plain_every_s, self._clock = plain_every_s, clock
+        self._done, self._start, self._last_line = 0, clock(), clock()
+        self._status = ""
+        self._bar: Progress | None = None
+        if err.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}", markup=False),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}", markup=False),
+                console=err,
+                transient=False,
+            )
+            self._task = self._bar.add_task(label, total=total, rate="", status="")
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return self._done / max(self._clock() - self._start, 1e-9)
+
+    def __enter__(self) -> ProgressBar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def advance(self, count: int = 1, status: str = "") -> None:
+        """Add ``count`` finished units and show ``status`` at the end of the line."""
+        self._done += count
+        self._status = status
+        if self._bar:
+            rate = f"{self.rate:.3g} {self.unit}/s"
+            self._bar.update(self._task, advance=count, rate=rate, status=status)
+        elif self._clock() - self._last_line >= self._plain_every_s:
+            self._last_line = self._clock()
+            self._print_line()
+
+    def _print_line(self) -> None:
+        total = f"/{self.total}" if self.total is not None else ""
+        eta = ""
+        if self.total is not None and self._done:
+            eta = f", {(self.total - self._done) / self.rate:.0f} s left"
+        status = f", {self._status}" if self._status else ""
+        note(f"{self.label}: {self._done}{total} {self.unit}, {self.rate:.3g}/s{eta}{status}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self._done:
+            self._print_line()
