@@ -1,0 +1,39 @@
+"""The contract between the packages: embedding shards. pyarrow and numpy only.
+
+A shard set is a folder (a local path or a URI that pyarrow or fsspec understands) with
+
+- ``manifest.json``: how every row was made (``Manifest``); all parts share it,
+- ``part-*.parquet``: one row per object (``schema``), written atomically, named by content,
+- ``failures-*.parquet``: one row per object that could not become a row.
+
+``ShardSet.open`` reads one; ``write_part`` and ``write_failures`` add to one.
+"""
+
+from pipeline.shards.manifest import (
+    CONTRACT_VERSION,
+    Manifest,
+    TeacherInfo,
+    create_or_open,
+    read_manifest,
+)
+from pipeline.shards.reader import Batch, RowGroup, ShardSet
+from pipeline.shards.schema import NEUTRAL_RGB, POINT_SCALE, Failure, Row, decode_xyz
+from pipeline.shards.writer import write_failures, write_part
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "NEUTRAL_RGB",
+    "POINT_SCALE",
+    "Batch",
+    "Failure",
+    "Manifest",
+    "Row",
+    "RowGroup",
+    "ShardSet",
+    "TeacherInfo",
+    "create_or_open",
+    "decode_xyz",
+    "read_manifest",
+    "write_failures",
+    "write_part",
+]

@@ -1,0 +1,331 @@
+"""Reading a shard set: row groups as decoded numpy batches, without copies where possible.
+
+Shape suffixes: B rows, N points, V views, K texts of one object, D embedding width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.common import InputError, content_hash
+from pipeline.shards.manifest import CONTRACT_VERSION, MANIFEST, Manifest, read_manifest
+from pipeline.shards.schema import (
+    CONFIG_KEY,
+    FAILURE_SCHEMA,
+    VERSION_KEY,
+    Failure,
+    decode_xyz,
+    row_schema,
+)
+from pipeline.shards.storage import Storage, parquet_footer
+
+REMEDY = "delete this file and run the same `pipeline embed` command again"
+_OPEN_FILES = 64
+_FOOTER_HASH = re.compile(r"-([0-9a-f]{8})\.parquet$")  # as the writer names files
+
+# What pyarrow raises on damaged bytes; ValueError includes text that is not UTF-8.
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Address of a run of rows that is read at once."""
+
+    part: str
+    index: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as arrays; a column that was not asked for is None. Arrays are read-only views."""
+
+    uid: list[str]
+    category: list[str | None] | None
+    split: list[str | None] | None
+    xyz: NDArray[np.int16] | None  # (B, N, 3); ``xyz_float`` for [-1, 1]
+    rgb: NDArray[np.uint8] | None  # (B, N, 3)
+    has_color: NDArray[np.bool_] | None  # (B,)
+    image_embeds: NDArray[np.float16] | None  # (B, V, D); V is 0 when the set has no views
+    texts: list[list[str]] | None
+    text_sources: list[list[str]] | None
+    text_embeds: NDArray[np.float16] | None  # (sum K, D), rows of all objects after another
+    text_offsets: NDArray[np.int64] | None  # (B + 1,): object b has rows [b] to [b + 1]
+    source: list[str] | None = None  # path or URL relative to the source's root
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+    def xyz_float(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(B, N, 3) float32 coordinates in [-1, 1]."""
+        if self.xyz is None:
+            raise ValueError("the column xyz was not read")
+        return decode_xyz(self.xyz, out)
+
+    def texts_of(self, row: int) -> NDArray[np.float16]:
+        """(K, D) text embeddings of one row."""
+        if self.text_embeds is None or self.text_offsets is None:
+            raise ValueError("the column text_embeds was not read")
+        return self.text_embeds[self.text_offsets[row] : self.text_offsets[row + 1]]
+
+
+class ShardSet:
+    """A shard set opened for reading. Open it with ``ShardSet.open``."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, *, verify: bool = True) -> None:
+        self.storage, self.manifest, self.verify = storage, manifest, verify
+        self._files: OrderedDict[tuple[str, bool], pq.ParquetFile] = OrderedDict()
+        self._verified: dict[RowGroup, set[str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: open files stay behind."""
+        return {**self.__dict__, "_files": OrderedDict(), "_verified": {}}
+
+    @classmethod
+    def open(cls, root: str | Path, *, verify: bool = True) -> ShardSet:
+        """Open the set at a path or URI.
+
+        With ``verify`` the page checksums of a column are compared when it is first read from a
+        row group, and not again: the first pass over the data runs at about half the speed, the
+        later ones at full speed.
+
+        Raises ``InputError`` when ``root`` holds no manifest or one of a newer contract. Parts
+        are checked when they are first touched (``row_groups`` touches all).
+        """
+        return cls(Storage.at(root), read_manifest(root), verify=verify)
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        """What every part must look like. Kept: the hash in it takes a millisecond."""
+        return row_schema(self.manifest)
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """Names of the part files, sorted."""
+        return self.storage.list("part-", ".parquet")
+
+    @cached_property
+    def row_groups(self) -> list[RowGroup]:
+        """Every row group of every part, in a fixed order."""
+        groups = []
+        for part in self.parts:
+            metadata = self._file(part).metadata
+            groups += [
+                RowGroup(part, index, metadata.row_group(index).num_rows)
+                for index in range(metadata.num_row_groups)
+            ]
+        return groups
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return sum(group.n_rows for group in self.row_groups)
+
+    def read(self, group: RowGroup, columns: Iterable[str] | None = None) -> Batch:
+        """One row group as arrays. ``columns`` names what is needed; ``uid`` is always read.
+
+        Raises ``InputError`` that names the part when it is truncated, foreign or damaged.
+        """
+        asked = None if columns is None else list(columns)
+        wanted = self._columns(asked)
+        verified = self._verified.setdefault(group, set())
+        check = self.verify and not verified.issuperset(wanted)
+        file = self._file(group.part, check)
+        try:
+            table = file.read_row_group(group.index, columns=wanted, use_threads=False)
+            batch = self._decode(table, group, asked is None or "image_embeds" in asked)
+        except _READ_ERRORS as error:
+            raise self._damaged(group.part, error) from error
+        if check:
+            verified.update(wanted)
+        return batch
+
+    def batches(
+        self,
+        columns: Iterable[str] | None = None,
+        groups: Sequence[RowGroup] | None = None,
+    ) -> Iterator[Batch]:
+        """All rows (or those of ``groups``, in that order), one row group at a time."""
+        wanted = None if columns is None else list(columns)
+        for group in self.row_groups if groups is None else groups:
+            yield self.read(group, wanted)
+
+    def uids(self) -> list[str]:
+        """Uids of all rows, in reading order."""
+        return [uid for batch in self.batches(["uid"]) for uid in batch.uid]
+
+    def failures(self) -> list[Failure]:
+        """All recorded failures, in the order of the files."""
+        return [Failure(**row) for row in self.failures_table().to_pylist()]
+
+    def failures_table(self) -> pa.Table:
+        """All recorded failures as an Arrow table of ``schema.FAILURE_SCHEMA``.
+
+        Raises ``InputError`` that names the file when one is truncated, foreign or damaged.
+        """
+        tables = [self._read_failures(name) for name in self.storage.list("failures-", ".parquet")]
+        return pa.concat_tables(tables) if tables else FAILURE_SCHEMA.empty_table()
+
+    def _read_failures(self, name: str) -> pa.Table:
+        try:
+            table = self._open(name, check_pages=True).read(use_threads=False)
+            foreign = not table.schema.equals(FAILURE_SCHEMA, check_metadata=False)
+            if not foreign:
+                table.validate(full=True)  # text that is not UTF-8
+        except _READ_ERRORS as error:
+            raise self._damaged(name, error) from error
+        if foreign:
+            raise InputError(f"{self.storage.show(name)}: not a failures table; {REMEDY}")
+        return table.replace_schema_metadata(None)
+
+    def _damaged(self, name: str, error: Exception) -> InputError:
+        return InputError(
+            f"{self.storage.show(name)}: truncated, damaged or not Parquet "
+            f"({_first_line(error)}); {REMEDY}"
+        )
+
+    def _columns(self, columns: Iterable[str] | None) -> list[str]:
+        names: list[str] = self._schema.names
+        if columns is None:
+            return names
+        wanted = ["uid", *columns]
+        unknown = set(wanted) - set(names) - {"image_embeds"}  # absent in sets without views
+        if unknown:
+            raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
+        return [name for name in names if name in wanted]
+
+    def _file(self, part: str, check_pages: bool = False) -> pq.ParquetFile:
+        """An opened and checked part; the most recent ones stay open."""
+        key = (part, check_pages)
+        if key in self._files:
+            self._files.move_to_end(key)
+            return self._files[key]
+        twin = self._files.get((part, not check_pages))
+        try:
+            file = self._open(part, check_pages, twin.metadata if twin else None)
+            if not twin:
+                self._check(part, file.schema_arrow)
+        except _READ_ERRORS as error:
+            raise self._damaged(part, error) from error
+        self._files[key] = file
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close(force=True)
+        return file
+
+    def _open(
+        self, name: str, check_pages: bool, metadata: pq.FileMetaData | None = None
+    ) -> pq.ParquetFile:
+        """Open a file whose footer agrees with the hash of it at the end of the name."""
+        source = self.storage.open(name)
+        if metadata is None:
+            footer = parquet_footer(source)
+            told = _FOOTER_HASH.search(name)
+            if told and not content_hash(footer).startswith(told[1]):
+                raise ValueError("the footer does not agree with the file name")
+            metadata = pq.read_metadata(pa.BufferReader(footer))
+        return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=check_pages)
+
+    def _check(self, part: str, schema: pa.Schema) -> None:
+        show = self.storage.show(part)
+        metadata = schema.metadata or {}
+        if VERSION_KEY not in metadata:
+            raise InputError(f"{show}: Parquet, but not a part of a shard set; remove it")
+        version = metadata[VERSION_KEY]
+        if not version.isdigit() or int(version) > CONTRACT_VERSION:
+            raise InputError(
+                f"{show}: contract version {version.decode(errors='replace')} is newer than "
+                f"{CONTRACT_VERSION}, the newest that this installation reads; upgrade mrd3d"
+            )
+        if metadata.get(CONFIG_KEY) != self._schema.metadata[CONFIG_KEY]:
+            raise InputError(
+                f"{show}: belongs to another shard set (config hash differs from that of "
+                f"{MANIFEST}); move it back to its own folder"
+            )
+        expected = self._schema
+        if not schema.equals(expected, check_metadata=False):
+            wrong = [f.name for f in expected if f.name not in schema.names] or [
+                f.name for f in expected if schema.field(f.name) != f
+            ]
+            what = f"column {wrong[0]} is" if wrong else "the columns are"
+            raise InputError(f"{show}: {what} not as the manifest says; {REMEDY}")
+
+    def _decode(self, table: pa.Table, group: RowGroup, with_images: bool) -> Batch:
+        """Arrow columns to numpy views. Raises ``ValueError`` for damaged ones."""
+        n, v, d = self.manifest.n_points, self.manifest.n_views, self.manifest.teacher.width
+        names = table.schema.names
+        size = table.num_rows
+        if size != group.n_rows:
+            raise ValueError(f"{size} rows where the footer says {group.n_rows}")
+
+        def numbers(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+            if name not in names:
+                return None
+            return _fixed_view(table.column(name), dtype).reshape(size, *shape)
+
+        def values(name: str) -> Any:
+            return table.column(name).to_pylist() if name in names else None
+
+        embeds, offsets = None, None
+        if "text_embeds" in names:
+            embeds, offsets = _variable_view(table.column("text_embeds"), d)
+        image = numbers("image_embeds", "<f2", (v, d))
+        if v == 0 and with_images:
+            image = np.zeros((size, 0, d), np.float16)
+        color = table.column("has_color").to_numpy() if "has_color" in names else None
+        return Batch(
+            uid=table.column("uid").to_pylist(),
+            category=values("category"),
+            split=values("split"),
+            xyz=numbers("xyz", "<i2", (n, 3)),
+            rgb=numbers("rgb", "u1", (n, 3)),
+            has_color=color,
+            image_embeds=image,
+            texts=values("texts"),
+            text_sources=values("text_sources"),
+            text_embeds=embeds,
+            text_offsets=offsets,
+            source=values("source"),
+        )
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _fixed_view(column: pa.ChunkedArray, dtype: str) -> NDArray[Any]:
+    array = _one_chunk(column)
+    width = array.type.byte_width
+    start = array.offset * width
+    raw = np.frombuffer(array.buffers()[1], np.uint8)[start : start + len(array) * width]
+    return raw.view(dtype)
+
+
+def _variable_view(
+    column: pa.ChunkedArray, width: int
+) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    array = _one_chunk(column)
+    buffers = array.buffers()
+    bounds = np.frombuffer(buffers[1], "<i4")[array.offset : array.offset + len(array) + 1]
+    lengths = np.diff(bounds)
+    if np.any(lengths % (2 * width)):
+        raise ValueError(f"text_embeds is not a multiple of {width} float16 values")
+    raw = np.zeros(0, np.uint8) if buffers[2] is None else np.frombuffer(buffers[2], np.uint8)
+    raw = raw[bounds[0] : bounds[-1]]
+    if raw.ctypes.data % 2:  # a view as float16 needs even addresses
+        raw = raw.copy()
+    offsets = np.concatenate([[0], np.cumsum(lengths // (2 * width))]).astype(np.int64)
+    return raw.view("<f2").reshape(-1, width), offsets
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

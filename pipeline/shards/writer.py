@@ -1,0 +1,71 @@
+"""Adding to a shard set: whole files, named by their content, atomically."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.common import content_hash
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.schema import Failure, Row, encode_failures, encode_rows
+from pipeline.shards.storage import Storage, parquet_footer
+
+# Small enough that a shuffle can read one at a time, large enough to read at full speed.
+ROW_GROUP_ROWS = 64
+
+# Noise to a compressor: stored as it is. Colours are not, many objects have few of them.
+_UNCOMPRESSED = ("xyz", "image_embeds", "text_embeds")
+# No dictionary for raw numbers, and no min/max statistics, which would copy whole clouds into the
+# footer.
+_DICTIONARY = ("dataset", "category", "split", "error")
+_STATISTICS = ("uid", "category", "n_faces")
+
+
+def write_part(root: str | Path, manifest: Manifest, rows: Sequence[Row]) -> str:
+    """Write ``rows`` (at least one) as one part file and return its name.
+
+    The same rows give the same name and the same bytes, so writing twice changes nothing.
+    Raises ``ValueError`` for rows that break the contract (see ``encode_rows``), ``InputError``
+    when the folder cannot be written.
+    """
+    table = encode_rows(rows, manifest)
+    return _write(root, table, "part", rows[0].uid)
+
+
+def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
+    """Write ``failures`` (at least one) as one file and return its name.
+
+    Raises as ``write_part`` does.
+    """
+    return _write(root, encode_failures(failures), "failures", failures[0].uid)
+
+
+def _write(root: str | Path, table: pa.Table, kind: str, first_uid: str) -> str:
+    names = table.schema.names
+    codecs = {
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: "lz4"
+        for field in table.schema
+        if field.name not in _UNCOMPRESSED
+    }
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression=codecs,
+        use_dictionary=[name for name in _DICTIONARY if name in names],
+        write_statistics=[name for name in _STATISTICS if name in names],
+        store_schema=True,
+        write_page_checksum=True,  # 4 bytes a page; the reader checks each page once
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    data = sink.getvalue().to_pybytes()
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", first_uid)[:48]
+    # The second hash is of the footer, the one place that page checksums do not cover.
+    footer = content_hash(parquet_footer(pa.BufferReader(data)))
+    name = f"{kind}-{slug}-{table.num_rows:05d}-{content_hash(data)[:16]}-{footer[:8]}.parquet"
+    Storage.at(root).write(name, data)
+    return name
