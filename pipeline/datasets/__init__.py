@@ -1,0 +1,1 @@
+"""Sources of objects: one file each behind ``pipeline.datasets.base.Dataset``."""

@@ -1,0 +1,261 @@
+"""Texts and categories of a folder of meshes from a CSV or Parquet table beside it.
+
+One row per object or per caption; rows of the same object are joined. Columns are recognised by
+name (``ROLES``), or named with ``columns``. A row finds its object by a path column, relative to
+the table's folder or to the root; or by an identifier: the path or file name, with or without its
+suffix, or the uid; or, where there is neither, by its ``name`` column.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import InputError
+
+# Roles of columns, and the names by which they are recognised, best first.
+ROLES: dict[str, tuple[str, ...]] = {
+    "path": (
+        *("path", "file", "filename", "file_name", "filepath", "file_path"),
+        *("mesh", "mesh_path", "model", "model_path"),
+    ),
+    "id": ("uid", "id", "uuid", "object_id", "model_id", "asset_id", "sha256"),
+    "caption": ("caption", "captions", "text", "texts", "description", "descriptions"),
+    "name": ("name", "title"),
+    "tags": ("tags", "tag", "keywords"),
+    "category": ("category", "class", "label"),
+    "split": ("split", "subset"),
+}
+# File names that are looked for when no table is given, best first.
+AUTO_NAMES = tuple(
+    f"{stem}.{suffix}"
+    for stem in ("metadata", "captions", "manifest")
+    for suffix in ("parquet", "csv")
+)
+_FIELD_LIMIT = 2**24  # characters in one CSV field
+_PROBED_ROWS = 1000
+_Row = dict[str, Any]
+
+
+@dataclass
+class Entry:
+    """What a table says of one object."""
+
+    captions: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    category: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Entries by path relative to the root, and by identifier."""
+
+    path: Path
+    columns: dict[str, str]  # role -> the column that has it
+    by_path: dict[str, Entry]
+    by_id: dict[str, Entry]
+
+    def find(self, relative: str) -> Entry | None:
+        """The entry of a mesh file by its path relative to the root, None where there is none."""
+        stem = re.sub(r"\.[^./]*$", "", relative)
+        for key in (relative, stem):
+            if key in self.by_path:
+                return self.by_path[key]
+        for key in (relative, stem, relative.rsplit("/", 1)[-1], stem.rsplit("/", 1)[-1]):
+            if key in self.by_id:
+                return self.by_id[key]
+        return None
+
+    def example_key(self) -> str:
+        """One key of the table, for messages."""
+        return next(itertools.chain(self.by_path, self.by_id), "")
+
+
+def find_table(root: Path) -> Path | None:
+    """The table to use when none is given: one of ``AUTO_NAMES`` in the root or beside it.
+
+    A table in the root counts always. One in the folder above counts only if it has a path column
+    and one of its first 1,000 rows names an existing file under the root: a stray table of another
+    data set must not label these objects.
+    """
+    for name in AUTO_NAMES:
+        if (root / name).is_file():
+            return root / name
+    resolved = root.resolve()
+    for name in AUTO_NAMES:
+        table = resolved.parent / name
+        if not table.is_file():
+            continue
+        try:
+            columns = _roles(table, {})
+            rows = itertools.islice(_rows(table), _PROBED_ROWS)
+            keys = [_path_key(str(row.get(columns["path"]) or ""), table, resolved) for row in rows]
+        except (InputError, KeyError):
+            continue  # not a table of ours; naming it with --metadata would say why
+        if any(key and (resolved / key).is_file() for key in keys):
+            return table
+    return None
+
+
+def read_table(path: Path, root: Path, columns: Mapping[str, str]) -> Table:
+    """Read a table. ``columns`` names the column of a role where it is not recognised by name.
+
+    Raises ``InputError`` for a file that cannot be read, a role or column that does not exist, or
+    a table without a key or without anything to say.
+    """
+    roles = _roles(path, columns)
+    by_path: dict[str, Entry] = {}
+    by_id: dict[str, Entry] = {}
+    key_role = next(role for role in ("path", "id", "name") if role in roles)
+    root = root.resolve()
+    for row in _rows(path):
+        value = str(row.get(roles[key_role]) or "").strip()
+        if not value:
+            continue
+        if key_role == "path":
+            key = _path_key(value, path, root)
+            if not key:
+                continue
+            entry = by_path.setdefault(key, Entry())
+        else:
+            entry = by_id.setdefault(value.removeprefix("folder/"), Entry())
+        _add(entry, row, roles)
+    return Table(path, roles, by_path, by_id)
+
+
+def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> None:
+    def texts(role: str) -> list[str]:
+        return _texts(row.get(roles[role])) if role in roles else []
+
+    entry.captions += texts("caption")
+    entry.names += [name for name in texts("name") if name not in entry.names]
+    entry.tags += [tag for tag in texts("tags") if tag not in entry.tags]
+    entry.category = entry.category or next(iter(texts("category")), None)
+    entry.split = entry.split or next(iter(texts("split")), None)
+
+
+def _texts(value: Any) -> list[str]:
+    """A cell as texts: a list, JSON of a list, or texts with ``|`` between them."""
+    if value is None or value != value:  # NaN is not equal to itself
+        return []
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = [value]
+        else:
+            value = value.split("|")
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return [text for item in value if item is not None and (text := str(item).strip())]
+
+
+def _path_key(value: str, table: Path, root: Path) -> str:
+    """A path from a table, relative to the root, with ``/``; empty where it leads elsewhere."""
+    value = value.strip().replace("\\", "/")
+    if not value or "\0" in value:
+        return ""
+    absolute = os.path.normpath(table.resolve().parent / value)
+    relative = os.path.relpath(absolute, root).replace(os.sep, "/")
+    if not relative.startswith(".."):
+        return relative
+    plain = os.path.normpath(value).replace(os.sep, "/")
+    return "" if plain.startswith(("/", "..")) else plain
+
+
+def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
+    """The column of each role. Raises ``InputError`` where the table cannot be used."""
+    header = _header(path)
+    spelled = {name.strip().lower(): name for name in header}
+    roles: dict[str, str] = {}
+    for role, names in ROLES.items():
+        found = next((spelled[name] for name in names if name in spelled), None)
+        if found is not None:
+            roles[role] = found
+    for role, column in columns.items():
+        if role not in ROLES:
+            raise InputError(f"column role {role!r} is unknown: use one of {', '.join(ROLES)}")
+        if column not in header:
+            raise InputError(
+                f"{path} has no column {column!r}: its columns are {', '.join(header)[:300]}"
+            )
+        roles[role] = column
+    if not {"path", "id", "name"} & roles.keys():
+        raise InputError(
+            f"{path} has no column that says which mesh a row is for: name one "
+            f"'path', 'uid' or 'name', or map it (columns: {', '.join(header)[:300]})"
+        )
+    if not {"caption", "name", "tags", "category", "split"} & roles.keys():
+        raise InputError(
+            f"{path} has no text column: name one 'caption', 'name', 'tags' or 'category', "
+            f"or map it (columns: {', '.join(header)[:300]})"
+        )
+    return roles
+
+
+def _header(path: Path) -> list[str]:
+    if path.suffix.lower() == ".parquet":
+        return list(_parquet(path).schema_arrow.names)
+    with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
+        return next(csv.reader(stream), [])
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """Rows as dictionaries, one at a time or one batch at a time."""
+    if path.suffix.lower() == ".parquet":
+        for batch in _parquet(path).iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+        return
+    csv.field_size_limit(_FIELD_LIMIT)
+    with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        for row in reader:
+            if None in row:
+                raise InputError(
+                    f"{path}, line {reader.line_num}: more fields than the header has; "
+                    "quote texts that hold commas"
+                )
+            yield row
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as Parquet ({message[:200]}): give a Parquet or CSV file"
+        ) from None
+
+
+class _csv_errors:  # noqa: N801 (reads as a statement)
+    """Turn what goes wrong while reading a CSV file into ``InputError``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise InputError(
+                f"{self._path} cannot be read ({error.strerror}): check --metadata"
+            ) from None
+        if isinstance(error, UnicodeDecodeError | csv.Error):
+            raise InputError(
+                f"{self._path} is not a UTF-8 CSV file ({error}): save it as UTF-8 CSV or Parquet"
+            ) from None
