@@ -1,0 +1,113 @@
+"""Captions of procedural objects: every word is read off the object's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.datasets.shapes.schema import Choice, Count, Flag, Num, ShapeClass, Value
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_FRAMES = ("{}", "{}", "a 3D model of {}", "a picture of {}", "this is {}")
+
+
+def with_article(phrase: str) -> str:
+    """``phrase`` with the indefinite article that its first letter asks for."""
+    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
+
+
+def attributes(
+    shape: ShapeClass, values: Mapping[str, Value], color: str, material: str, second_color: str
+) -> dict[str, Value]:
+    """What can be said of an object: field name -> word, count or presence; colours, material."""
+    found: dict[str, Value] = {"color": color, "material": material}
+    if shape.second_part:
+        found["second_color"] = second_color
+    for field in shape.fields:
+        said = field.attribute(values[field.name])
+        if said is not None:
+            found[field.name] = said
+    return found
+
+
+def captions(
+    shape: ShapeClass, said: Mapping[str, Value], rng: np.random.Generator, count: int = 2
+) -> list[str]:
+    """``count`` different sentences, each with its own choice of what to mention."""
+    found: list[str] = []
+    for attempt in range(8 * count):
+        # The first tells much, later ones less: short queries must be understood as well.
+        phrase = _phrase(shape, said, rng, keep=0.85 if not found else 0.45)
+        sentence = str(rng.choice(_FRAMES)).format(phrase)
+        if sentence not in found or attempt >= 7 * count:
+            found.append(sentence)
+        if len(found) == count:
+            break
+    return found
+
+
+def _phrase(
+    shape: ShapeClass, said: Mapping[str, Value], rng: np.random.Generator, keep: float
+) -> str:
+    adjectives, parts = _words(shape, said)
+    sizes = [word for word in adjectives if rng.random() < keep]
+    rng.shuffle(sizes)
+    words = sizes[:2]
+    material = str(said["material"])
+    if rng.random() < max(keep, 0.6):
+        words.append(str(said["color"]))
+    if material != "plain" and rng.random() < max(keep, 0.6):
+        words.append(material)
+    noun = shape.name
+    if shape.synonyms and rng.random() < 0.25:
+        noun = str(rng.choice(shape.synonyms))
+    phrase = with_article(" ".join([*words, noun]))
+    kept = [part for part in parts if rng.random() < keep * 0.7]
+    rng.shuffle(kept)
+    with_parts = [p for p in kept if not p.startswith("without ")][:2]
+    without = [p for p in kept if p.startswith("without ")][:1]
+    if with_parts:
+        phrase += " with " + " and ".join(with_parts)
+    elif without:
+        phrase += " " + without[0]
+    return phrase
+
+
+def _words(shape: ShapeClass, said: Mapping[str, Value]) -> tuple[list[str], list[str]]:
+    """Adjectives, and parts that follow "with" (or start with "without")."""
+    adjectives: list[str] = []
+    parts: list[str] = []
+    if "second_color" in said:
+        parts.append(_colored(shape.second_part, str(said["second_color"])))
+    for field in shape.fields:
+        value = said.get(field.name)
+        if value is None:
+            continue
+        if isinstance(field, Num | Choice):
+            adjectives.append(str(value))
+        elif isinstance(field, Count):
+            parts.append(counted(int(value), field.one, field.many))
+        elif isinstance(field, Flag):
+            parts.append(field.part if value else f"without {field.part}")
+    return adjectives, parts
+
+
+def counted(value: int, one: str, many: str) -> str:
+    """A number and its noun: "one leg", "four legs", "12 slats"."""
+    number = _NUMBERS[value] if value < len(_NUMBERS) else str(value)
+    return f"{number} {one if value == 1 else many}"
+
+
+def _colored(part: str, color: str) -> str:
+    """Colour a part: "a seat" to "a red seat", "wheels" to "red wheels"."""
+    for article in ("a ", "an "):
+        if part.startswith(article):
+            return with_article(f"{color} {part.removeprefix(article)}")
+    return f"{color} {part}"
+
+
+def mentioned(sentence: str, words: Sequence[str]) -> list[str]:
+    """Those of ``words`` that stand in ``sentence`` as whole words, for tests and analyses."""
+    padded = f" {sentence.lower()} "
+    return [word for word in words if f" {word.lower()} " in padded]

@@ -1,0 +1,1 @@
+"""Parametric shapes: a framework of primitives, and classes by theme."""
