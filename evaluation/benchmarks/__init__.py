@@ -1,0 +1,1 @@
+"""Benchmarks: label sets, prompt templates and protocols, one file each."""

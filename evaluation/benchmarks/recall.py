@@ -1,0 +1,273 @@
+"""Cross-modal retrieval within one shard set, exact.
+
+Directions, each with the student and, as a ceiling, with the teacher's mean view in its place:
+
+- ``text->3d``: one query per distinct text; every object that carries the text is right, so a
+  repeated caption counts as a hit wherever it is found;
+- ``3d->text``: the gallery is the distinct texts; every text of the object is right;
+- ``image->3d`` and ``3d->image``: view 0 of an object against its own shape and back;
+- ``3d->3d``: every other object of the same category is right, the query itself is no candidate.
+
+The teacher's ceiling for images compares view 0 with the mean of the *other* views. Ties count
+against the model (see ``evaluation.metrics``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import metrics
+from evaluation.embeddings import normalise
+from evaluation.metrics import Ranking
+from evaluation.results import plain, proportion, result_record
+from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows, view_embeds
+from pipeline.common import InputError
+from pipeline.shards import Batch, ShardSet
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+TOP_K = (1, 5, 10)
+ALL_TEXTS = "all"
+# Tried in this order when no source is asked for: a caption tells objects apart, a name seldom.
+PREFERRED = ("caption", "name")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The distinct texts of a set and which object carries which."""
+
+    embeds: F32  # (K, D)
+    rows_of: list[I64]  # for each text the rows that carry it
+    texts_of: list[I64]  # for each row its texts
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Everything that the directions compare, row by row."""
+
+    uids: list[str]
+    category: list[str | None]
+    shapes: F32  # (B, D) from the encoder
+    first_view: F32 | None  # (B, D); None: the set has no views
+    mean_view: F32 | None  # (B, D)
+    other_views: F32 | None  # (B, D) mean of all but view 0; None below two views
+    texts: Texts
+
+
+def recall(
+    shards: ShardSet,
+    encoder: Encoder,
+    *,
+    text_source: str | None = None,
+    split: str | None = None,
+    benchmark: str | None = None,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Run every direction that the set has data for and return the result record.
+
+    Raises ``InputError`` when ``split`` or ``text_source`` is not in the set.
+    """
+    source = choose_source(shards, split, text_source)
+    found = collect(shards, encoder, source, split, advance)
+    protocol = {
+        "measure": "cosine, exact over the whole set; ties count as wrong",
+        "text_source": source,
+        "text_queries": "one per distinct text; every object that carries it is right",
+        "image_queries": "view 0 of every object; its own shape is right",
+        "category_queries": "every object; others of its category are right, itself excluded",
+        "rank": "of the best right answer; queries without one are left out and counted",
+        "interval": "95 % Wilson",
+    }
+    data = shards_data(shards, split)
+    name = benchmark or data["dataset"] or data["name"]
+    record = result_record(
+        "recall", name, encoder.model, shards.manifest.teacher, data, found.uids, protocol
+    )
+    record["directions"] = directions(found)
+    if encoder.model.kind == "student":
+        record["teacher_ceiling"] = ceiling(found)
+    return record
+
+
+def text_sources(shards: ShardSet, split: str | None) -> set[str]:
+    """The text sources that occur in ``split``. Raises ``InputError`` when it has no rows."""
+    found: set[str] = set()
+    count = 0
+    for batch in shards.batches(["split", "text_sources"]):
+        rows = split_rows(batch, split)
+        assert batch.text_sources is not None
+        found.update(source for row in rows for source in batch.text_sources[row])
+        count += len(rows)
+    if not count:
+        raise no_rows(shards, split)
+    return found
+
+
+def choose_source(shards: ShardSet, split: str | None, wanted: str | None) -> str:
+    """``wanted`` when the set has it; without it captions, else names, else all texts."""
+    known = text_sources(shards, split)
+    if wanted is None:
+        return next((source for source in PREFERRED if source in known), ALL_TEXTS)
+    if wanted != ALL_TEXTS and wanted not in known:
+        raise InputError(
+            f"--texts {wanted}: no such text source in {shards.storage.root} "
+            f"(there are: {', '.join(sorted(known)) or 'none'}, or {ALL_TEXTS})"
+        )
+    return wanted
+
+
+def collect(
+    shards: ShardSet,
+    encoder: Encoder,
+    source: str,
+    split: str | None,
+    advance: Advance | None = None,
+) -> Collected:
+    """Read and embed the rows of ``split``."""
+    columns = {"category", "split", "texts", "text_sources", "text_embeds", *encoder.columns}
+    has_views = shards.manifest.n_views > 0
+    if has_views:
+        columns.add("image_embeds")
+    uids: list[str] = []
+    category: list[str | None] = []
+    shapes, first, mean, others = [], [], [], []
+    gathered = _TextGatherer(source)
+    for batch in shards.batches(sorted(columns)):
+        rows = split_rows(batch, split)
+        if len(rows):
+            assert batch.category is not None
+            uids += [batch.uid[row] for row in rows]
+            category += [batch.category[row] for row in rows]
+            shapes.append(encoder(batch, rows))
+            for row in rows:
+                gathered.add(batch, int(row))
+            if has_views:
+                assert batch.image_embeds is not None
+                views = batch.image_embeds[rows]
+                first.append(view_embeds(views, "first"))
+                mean.append(view_embeds(views, "mean"))
+                if views.shape[1] > 1:
+                    others.append(view_embeds(views[:, 1:], "mean"))
+        if advance:
+            advance(len(batch))
+    if not uids:
+        raise no_rows(shards, split)
+    return Collected(
+        uids,
+        category,
+        np.concatenate(shapes),
+        np.concatenate(first) if first else None,
+        np.concatenate(mean) if mean else None,
+        np.concatenate(others) if others else None,
+        gathered.finish(shards.manifest.teacher.width),
+    )
+
+
+class _TextGatherer:
+    """Collects distinct texts of one source; case and spaces do not distinguish."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.number: dict[tuple[str, str], int] = {}
+        self.embeds: list[NDArray[np.float16]] = []
+        self.rows_of: list[list[int]] = []
+        self.texts_of: list[list[int]] = []
+
+    def add(self, batch: Batch, row: int) -> None:
+        assert batch.texts is not None
+        assert batch.text_sources is not None
+        embeds = batch.texts_of(row)
+        mine: list[int] = []
+        pairs = zip(batch.texts[row], batch.text_sources[row], strict=True)
+        for place, (text, source) in enumerate(pairs):
+            if self.source not in (ALL_TEXTS, source):
+                continue
+            # The same words from two sources are embedded differently (templates or none).
+            key = (" ".join(text.casefold().split()), source)
+            number = self.number.setdefault(key, len(self.number))
+            if number == len(self.embeds):
+                self.embeds.append(embeds[place])
+                self.rows_of.append([])
+            if number not in mine:
+                mine.append(number)
+                self.rows_of[number].append(len(self.texts_of))
+        self.texts_of.append(mine)
+
+    def finish(self, width: int) -> Texts:
+        embeds = np.stack(self.embeds) if self.embeds else np.zeros((0, width), np.float16)
+        return Texts(
+            normalise(embeds),
+            [np.asarray(rows, np.int64) for rows in self.rows_of],
+            [np.asarray(texts, np.int64) for texts in self.texts_of],
+        )
+
+
+def directions(found: Collected) -> dict[str, Any]:
+    """Figures of the encoder in every direction."""
+    result = _with_texts(found.shapes, found.texts, "3d")
+    if found.first_view is not None:
+        result["image->3d"] = instance_figures(found.first_view, found.shapes)
+        result["3d->image"] = instance_figures(found.shapes, found.first_view)
+    result["3d->3d"] = category_figures(found.shapes, found.category)
+    return result
+
+
+def ceiling(found: Collected) -> dict[str, Any]:
+    """Figures of the teacher's mean view in the place of the shape; {} without views."""
+    if found.mean_view is None or found.first_view is None:
+        return {}
+    result = _with_texts(found.mean_view, found.texts, "views")
+    if found.other_views is not None:
+        result["image->views"] = instance_figures(found.first_view, found.other_views)
+        result["views->image"] = instance_figures(found.other_views, found.first_view)
+    result["views->views"] = category_figures(found.mean_view, found.category)
+    return result
+
+
+def _with_texts(shapes: F32, texts: Texts, name: str) -> dict[str, Any]:
+    if not len(texts.embeds):
+        return {}
+    to_shape = metrics.rank_queries(texts.embeds, shapes, texts.rows_of.__getitem__)
+    to_text = metrics.rank_queries(shapes, texts.embeds, texts.texts_of.__getitem__)
+    return {f"text->{name}": summary(to_shape), f"{name}->text": summary(to_text)}
+
+
+def instance_figures(queries: F32, gallery: F32) -> dict[str, Any]:
+    """Row q of the gallery is the one right answer to query q."""
+    ranking = metrics.rank_queries(queries, gallery, lambda query: np.array([query], np.int64))
+    return summary(ranking)
+
+
+def category_figures(embeds: F32, category: Sequence[str | None]) -> dict[str, Any]:
+    """All others of the same category are right; rows without a category ask nothing."""
+    members = metrics.groups(category)
+    nobody = np.zeros(0, np.int64)
+
+    def relevant(query: int) -> I64:
+        label = category[query]
+        return nobody if label is None else members[label]
+
+    return summary(metrics.rank_queries(embeds, embeds, relevant, exclude_self=True))
+
+
+def summary(ranking: Ranking) -> dict[str, Any]:
+    """The figures of one direction, for JSON."""
+    asked = ranking.answerable
+    n = int(asked.sum())
+    hits = {k: int((ranking.first_rank[asked] <= k).sum()) for k in TOP_K}
+    return {
+        **{f"recall@{k}": proportion(hits[k], n) for k in TOP_K},
+        "median_rank": plain(metrics.median_rank(ranking)),
+        "mean_rank": plain(metrics.mean_rank(ranking)),
+        "map": plain(metrics.mean_average_precision(ranking)),
+        "chance_recall@1": plain(metrics.chance_recall_at_1(ranking)),
+        "n_queries": n,
+        "n_without_answer": len(asked) - n,
+        "n_candidates": ranking.n_candidates,
+        "tied": ranking.tied,
+    }

@@ -1,0 +1,117 @@
+"""Zero-shot classification: nearest class text by cosine.
+
+Protocol: the class text is the mean of its L2-normalised prompts, normalised again; the class with
+the highest cosine is the answer; ties count against the model (see ``evaluation.metrics``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import metrics
+from evaluation.benchmarks.labels import LabelSet
+from evaluation.results import plain, proportion, result_record
+from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows
+from evaluation.teachers import QueryTeacher, require_same_teacher
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+
+TOP_K = (1, 3, 5)
+
+
+def zeroshot(
+    shards: ShardSet,
+    encoder: Encoder,
+    teacher: QueryTeacher,
+    labels: LabelSet,
+    templates: Sequence[str],
+    *,
+    split: str | None = None,
+    benchmark: str | None = None,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Classify every labelled row of ``split`` and return the result record.
+
+    Rows without a category, or of a category outside of ``labels``, are left out and counted in
+    ``protocol``. Raises ``InputError`` when nothing is left, or for another teacher than that of
+    the shards.
+    """
+    ours = shards.manifest.teacher
+    require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
+    classes_CD = teacher.encode_prompts(labels.names, list(templates))
+    uids, truth, vectors = [], [], []
+    n_unlabelled = n_outside = 0
+    for batch in shards.batches(["category", "split", *encoder.columns]):
+        rows = split_rows(batch, split)
+        assert batch.category is not None
+        found = [labels.find(batch.category[row]) for row in rows]
+        n_unlabelled += sum(batch.category[row] is None for row in rows)
+        keep = np.asarray([i for i, label in enumerate(found) if label is not None], np.int64)
+        n_outside += len(rows) - len(keep)
+        if len(keep):
+            vectors.append(encoder(batch, rows[keep]))
+            truth += [label for label in found if label is not None]
+            uids += [batch.uid[row] for row in rows[keep]]
+        if advance:
+            advance(len(batch))
+    if not uids:
+        if n_outside:
+            raise InputError(
+                f"{shards.storage.root}: none of its objects has a category of the label set "
+                f"({labels.origin}); give --labels that name its categories"
+            )
+        raise no_rows(shards, split)
+    protocol = {
+        "measure": "cosine to the prompt-averaged class text; ties count as wrong",
+        "labels": labels.origin,
+        "n_classes": len(labels),
+        "templates": list(templates),
+        "skipped_without_category": n_unlabelled,
+        "skipped_outside_of_labels": n_outside - n_unlabelled,
+        "interval": "95 % Wilson",
+    }
+    data = shards_data(shards, split)
+    name = benchmark or data["dataset"] or data["name"]
+    record = result_record("zeroshot", name, encoder.model, ours, data, uids, protocol)
+    return {**record, **figures(np.concatenate(vectors), classes_CD, np.asarray(truth), labels)}
+
+
+def figures(
+    embeds_BD: NDArray[np.float32],
+    classes_CD: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    labels: LabelSet,
+) -> dict[str, Any]:
+    """Overall, per-class and confusion figures of one classification."""
+    ranks = metrics.class_ranks_chunked(embeds_BD, classes_CD, truth)
+    matrix = metrics.confusion(truth, ranks.predicted, len(labels))
+    scores = metrics.class_scores(matrix)
+    n, names = len(truth), labels.names
+    return {
+        "metrics": {
+            **{f"top{k}": proportion(int((ranks.rank <= k).sum()), n) for k in TOP_K},
+            "class_mean": plain(metrics.class_mean(matrix)),
+            "macro_f1": plain(metrics.macro_f1(matrix)),
+            "chance_top1": 1 / len(labels),
+            "tied": ranks.tied,
+        },
+        "per_class": [
+            {
+                "name": name,
+                "count": int(scores.count[i]),
+                "recall": plain(scores.recall[i]),
+                "precision": plain(scores.precision[i]),
+                "f1": plain(scores.f1[i]),
+            }
+            for i, name in enumerate(names)
+        ],
+        "most_confused": [
+            {"true": names[a], "predicted": names[b], "count": count}
+            for a, b, count in metrics.most_confused(matrix)
+        ],
+        "confusion": {"rows": "true class", "classes": names, "matrix": matrix.tolist()},
+    }

@@ -1,0 +1,251 @@
+"""Metrics as pure functions on matrices, in numpy.
+
+Shape suffixes: Q queries, G gallery items, B rows, C classes, D width, R relevant items.
+
+Ties are **pessimistic** everywhere: an item counts as found only when it scores higher than every
+wrong one. Of equal scores the wrong ones come first, so constant embeddings get the worst number
+and never a lucky one; ``tied`` counts say how often that decided. Ranks start at 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+FEW = 8  # limits up to which counting beats sorting
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson score interval of a proportion, both ends in [0, 1]; (0, 1) for no trials.
+
+    Wilson (1927). Unlike the normal approximation it stays in [0, 1] and has a width at 0 and 1.
+    Example: 8 of 10 gives (0.490, 0.943).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    denominator = 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / denominator
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class ClassRanks:
+    """What classification needs to know of a score matrix, row by row."""
+
+    rank: I64  # (B,) rank of the true class, 1..C
+    predicted: I64  # (B,) the true class where rank is 1, else the best wrong class
+    tied: int  # rows in which a wrong class scores exactly as the true one
+
+
+def class_ranks(scores_BC: NDArray[np.floating], labels: I64) -> ClassRanks:
+    """Rank of the true class ``labels`` (B,) in every row of ``scores_BC``.
+
+    Example: scores (0.3, 0.3, 0.1) with label 0 give rank 2 (the tie counts against it) and
+    prediction 1.
+    """
+    rows = np.arange(len(labels))
+    own = scores_BC[rows, labels][:, None]
+    wrong = np.ones(scores_BC.shape, np.bool_)
+    wrong[rows, labels] = False
+    rank = 1 + np.count_nonzero((scores_BC >= own) & wrong, axis=1)
+    tied = int(np.any((scores_BC == own) & wrong, axis=1).sum())
+    predicted = np.where(wrong, scores_BC, -np.inf).argmax(1) if scores_BC.shape[1] else labels
+    predicted = np.where(rank == 1, labels, predicted)
+    return ClassRanks(rank.astype(np.int64), predicted.astype(np.int64), tied)
+
+
+def class_ranks_chunked(
+    embeds_BD: F32, classes_CD: F32, labels: I64, chunk: int = 1024
+) -> ClassRanks:
+    """``class_ranks`` of the cosines of rows and classes, never holding the whole matrix."""
+    parts = [
+        class_ranks(embeds_BD[at : at + chunk] @ classes_CD.T, labels[at : at + chunk])
+        for at in range(0, len(labels), chunk)
+    ]
+    none = np.zeros(0, np.int64)
+    return ClassRanks(
+        np.concatenate([p.rank for p in parts] or [none]),
+        np.concatenate([p.predicted for p in parts] or [none]),
+        sum(p.tied for p in parts),
+    )
+
+
+def topk_accuracy(ranks: NDArray[np.integer], k: int) -> float:
+    """Share of ranks that are at most ``k``; NaN for no ranks."""
+    return float(np.mean(ranks <= k)) if len(ranks) else math.nan
+
+
+def confusion(labels: I64, predicted: I64, n_classes: int) -> I64:
+    """(C, C) counts: row = true class, column = prediction."""
+    flat = np.bincount(labels * n_classes + predicted, minlength=n_classes * n_classes)
+    return flat.reshape(n_classes, n_classes).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Per-class figures of a confusion matrix, each (C,); NaN where there is nothing to divide."""
+
+    count: I64
+    recall: F64  # of a class without rows: NaN
+    precision: F64  # of a class that was never predicted: NaN
+    f1: F64  # 2 TP / (2 TP + FP + FN); NaN for a class neither present nor predicted
+
+
+def class_scores(confusion_CC: I64) -> ClassScores:
+    """Recall, precision and F1 of every class."""
+    hits = np.diag(confusion_CC).astype(np.float64)
+    count, guesses = confusion_CC.sum(1), confusion_CC.sum(0)
+    with np.errstate(invalid="ignore"):
+        return ClassScores(count, hits / count, hits / guesses, 2 * hits / (count + guesses))
+
+
+def class_mean(confusion_CC: I64) -> float:
+    """Mean recall over the classes that have rows (balanced accuracy); NaN without rows."""
+    recall = class_scores(confusion_CC).recall
+    return float(np.nanmean(recall)) if np.isfinite(recall).any() else math.nan
+
+
+def macro_f1(confusion_CC: I64) -> float:
+    """Mean F1 over the classes that have rows; NaN without rows.
+
+    Classes that are absent are left out: an empty class would otherwise count as 0 or 1 at will.
+    """
+    scores = class_scores(confusion_CC)
+    present = scores.count > 0
+    return float(scores.f1[present].mean()) if present.any() else math.nan
+
+
+def most_confused(confusion_CC: I64, limit: int = 20) -> list[tuple[int, int, int]]:
+    """(true class, prediction, count) of the largest wrong cells, largest first."""
+    wrong = confusion_CC.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [(*divmod(int(cell), wrong.shape[1]), int(wrong.flat[cell])) for cell in order]
+    return [pair for pair in pairs if pair[2] > 0]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Retrieval figures per query; queries without a relevant item have rank 0 and AP NaN."""
+
+    first_rank: I64  # (Q,) rank of the best relevant item
+    average_precision: F64  # (Q,)
+    n_relevant: I64  # (Q,)
+    n_candidates: int  # gallery size that a query sees (without itself where that is excluded)
+    tied: int  # queries in which a wrong item scores exactly as the best relevant one
+
+    @property
+    def answerable(self) -> NDArray[np.bool_]:
+        """(Q,) whether the query has a relevant item."""
+        return self.n_relevant > 0
+
+
+def rank_row(
+    scores_G: NDArray[np.floating], relevant: I64, exclude: int | None = None
+) -> tuple[int, float, bool]:
+    """First rank, average precision and tie flag of one query; (0, NaN, False) if unanswerable.
+
+    With the relevant scores in falling order and I(s) the number of wrong items that score at
+    least s, the j-th relevant item has rank j + I(s_j), so first rank = 1 + I(s_1) and
+    AP = mean_j j / (j + I(s_j)). No sort of the gallery by item is needed.
+    """
+    if exclude is not None:
+        relevant = relevant[relevant != exclude]
+    if not len(relevant):
+        return 0, math.nan, False
+    own = np.sort(scores_G[relevant])[::-1]
+    at_least, above = _counts(scores_G, own)
+    for right in [scores_G[relevant]] + ([] if exclude is None else [scores_G[[exclude]]]):
+        own_at_least, own_above = _counts(right, own)
+        at_least, above = at_least - own_at_least, above - own_above
+    position = np.arange(1, len(own) + 1)
+    average = float(np.mean(position / (position + at_least)))
+    return 1 + int(at_least[0]), average, bool(at_least[0] > above[0])
+
+
+def _counts(scores: NDArray[np.floating], limits: NDArray[np.floating]) -> tuple[I64, I64]:
+    """How many scores are at least, and how many are above, each of the limits."""
+    if len(limits) <= FEW:
+        at_least = [np.count_nonzero(scores >= limit) for limit in limits]
+        return np.asarray(at_least), np.asarray([np.count_nonzero(scores > x) for x in limits])
+    rising = np.sort(scores)
+    places = (np.searchsorted(rising, limits, side) for side in ("left", "right"))
+    left, right = (len(rising) - place for place in places)
+    return left, right
+
+
+def rank_queries(
+    queries_QD: F32,
+    gallery_GD: F32,
+    relevant: Callable[[int], I64],
+    *,
+    exclude_self: bool = False,
+    chunk: int = 256,
+) -> Ranking:
+    """Exact ranking of ``gallery_GD`` for every query by inner product, ``chunk`` rows at a time.
+
+    ``relevant(q)`` gives the gallery rows that are right for query q. With ``exclude_self`` the
+    queries are the gallery and row q is no candidate of query q.
+    """
+    total = len(queries_QD)
+    first, average = np.zeros(total, np.int64), np.full(total, math.nan)
+    counts, tied = np.zeros(total, np.int64), 0
+    for start in range(0, total, chunk):
+        scores = queries_QD[start : start + chunk] @ gallery_GD.T
+        for row, scores_G in enumerate(scores):
+            query = start + row
+            rows = np.unique(relevant(query))
+            itself = query if exclude_self else None
+            counts[query] = len(rows) - (exclude_self and query in rows)
+            first[query], average[query], equal = rank_row(scores_G, rows, itself)
+            tied += equal
+    return Ranking(first, average, counts, len(gallery_GD) - exclude_self, tied)
+
+
+def recall_at_k(ranking: Ranking, k: int) -> float:
+    """Share of answerable queries with a relevant item among the first ``k``; NaN for none."""
+    return topk_accuracy(ranking.first_rank[ranking.answerable], k)
+
+
+def median_rank(ranking: Ranking) -> float:
+    """Median of the first ranks; NaN for no answerable query."""
+    ranks = ranking.first_rank[ranking.answerable]
+    return float(np.median(ranks)) if len(ranks) else math.nan
+
+
+def mean_rank(ranking: Ranking) -> float:
+    """Mean of the first ranks; NaN for no answerable query."""
+    ranks = ranking.first_rank[ranking.answerable]
+    return float(np.mean(ranks)) if len(ranks) else math.nan
+
+
+def mean_average_precision(ranking: Ranking) -> float:
+    """mAP over the answerable queries, over the whole gallery; NaN for none."""
+    found = ranking.average_precision[ranking.answerable]
+    return float(np.mean(found)) if len(found) else math.nan
+
+
+def chance_recall_at_1(ranking: Ranking) -> float:
+    """Expected recall@1 of a random order: the mean share of relevant items; NaN for none."""
+    counts = ranking.n_relevant[ranking.answerable]
+    return float(np.mean(counts / ranking.n_candidates)) if len(counts) else math.nan
+
+
+def groups(keys: Sequence[str | None]) -> dict[str, I64]:
+    """Rows by key, in order of first appearance; rows whose key is None belong to no group."""
+    found: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key is not None:
+            found.setdefault(key, []).append(row)
+    return {key: np.asarray(rows, np.int64) for key, rows in found.items()}

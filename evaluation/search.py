@@ -1,0 +1,115 @@
+"""Open-vocabulary search: a text, an image or a shape to ranked objects of an index."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from evaluation import student as students
+from evaluation.index import Hit, Index
+from evaluation.student import Student
+from evaluation.teachers import QueryTeacher
+from pipeline.common import InputError
+
+F32 = NDArray[np.float32]
+MAX_SIDE = 1024  # pixels; no image tower looks closer
+
+
+def text_query(text: str, teacher: QueryTeacher) -> F32:
+    """(D,) embedding of a text as it is written. Raises ``InputError`` when it is empty."""
+    if not text.strip():
+        raise InputError('--text: is empty; say what to look for, as in --text "a red mug"')
+    return np.asarray(teacher.encode_texts([text.strip()])[0], np.float32)
+
+
+def image_query(path: Path, teacher: QueryTeacher, background: tuple[int, int, int]) -> F32:
+    """(D,) embedding of a picture, on ``background`` (that of the rendered views)."""
+    return np.asarray(teacher.encode_images(load_image(path, background)[None])[0], np.float32)
+
+
+def load_image(path: Path, background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Read a picture as (S, S, 3) sRGB; ``background`` shows through and pads it to a square.
+
+    Padding rather than cropping: a cut object is another object. Raises ``InputError`` when the
+    file is missing, not a picture, or too large to be meant as one.
+    """
+    remedy = "give a PNG, JPEG or WebP file"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                file.thumbnail((MAX_SIDE, MAX_SIDE))
+                picture = file.convert("RGBA")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {remedy}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: has too many pixels; give a smaller picture") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable picture; {remedy}") from error
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), (*background, 255))
+    corner = ((side - picture.width) // 2, (side - picture.height) // 2)
+    square.alpha_composite(picture, corner)
+    return np.array(square.convert("RGB"), np.uint8)  # a copy: torch wants it writable
+
+
+def index_background(index: Index) -> tuple[int, int, int]:
+    """Background colour of the views that the index's teacher saw; white when not recorded."""
+    value: Any = index.meta.data.get("background")
+    if isinstance(value, list) and len(value) == 3:
+        red, green, blue = (int(channel) for channel in value)
+        return red, green, blue
+    return 255, 255, 255
+
+
+def index_student(index: Index, checkpoint: Path | None, device: str) -> Student:
+    """The student that made the index, for shape queries.
+
+    ``checkpoint`` says where it is; by default it is looked for where it was. Raises ``InputError``
+    when the index was made from the teacher's views, or the weights differ.
+    """
+    model = index.meta.model
+    if model.kind != "student":
+        raise InputError(
+            f"{index.path}: holds {model.name} embeddings, which no shape can be compared with "
+            "unrendered; search by text or image, or index a student's embeddings"
+        )
+    path = checkpoint or Path(model.path)
+    if checkpoint is None and not path.exists():
+        raise InputError(
+            f"checkpoint {model.name} of the index is no longer at {path}; "
+            "give it with --checkpoint"
+        )
+    student = students.load_student(path, device)
+    if student.model.hash != model.hash:
+        raise InputError(
+            f"checkpoint {path} (step {student.model.step}) is not the one that made the index "
+            f"(step {model.step}); give that one with --checkpoint or index again"
+        )
+    index.require_teacher(student.teacher, f"checkpoint {path}")
+    return student
+
+
+def shape_query(path: Path, student: Student, up_axis: str = "auto", seed: int = 0) -> F32:
+    """(D,) embedding of a mesh or an ``.npz`` cloud."""
+    return student.embed_cloud(student.load_shape(path, up_axis, seed))
+
+
+def hits_json(hits: list[Hit]) -> list[dict[str, Any]]:
+    """Hits for JSON output."""
+    return [
+        {
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "uid": hit.item.uid,
+            "category": hit.item.category,
+            "texts": hit.item.texts,
+            "source": hit.item.source,
+        }
+        for hit in hits
+    ]

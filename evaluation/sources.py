@@ -1,0 +1,242 @@
+"""Embedding what is in shards or in mesh files, as rows of an embeddings file.
+
+An encoder maps rows of a shard batch to vectors: the student from the clouds, or, as its ceiling,
+the teacher from the stored view embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.embeddings import EmbeddingRows, ModelInfo, normalise
+from evaluation.student import Student
+from evaluation.teachers import require_same_teacher
+from pipeline.common import InputError
+from pipeline.shards import Batch, ShardSet, decode_xyz
+
+F32 = NDArray[np.float32]
+Views = Literal["mean", "first"]
+ROW_COLUMNS = ("source", "category", "split", "texts", "text_sources")
+
+Advance = Callable[[int], None]
+
+
+class Encoder(Protocol):
+    """Rows of a shard batch to vectors."""
+
+    columns: tuple[str, ...]  # what it needs of a batch
+    model: ModelInfo
+
+    def __call__(self, batch: Batch, rows: NDArray[np.int64], /) -> F32:
+        """(len(rows), D) float32, L2-normalised."""
+
+
+class StudentEncoder:
+    """The student on the clouds.
+
+    Raises ``InputError`` when the shards have another teacher, or clouds that are too small.
+    """
+
+    columns: tuple[str, ...] = ("xyz", "rgb", "has_color")
+
+    def __init__(self, student: Student, shards: ShardSet) -> None:
+        name, manifest = shards.storage.root, shards.manifest
+        checkpoint = f"checkpoint {student.model.name}"
+        require_same_teacher(student.teacher, checkpoint, manifest.teacher, f"shards {name}")
+        if manifest.n_points < student.n_points:
+            raise InputError(
+                f"{name}: clouds of {manifest.n_points} points, but {checkpoint} was trained on "
+                f"{student.n_points}; make shards with at least that many points"
+            )
+        self.student, self.model = student, student.model
+
+    def __call__(self, batch: Batch, rows: NDArray[np.int64], /) -> F32:
+        """Embed the clouds of ``rows``."""
+        assert batch.xyz is not None
+        assert batch.rgb is not None
+        assert batch.has_color is not None
+        n = self.student.n_points  # only the prefix that the model takes is decoded
+        xyz = decode_xyz(batch.xyz[rows, :n])
+        return self.student.embed(xyz, batch.rgb[rows, :n], batch.has_color[rows])
+
+
+class ViewsEncoder:
+    """The teacher on the stored view embeddings: mean of all views, or the first one.
+
+    Raises ``InputError`` when the shards hold no views.
+    """
+
+    columns: tuple[str, ...] = ("image_embeds",)
+
+    def __init__(self, shards: ShardSet, views: Views = "mean") -> None:
+        if shards.manifest.n_views == 0:
+            raise InputError(
+                f"{shards.storage.root}: holds no image embeddings, so the teacher's views cannot "
+                "be evaluated; make shards with views, or give --checkpoint"
+            )
+        self.views = views
+        self.model = ModelInfo(
+            "teacher-views", f"teacher {shards.manifest.teacher.model}, {views} view"
+        )
+
+    def __call__(self, batch: Batch, rows: NDArray[np.int64], /) -> F32:
+        """Combine the view embeddings of ``rows``."""
+        assert batch.image_embeds is not None
+        return view_embeds(batch.image_embeds[rows], self.views)
+
+
+def view_embeds(image_embeds: NDArray[np.float16], views: Views) -> F32:
+    """(B, V, D) stored view embeddings to one (B, D) embedding, L2-normalised."""
+    values = image_embeds.astype(np.float32)
+    return normalise(values.mean(1) if views == "mean" else values[:, 0])
+
+
+def split_rows(batch: Batch, split: str | None) -> NDArray[np.int64]:
+    """Rows of a batch that belong to ``split``; all for None."""
+    if split is None:
+        return np.arange(len(batch))
+    assert batch.split is not None
+    return np.asarray([i for i, value in enumerate(batch.split) if value == split], np.int64)
+
+
+def split_categories(shards: ShardSet, split: str | None) -> list[str | None]:
+    """Categories of the rows of ``split``, in order. Raises ``InputError`` when there are none."""
+    found: list[str | None] = []
+    for batch in shards.batches(["category", "split"]):
+        assert batch.category is not None
+        found += [batch.category[row] for row in split_rows(batch, split)]
+    if not found:
+        raise no_rows(shards, split)
+    if all(category is None for category in found):
+        raise InputError(
+            f"{shards.storage.root}: its objects have no categories, so there are no classes; "
+            "make the set again with categories (pipeline embed --metadata)"
+        )
+    return found
+
+
+def no_rows(shards: ShardSet, split: str | None) -> InputError:
+    """The error for a set, or a split of it, without rows."""
+    name = shards.storage.root
+    if split is None or not len(shards):
+        return InputError(f"{name}: holds no objects; fill it with `pipeline embed`")
+    found: set[str] = set()
+    for batch in shards.batches(["split"]):
+        found |= {str(value) for value in batch.split or [] if value is not None}
+    known = ", ".join(sorted(found)) or "none, leave --split out"
+    return InputError(f"--split {split}: no such split in {name} (there are: {known})")
+
+
+def shards_data(shards: ShardSet, split: str | None = None) -> dict[str, Any]:
+    """What an embeddings file or a result records of a shard set."""
+    manifest = shards.manifest
+    settings = manifest.renderer.get("settings", manifest.renderer)
+    background = settings.get("background") if isinstance(settings, dict) else None
+    known = isinstance(background, list) and len(background) == 3
+    return {
+        "kind": "shards",
+        "name": Path(shards.storage.path).name,
+        "dataset": str(manifest.dataset.get("name", "")),
+        "config_hash": manifest.config_hash,
+        "split": split,
+        "n_points": manifest.n_points,
+        "sampling_seed": manifest.sampling_seed,
+        "background": background if known else [255, 255, 255],
+    }
+
+
+def embed_shards(
+    shards: ShardSet, encoder: Encoder, split: str | None = None, advance: Advance | None = None
+) -> Iterator[EmbeddingRows]:
+    """Embed every row of ``split``, one row group at a time."""
+    for batch in shards.batches([*ROW_COLUMNS, *encoder.columns]):
+        rows = split_rows(batch, split)
+        if len(rows):
+            yield embedding_rows(batch, rows, encoder(batch, rows))
+        if advance:
+            advance(len(batch))
+
+
+def embedding_rows(batch: Batch, rows: NDArray[np.int64], vectors: F32) -> EmbeddingRows:
+    """The given rows of a batch with their vectors. The batch holds ``ROW_COLUMNS``."""
+
+    def take(values: list[Any] | None) -> list[Any]:
+        assert values is not None
+        return [values[i] for i in rows]
+
+    return EmbeddingRows(
+        uid=take(batch.uid),
+        source=take(batch.source),
+        category=take(batch.category),
+        split=take(batch.split),
+        texts=take(batch.texts),
+        text_sources=take(batch.text_sources),
+        vectors=vectors,
+    )
+
+
+def find_meshes(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """(relative name, file) of every mesh file given or below a folder given, sorted per folder.
+
+    Raises ``InputError`` for a path that is not there, or when no mesh is found.
+    """
+    from pipeline.meshes import SUFFIXES
+
+    found: dict[Path, str] = {}
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.suffix.lower() in SUFFIXES and file.is_file():
+                    found.setdefault(file, file.relative_to(path).as_posix())
+        elif path.is_file():
+            found.setdefault(path, path.name)
+        else:
+            raise InputError(f"{path}: no such file or folder; give meshes or a folder of them")
+    if not found:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: holds no mesh file ({', '.join(SUFFIXES)}); "
+            "give another folder"
+        )
+    return [(name, file) for file, name in found.items()]
+
+
+@dataclass
+class MeshSource:
+    """Embeds mesh files; those that cannot be read are collected in ``failures``, not raised."""
+
+    student: Student
+    files: list[tuple[str, Path]]
+    up_axis: str = "auto"
+    seed: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (name, message)
+
+    def rows(self, advance: Advance | None = None) -> Iterator[EmbeddingRows]:
+        """One row per readable file. Its only text is the file's name, as words."""
+        for name, path in self.files:
+            try:
+                vector = self.student.embed_mesh(path, self.up_axis, self.seed)
+                yield EmbeddingRows(
+                    uid=[f"meshes/{name}"],
+                    source=[name],
+                    category=[None],
+                    split=[None],
+                    texts=[[file_words(path)]],
+                    text_sources=[["name"]],
+                    vectors=vector[None],
+                )
+            except InputError as error:
+                self.failures.append((name, str(error)))
+            if advance:
+                advance(1)
+
+
+def file_words(path: Path) -> str:
+    """``coffee_mug-02.glb`` to ``coffee mug 02``."""
+    return " ".join(re.split(r"[\W_]+", path.stem)).strip() or path.stem

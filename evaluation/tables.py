@@ -1,0 +1,135 @@
+"""Results as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from evaluation.results import percent
+from pipeline.common import content_hash
+from pipeline.console import out, print_table
+
+Record = dict[str, Any]
+Table = tuple[str, list[str], list[list[str]]]
+WIDE = 110  # columns of a terminal from which on intervals fit
+
+
+def zeroshot_tables(record: Record) -> None:
+    """The figures of one classification, its worst classes and confusions."""
+    comparison_tables([record])
+    rated = [row for row in record["per_class"] if row["count"]]
+    worst = sorted(rated, key=lambda row: (row["recall"], row["name"]))[:5]
+    rows = [
+        [escape(row["name"]), row["count"], _hundred(row["recall"]), _hundred(row["precision"])]
+        for row in worst
+    ]
+    print_table("Worst classes", ["class", "objects", "recall %", "precision %"], rows)
+    pairs = [
+        [escape(pair["true"]), escape(pair["predicted"]), pair["count"]]
+        for pair in record["most_confused"][:5]
+    ]
+    if pairs:
+        print_table("Most confused", ["true", "taken for", "objects"], pairs)
+
+
+def recall_table(record: Record) -> None:
+    """The figures of one retrieval benchmark, the teacher's ceiling below."""
+    comparison_tables([record])
+
+
+def comparison_tables(records: Sequence[Record]) -> None:
+    """All results side by side: one table per benchmark and task, to the terminal's width."""
+    for title, columns, rows in comparisons(records, compact=out.width < WIDE):
+        print_table(
+            escape(title), columns, [[escape(cell) for cell in map(str, row)] for row in rows]
+        )
+
+
+def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]:
+    """(title, columns, rows) of every table; results of other objects never share one.
+
+    Shares are in percent, the first with its 95 % interval (the results hold them all);
+    ``compact`` leaves intervals and chance out.
+    """
+    tables = {"zeroshot": _zeroshot_comparison, "recall": _recall_comparison}
+    return [tables[key[0]](group, compact) for key, group in by_benchmark(records).items()]
+
+
+def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
+    """Results by task, benchmark, set of objects and class or text choice, in order."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        classes = record.get("confusion", {}).get("classes", [])
+        detail = content_hash(*classes) + str(record["protocol"].get("text_source", ""))
+        key = (record["task"], record["benchmark"], record["uid_hash"], detail)
+        groups.setdefault(key, []).append(record)
+    return groups
+
+
+def title_of(record: Record) -> str:
+    """Benchmark, variant and size, as every table of it is headed."""
+    variant = "" if record["variant"] == "all" else f", {record['variant']}"
+    return f"{record['benchmark']}{variant}, {record['count']} objects (set {record['uid_hash']})"
+
+
+def _zeroshot_comparison(group: list[Record], compact: bool) -> Table:
+    first = group[0]
+    classes, chance = first["protocol"]["n_classes"], first["metrics"]["chance_top1"]
+    rows = [
+        [
+            record["model"]["name"],
+            _share(record["metrics"]["top1"], compact),
+            *[_share(record["metrics"][f"top{k}"], True) for k in (3, 5)],
+            _hundred(record["metrics"]["class_mean"]),
+            _hundred(record["metrics"]["macro_f1"]),
+        ]
+        for record in group
+    ]
+    title = (
+        f"Zero-shot on {title_of(first)}: {classes} classes, chance {100 * chance:.1f} %, percent"
+    )
+    return title, ["model", "top-1", "top-3", "top-5", "class mean", "macro F1"], rows
+
+
+def _recall_comparison(group: list[Record], compact: bool) -> Table:
+    first = group[0]
+    rows = [
+        _recall_row(record["model"]["name"], name, figures, compact)
+        for record in group
+        for name, figures in record["directions"].items()
+    ]
+    # The ceiling is the same for every student: it depends on the objects and the teacher alone.
+    ceiling: dict[str, Any] = next(
+        (r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {}
+    )
+    rows += [_recall_row("teacher", name, figures, compact) for name, figures in ceiling.items()]
+    title = f"Retrieval on {title_of(first)}, texts: {first['protocol']['text_source']}, percent"
+    columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]
+    return title, columns if compact else [*columns, "chance"], rows
+
+
+def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bool) -> list[str]:
+    row = [
+        model,
+        direction,
+        _share(figures["recall@1"], compact),
+        *[_share(figures[f"recall@{k}"], True) for k in (5, 10)],
+        _number(figures["median_rank"]),
+        _hundred(figures["map"]),
+        str(figures["n_queries"]),
+    ]
+    return row if compact else [*row, _hundred(figures["chance_recall@1"])]
+
+
+def _share(share: dict[str, Any], compact: bool) -> str:
+    return _hundred(share["value"]) if compact else percent(share)
+
+
+def _hundred(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

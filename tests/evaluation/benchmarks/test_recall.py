@@ -1,0 +1,98 @@
+"""The retrieval benchmark against a direct calculation on the same shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.benchmarks.recall import category_figures, collect, directions, recall
+from evaluation.results import read_result, write_result
+from evaluation.sources import StudentEncoder, ViewsEncoder
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from tests.evaluation import world
+
+
+@pytest.fixture
+def opened(shards: Path) -> ShardSet:
+    return ShardSet.open(shards)
+
+
+def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> None:
+    encoder = StudentEncoder(world.student(), opened)
+    record = recall(opened, encoder, text_source="caption")
+    batch = opened.read(opened.row_groups[0])
+    assert batch.texts is not None
+    shapes = encoder(batch, np.arange(len(batch)))
+    captions = [texts[1] for texts in batch.texts]
+    ranks, averages = [], []
+    for caption in dict.fromkeys(captions):
+        row = captions.index(caption)
+        query = batch.texts_of(row)[1].astype(np.float32)
+        order = np.argsort(-(shapes @ query))
+        right = [place for place, i in enumerate(order, 1) if captions[i] == caption]
+        ranks.append(right[0])
+        averages.append(np.mean([j / place for j, place in enumerate(right, 1)]))
+    found = record["directions"]["text->3d"]
+    assert found["n_queries"] == len(ranks)
+    for k in (1, 5, 10):
+        assert found[f"recall@{k}"]["value"] == pytest.approx(np.mean(np.array(ranks) <= k))
+    assert found["median_rank"] == np.median(ranks)
+    assert found["mean_rank"] == pytest.approx(np.mean(ranks))
+    assert found["map"] == pytest.approx(np.mean(averages), rel=1e-6)
+
+
+def test_image_to_shape__is_the_objects_own_shape(opened: ShardSet) -> None:
+    encoder = StudentEncoder(world.student(), opened)
+    found = collect(opened, encoder, "caption", None)
+    assert found.first_view is not None
+    products = found.first_view @ found.shapes.T
+    ranks = 1 + (products > np.diag(products)[:, None]).sum(1)
+    figures = directions(found)
+    assert figures["image->3d"]["median_rank"] == np.median(ranks)
+    assert figures["image->3d"]["recall@1"]["value"] == pytest.approx(np.mean(ranks == 1))
+    back = 1 + (np.diag(products)[:, None] < products.T).sum(1)
+    assert figures["3d->image"]["recall@1"]["value"] == pytest.approx(np.mean(back == 1))
+
+
+def test_categories__itself_never_counts() -> None:
+    # Two pairs of equal vectors of different categories: only the wrong twin is near.
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
+    figures = category_figures(vectors, ["a", "b", "a", "b"])
+    assert figures["recall@1"]["value"] == 0
+    assert figures["n_candidates"] == 3
+    alone = category_figures(vectors, ["a", "b", "c", None])
+    assert alone["n_queries"] == 0
+    assert alone["recall@1"]["value"] is None
+
+
+def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) -> None:
+    record = recall(opened, ViewsEncoder(opened))
+    assert "teacher_ceiling" not in record
+    student = recall(opened, StudentEncoder(world.student(), opened))
+    ours = record["directions"]["text->3d"]
+    assert ours == student["teacher_ceiling"]["text->views"]
+
+
+def test_recall__set_without_views_or_split(tmp_path: Path) -> None:
+    bare = ShardSet.open(world.make_shards(tmp_path / "bare", 8, n_views=0))
+    record = recall(bare, StudentEncoder(world.student(), bare))
+    assert set(record["directions"]) == {"text->3d", "3d->text", "3d->3d"}
+    assert record["teacher_ceiling"] == {}
+    with pytest.raises(InputError, match="there are: test, train"):
+        recall(bare, StudentEncoder(world.student(), bare), split="val")
+
+
+def test_result_file__is_read_back_and_its_rows_stay_on_a_line(
+    tmp_path: Path, opened: ShardSet
+) -> None:
+    record = recall(opened, StudentEncoder(world.student(), opened))
+    record["matrix"] = [[1, 2, 3], [4, 5, 6]]
+    write_result(tmp_path / "r.json", record)
+    assert read_result(tmp_path / "r.json") == record
+    assert "[4, 5, 6]" in (tmp_path / "r.json").read_text()
+    (tmp_path / "r.json").write_text('{"format": "mrd3d-result", "version": 9}')
+    with pytest.raises(InputError, match="newer"):
+        read_result(tmp_path / "r.json")

@@ -1,0 +1,54 @@
+"""The synthetic world, wired in where the commands take a teacher and a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evaluation import student as student_module
+from evaluation import teachers
+from evaluation.student import Student
+from evaluation.teachers import QueryTeacher
+from pipeline.shards import TeacherInfo
+from tests.evaluation import world
+from tests.evaluation.running import Cli
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.make_shards(tmp_path_factory.mktemp("world") / "shards")
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A run folder that the fake loader knows; ``blind`` in its name gives the constant student."""
+
+    def open_teacher(
+        info: TeacherInfo, spec: str | None = None, device: str = "cpu"
+    ) -> QueryTeacher:
+        return world.FakeTeacher(world.teacher_info(8, 999) if spec == "other" else None)
+
+    def load(path: Path | str, device: str = "cpu", batch_size: int = 64) -> Student:
+        name = Path(path).name
+        return world.student("blind" in name, hash_="other" if "other" in name else "abc")
+
+    monkeypatch.setattr(teachers, "open_teacher", open_teacher)
+    monkeypatch.setattr(student_module, "load_student", load)
+    run = tmp_path / "run"
+    run.mkdir()
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.setenv("COLUMNS", "200")  # tables unfolded
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def indexed(command: Cli, fakes: Path, shards: Path, tmp_path: Path) -> Path:
+    embeddings, out = tmp_path / "e.parquet", tmp_path / "idx"
+    command.ok("encode", "--checkpoint", fakes, "--shards", shards, "--out", embeddings)
+    command.ok("index", "--embeddings", embeddings, "--out", out)
+    return out

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation import index as index_module
+from evaluation.embeddings import EmbeddingRows, Embeddings, EmbeddingsMeta, ModelInfo, normalise
+from evaluation.index import build_index, load_index, sample_queries
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from tests.evaluation import world
+
+
+def embeddings(count: int, seed: int = 0) -> Embeddings:
+    vectors = normalise(np.random.default_rng(seed).normal(size=(count, world.D)))
+    empty: list[list[str]] = [[] for _ in range(count)]
+    uids = [f"u/{i}" for i in range(count)]
+    none: list[str | None] = [None] * count
+    rows = EmbeddingRows(uids, ["s"] * count, none, none, empty, empty, vectors)
+    return Embeddings(EmbeddingsMeta(world.teacher_info(), ModelInfo("student", "s"), {}), rows)
+
+
+def test_flat__finds_exactly_what_numpy_finds(tmp_path: Path) -> None:
+    data = embeddings(300)
+    build_index(data, tmp_path / "idx")
+    index = load_index(tmp_path / "idx")
+    queries = normalise(np.random.default_rng(1).normal(size=(20, world.D)))
+    scores, rows = index.search_rows(queries, 7)
+    products = queries @ data.rows.vectors.T
+    np.testing.assert_array_equal(rows, np.argsort(-products, axis=1, kind="stable")[:, :7])
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :7], atol=1e-6)
+    hit = index.search(queries[0], 1)[0]
+    assert (hit.rank, hit.item.uid) == (1, f"u/{rows[0, 0]}")
+
+
+def test_search__equal_scores_come_by_row_and_k_is_clipped(tmp_path: Path) -> None:
+    data = embeddings(6)
+    data.rows.vectors[:] = data.rows.vectors[0]
+    build_index(data, tmp_path / "idx")
+    hits = load_index(tmp_path / "idx").search(data.rows.vectors[0], 50)
+    assert [hit.item.uid for hit in hits] == [f"u/{i}" for i in range(6)]
+
+
+def test_build__the_same_input_gives_the_same_files(tmp_path: Path) -> None:
+    data = embeddings(50)
+    first = build_index(data, tmp_path / "a")
+    second = build_index(data, tmp_path / "b")
+    assert first["sha256"] == second["sha256"]
+    assert first["kind"] == "flat"
+    assert first["recall_against_exact"] is None
+
+
+def test_build__above_the_limit_is_hnsw_with_its_recall_measured(
+    tmp_path: Path, shards: Path
+) -> None:
+    data = embeddings(2000)
+    queries = sample_queries(ShardSet.open(shards))
+    assert {name: value.shape for name, value in queries.items()} == {
+        "text": (80, world.D),
+        "image": (40, world.D),
+    }
+    manifest = build_index(data, tmp_path / "idx", flat_limit=1000, queries=queries)
+    assert manifest["kind"] == "hnsw"
+    recall = manifest["recall_against_exact"]
+    assert set(recall) == {"shape", "text", "image"}
+    assert all(0.9 < value["recall"] <= 1 for value in recall.values())
+    assert recall["text"]["queries"] == 80
+    index = load_index(tmp_path / "idx")
+    # Settings of the search survive the file.
+    hits = index.search(data.rows.vectors[17], 1)
+    assert hits[0].item.uid == "u/17"
+    assert json.loads((tmp_path / "idx" / "manifest.json").read_text())["settings"]
+
+
+def test_recall_against__counts_what_was_missed() -> None:
+    class Fixed:
+        def __init__(self, rows: list[list[int]]) -> None:
+            self.rows, self.ntotal = np.array(rows), 100
+
+        def search(self, _queries: object, k: int) -> tuple[None, object]:
+            return None, self.rows[:, :k]
+
+    exact = Fixed([list(range(10)), list(range(10, 20))])
+    found = Fixed([list(range(10)), [*range(10, 15), *range(50, 55)]])
+    measured = index_module.recall_against(found, exact, np.zeros((2, 3), np.float32))
+    assert measured == {"k": 10, "queries": 2, "recall": 0.75}
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "ids.parquet"])
+def test_load__a_changed_byte_is_noticed_before_it_is_parsed(tmp_path: Path, name: str) -> None:
+    build_index(embeddings(20), tmp_path / "idx")
+    file = tmp_path / "idx" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}: damaged or exchanged"):
+        load_index(tmp_path / "idx")
+    file.unlink()
+    with pytest.raises(InputError, match="missing from the index"):
+        load_index(tmp_path / "idx")
+
+
+def test_load__manifest_of_another_index(tmp_path: Path) -> None:
+    build_index(embeddings(20), tmp_path / "idx")
+    path = tmp_path / "idx" / "manifest.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "count": 19}))
+    with pytest.raises(InputError, match="do not fit together"):
+        load_index(tmp_path / "idx")
+    path.write_text(json.dumps({**record, "version": 2}))
+    with pytest.raises(InputError, match="newer"):
+        load_index(tmp_path / "idx")
+    path.write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        load_index(tmp_path / "idx")
+
+
+def test_search__another_width_or_teacher_is_refused(tmp_path: Path) -> None:
+    build_index(embeddings(20), tmp_path / "idx")
+    index = load_index(tmp_path / "idx")
+    with pytest.raises(InputError, match="width 8, the query has 9"):
+        index.search_rows(np.ones((1, 9), np.float32), 3)
+    index.require_teacher(world.teacher_info(), "query")
+    with pytest.raises(InputError, match="width 8 against 9"):
+        index.require_teacher(world.teacher_info(9), "query")
+    with pytest.raises(InputError, match="fingerprints differ"):
+        index.require_teacher(world.teacher_info(8, 3), "query")
+
+
+def test_build__replaces_an_index_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "idx"
+    build_index(embeddings(20), out)
+    build_index(embeddings(30), out)
+    assert len(load_index(out)) == 30
+    assert [path.name for path in tmp_path.iterdir()] == ["idx"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(InputError, match="not an index"):
+        build_index(embeddings(20), tmp_path / "photos")
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_build__error_on_the_way_keeps_the_old_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "idx"
+    build_index(embeddings(20), out)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        build_index(embeddings(30), out)
+    assert len(load_index(out)) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["idx"]
