@@ -1,0 +1,183 @@
+"""Contact sheets: many small pictures with labels in one image file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.cameras import Cameras, ring
+from pipeline.common import InputError, atomic_path
+from pipeline.datasets.base import Dataset
+from pipeline.renderers import get_renderer
+from pipeline.renderers.base import RenderConfig, Renderer
+from pipeline.scene import Mesh, MeshError
+
+LABEL_FRACTION = 0.1  # height of the text relative to a tile's width
+MIN_FONT, MAX_FONT = 9, 20  # pixels
+GAP = 4  # pixels between tiles
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+QUALITIES = (92, 86, 80, 72, 64, 55, 45, 35)
+MIN_SHRINK = 0.2
+
+
+def contact_sheet(
+    images: NDArray[np.uint8],
+    labels: Sequence[str],
+    columns: int,
+    path: Path,
+    max_bytes: int | None = None,
+) -> None:
+    """Write ``images`` (K, H, W, 3) uint8 sRGB as a grid with a label under each tile.
+
+    The suffix of ``path`` picks JPEG, PNG or WebP. With ``max_bytes`` the file is kept at or below
+    that size: first by a lower quality (JPEG, WebP) or 256 colours (PNG), then by a smaller sheet.
+    The file appears under its name only when complete.
+
+    Raises ``InputError`` for another suffix, no images, labels that are not one per image, or a
+    limit that cannot be met.
+    """
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{path}: unknown image suffix; use .jpg, .png or .webp")
+    if images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise InputError(f"{path}: nothing to draw; give at least one picture")
+    if len(labels) != len(images):
+        raise InputError(f"{path}: {len(labels)} labels for {len(images)} pictures; give one each")
+    if columns < 1:
+        raise InputError(f"columns is {columns}; give 1 or more")
+    sheet = _compose(images, labels, min(columns, len(images)))
+    with atomic_path(path) as temporary:
+        for candidate, options in _attempts(sheet, kind):
+            candidate.save(temporary, format=kind, **options)
+            if max_bytes is None or temporary.stat().st_size <= max_bytes:
+                return
+        raise InputError(
+            f"{path}: {len(images)} pictures do not fit into {max_bytes} bytes; "
+            "give fewer or a larger limit"
+        )
+
+
+def render_preview(
+    items: Iterable[tuple[str, Mesh]],
+    renderer: Renderer,
+    cameras: Cameras,
+    config: RenderConfig,
+    path: Path,
+    *,
+    views: Sequence[int] = (0,),
+    columns: int = 8,
+    max_tiles: int = 64,
+    max_bytes: int | None = None,
+) -> int:
+    """Render (label, normalised mesh) pairs and write a contact sheet; returns the tiles drawn.
+
+    Each object takes one tile per index in ``views``; the label stands under the first. The
+    iterable is read only as far as ``max_tiles`` allows.
+
+    Raises ``InputError`` for a view that the cameras do not have, or when ``items`` is empty.
+    """
+    if not views or min(views) < 0 or max(views) >= len(cameras):
+        raise InputError(f"views {list(views)}: the cameras have 0 to {len(cameras) - 1}")
+    chosen = Cameras(cameras.name, cameras.poses[list(views)], cameras.fov_y_deg)
+    tiles: list[NDArray[np.uint8]] = []
+    labels: list[str] = []
+    for label, mesh in itertools.islice(items, max(1, max_tiles // len(views))):
+        tiles.extend(renderer.render(mesh, chosen, config)[..., :3])
+        labels += [label] + [""] * (len(views) - 1)
+    if not tiles:
+        raise InputError(f"{path}: no object could be drawn; check the data set")
+    contact_sheet(np.stack(tiles), labels, columns, path, max_bytes)
+    return len(tiles)
+
+
+def preview_dataset(
+    dataset: Dataset,
+    path: Path,
+    *,
+    tiles: int = 48,
+    columns: int = 8,
+    image_size: int = 160,
+    view: int = 0,
+    renderer: str = "raster",
+    max_bytes: int | None = None,
+) -> tuple[int, int]:
+    """Draw ``tiles`` objects spread evenly over a dataset; returns (drawn, could not be drawn).
+
+    Raises ``InputError`` when none can be drawn, and as ``dataset.records`` does.
+    """
+    total = dataset.count()
+    step = max(1, (total or tiles) // tiles)
+    failed = 0
+
+    def items() -> Iterator[tuple[str, Mesh]]:
+        nonlocal failed
+        for record in itertools.islice(dataset.records(), 0, None, step):
+            try:
+                label = record.texts[0] if record.texts else record.uid
+                yield label, dataset.load(record).mesh
+            except MeshError:
+                failed += 1
+
+    drawn = render_preview(
+        items(),
+        get_renderer(renderer),
+        ring(12),
+        RenderConfig(image_size=image_size),
+        path,
+        views=(view,),
+        columns=columns,
+        max_tiles=tiles,
+        max_bytes=max_bytes,
+    )
+    return drawn, failed
+
+
+def _compose(images: NDArray[np.uint8], labels: Sequence[str], columns: int) -> Image.Image:
+    """The sheet at full size."""
+    count, height, width = images.shape[:3]
+    rows = -(-count // columns)
+    height_px = min(MAX_FONT, max(MIN_FONT, int(width * LABEL_FRACTION)))
+    font = ImageFont.load_default(size=height_px)
+    band = int(1.5 * height_px) if any(labels) else 0
+    cell_w, cell_h = width + GAP, height + band + GAP
+    sheet = Image.new("RGB", (columns * cell_w + GAP, rows * cell_h + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = GAP + i % columns * cell_w, GAP + i // columns * cell_h
+        sheet.paste(Image.fromarray(np.ascontiguousarray(image)), (x, y))
+        text = _shortened(draw, label, font, width)
+        draw.text((x + width / 2, y + height + band / 2), text, fill=INK, font=font, anchor="mm")
+    return sheet
+
+
+def _shortened(draw: ImageDraw.ImageDraw, label: str, font: Any, width: int) -> str:
+    """The label on one line of at most ``width`` pixels, cut with an ellipsis."""
+    text = " ".join(label.split())
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def _attempts(sheet: Image.Image, kind: str) -> Iterable[tuple[Image.Image, dict[str, Any]]]:
+    """What to save, from the best to the smallest."""
+    shrink = 1.0
+    while shrink >= MIN_SHRINK:
+        size = (max(1, round(sheet.width * shrink)), max(1, round(sheet.height * shrink)))
+        scaled = sheet if shrink == 1 else sheet.resize(size, Image.Resampling.LANCZOS)
+        if kind == "PNG":
+            yield scaled, {"optimize": True}
+            yield scaled.quantize(256), {"optimize": True}
+        else:
+            for quality in QUALITIES:
+                extra = {"optimize": True} if kind == "JPEG" else {"method": 4}
+                yield scaled, {"quality": quality, **extra}
+        shrink *= 0.8

@@ -1,0 +1,305 @@
+"""The teacher: any open_clip model behind one small surface.
+
+A teacher is named by a spec:
+
+- ``demo``: the small model shipped with this package (it knows only the procedural world);
+- ``MODEL:TAG``, as in ``ViT-bigG-14:laion2b_s39b_b160k``: a tag of open_clip, downloaded by it;
+- ``MODEL:/path/to/weights.safetensors`` (or ``.pt``, ``.bin``): local weights;
+- ``hf-hub:ORG/NAME`` and ``local-dir:/path``: the schemas of open_clip.
+
+Activation (QuickGELU or GELU), image size, mean, standard deviation and interpolation are taken
+from the resolved configuration, never assumed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from pipeline.captions import fill
+from pipeline.common import InputError, file_hash
+from pipeline.shards import TeacherInfo
+
+DEMO_DIR = Path(__file__).parent / "teachers" / "demo"
+FINGERPRINT_TEXT = "a photo of a red wooden chair"
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+
+class Teacher:
+    """A frozen image-text model with its tokenizer and preprocessing.
+
+    ``batch_size`` bounds memory. With ``fixed_batch`` every forward pass is padded to that many
+    items: matrix libraries choose their summation order by shape, so this makes the embedding of
+    an object independent of which others it is encoded with, to the bit.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        names: tuple[str, str],
+        model_config: dict[str, Any],
+        device: str,
+        batch_size: int = 64,
+        fixed_batch: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.tokenizer, self.device = tokenizer, device
+        self.batch_size, self.fixed_batch = batch_size, fixed_batch
+        preprocess = dict(open_clip.get_model_preprocess_cfg(model))
+        size = preprocess["size"]
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        self._interpolation = str(preprocess.get("interpolation", "bicubic"))
+        self._mean = torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1)
+        preprocess = {key: list(v) if isinstance(v, tuple) else v for key, v in preprocess.items()}
+        image = self.encode_images(fingerprint_image()[None])[0]
+        text = self.encode_texts([FINGERPRINT_TEXT])[0]
+        scale: Any = model.logit_scale
+        self.info = TeacherInfo(
+            model=names[0],
+            pretrained=names[1],
+            config={"model_cfg": model_config, "preprocess_cfg": preprocess},
+            width=len(image),
+            logit_scale=round(float(scale.exp()), 4),
+            fingerprint_image=[round(float(x), 6) for x in image],
+            fingerprint_text=[round(float(x), 6) for x in text],
+        )
+
+    def encode_images(self, images: U8) -> F32:
+        """Embed square sRGB images, (B, S, S, 3) uint8 of any size, to (B, D), L2-normalised."""
+
+        def forward(chunk: torch.Tensor) -> torch.Tensor:
+            encode: Any = self.model.encode_image
+            return torch.as_tensor(encode(self.preprocess(chunk)))
+
+        return self._in_batches(torch.from_numpy(np.ascontiguousarray(images)), forward)
+
+    def encode_texts(self, texts: Sequence[str]) -> F32:
+        """Embed texts as they are, to (B, D), L2-normalised. Long ones are cut by the tokenizer."""
+        if not texts:
+            return np.zeros((0, self._width()), np.float32)
+
+        def forward(chunk: torch.Tensor) -> torch.Tensor:
+            encode: Any = self.model.encode_text
+            return torch.as_tensor(encode(chunk.to(self.device)))
+
+        return self._in_batches(self.tokenizer(list(texts)), forward)
+
+    def encode_prompts(self, names: Sequence[str], templates: Sequence[str]) -> F32:
+        """Embed each name in every template, normalise, average, normalise: (B, D).
+
+        ``templates`` hold ``{}`` where the name goes; an article before it is made to fit
+        (Radford et al. 2021, section 3.1.4).
+        """
+        prompts = [fill(template, name) for name in names for template in templates]
+        each = self.encode_texts(prompts).reshape(len(names), len(templates), -1)
+        mean = each.mean(1)
+        return np.asarray(mean / np.linalg.norm(mean, axis=-1, keepdims=True), np.float32)
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """Resize and normalise (B, S, S, 3) uint8 to (B, 3, size, size) float32.
+
+        The same arithmetic as open_clip's own transform, on whole batches.
+        """
+        pixels = images.permute(0, 3, 1, 2)
+        if pixels.shape[-1] != self.image_size:
+            # uint8 in and out, as Pillow does it; on CUDA through float and rounding.
+            if self.device != "cpu":
+                pixels = pixels.to(self.device).float()
+            pixels = F.interpolate(
+                pixels.contiguous(),
+                size=(self.image_size, self.image_size),
+                mode=self._interpolation,
+                antialias=True,
+            )
+        pixels = pixels.to(self.device).float().round_().clamp_(0, 255) / 255
+        return (pixels - self._mean) / self._std
+
+    def _width(self) -> int:
+        return self.info.width
+
+    @torch.inference_mode()
+    def _in_batches(self, items: torch.Tensor, forward: Any) -> F32:
+        found = []
+        for start in range(0, len(items), self.batch_size):
+            chunk = items[start : start + self.batch_size]
+            count = len(chunk)
+            if self.fixed_batch and count < self.batch_size:
+                chunk = torch.cat(
+                    [chunk, chunk[-1:].expand(self.batch_size - count, *chunk[0].shape)]
+                )
+            found.append(F.normalize(forward(chunk)[:count].float(), dim=-1).cpu())
+        return np.asarray(torch.cat(found).numpy(), np.float32) if found else self._no_rows()
+
+    def _no_rows(self) -> F32:
+        return np.zeros((0, self._width()), np.float32)
+
+
+def fingerprint_image() -> U8:
+    """The fixed image of the fingerprint, (224, 224, 3): gradients, an edge and a checkerboard."""
+    y, x = np.mgrid[0:224, 0:224]
+    image = np.stack([x, y, 223 - (x + y) // 2], -1).astype(np.uint8)
+    image[60:164, 60:164] = np.where(((x // 13 + y // 13) % 2)[60:164, 60:164, None], 230, 25)
+    return image
+
+
+def load_teacher(spec: str, device: str = "cpu", **options: Any) -> Teacher:
+    """Load the teacher that ``spec`` names (see the module). ``options`` go to ``Teacher``.
+
+    Raises ``InputError`` when the model, tag or file is unknown, damaged or cannot be fetched.
+    """
+    if spec == "demo":
+        return _load_local_dir(DEMO_DIR, ("demo", ""), device, options)
+    schema, _, rest = spec.partition(":")
+    if schema == "local-dir":
+        path = Path(rest).expanduser()
+        return _load_local_dir(path, (f"local-dir:{path.name}", ""), device, options)
+    if schema == "hf-hub":
+        model, tokenizer = _create(spec, spec, None)
+        return Teacher(model, tokenizer, (spec, ""), {"schema": "hf-hub"}, device, **options)
+    return _load_named(schema, rest, device, options)
+
+
+def load_matching(
+    info: TeacherInfo, spec: str | None = None, device: str = "cpu", **options: Any
+) -> Teacher:
+    """Load the teacher that made ``info`` again and check that it is the same one.
+
+    ``spec`` says where it is when it was a local file. Raises ``InputError`` otherwise, or when
+    the fingerprint of what was loaded differs.
+    """
+    if spec is None:
+        if "@sha256:" in info.pretrained or info.model.startswith("local-dir:"):
+            raise InputError(
+                f"teacher {info.label} was a local file; give it with --teacher MODEL:/path"
+            )
+        named = not info.model.startswith("hf-hub:") and info.model != "demo"
+        spec = f"{info.model}:{info.pretrained}" if named else info.model
+    teacher = load_teacher(spec, device, **options)
+    reason = info.mismatch(teacher.info)
+    if reason:
+        raise InputError(
+            f"teacher {spec} is not the one that made the embeddings ({info.label}): {reason}; "
+            "give the right one with --teacher"
+        )
+    return teacher
+
+
+def _load_local_dir(
+    path: Path, names: tuple[str, str], device: str, options: dict[str, Any]
+) -> Teacher:
+    config_path = path / "open_clip_config.json"
+    if not config_path.is_file():
+        raise InputError(f"{config_path}: no such file; a teacher folder needs it and its weights")
+    weights = sorted(path.glob("open_clip_model.*"))
+    if not weights:
+        raise InputError(f"{path}: no open_clip_model.safetensors in the teacher folder")
+    config = json.loads(config_path.read_text())["model_cfg"]
+    merges = config["text_cfg"].get("vocab_size", 0) - _BYTE_TOKENS - _SPECIAL_TOKENS
+    shortened = 0 < merges < _full_merges() and "hf_tokenizer_name" not in config["text_cfg"]
+    model, tokenizer = _create(
+        f"local-dir:{path}", f"local-dir:{path}", None, shortened_bpe(merges) if shortened else None
+    )
+    names = (names[0], names[1] or f"sha256:{file_hash(weights[0])[:16]}")
+    return Teacher(model, tokenizer, names, config, device, **options)
+
+
+def _load_named(name: str, tag: str, device: str, options: dict[str, Any]) -> Teacher:
+    known = open_clip.list_models()
+    if name not in known:
+        close = [m for m in known if name.lower().replace("/", "-")[:8] in m.lower()][:5]
+        raise InputError(
+            f"--teacher {name}: open_clip has no such model"
+            f"{' (close: ' + ', '.join(close) + ')' if close else ''}; "
+            "use `demo`, MODEL:TAG, MODEL:/path/to/weights or hf-hub:ORG/NAME"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    path = Path(tag).expanduser()
+    if not tag or (tag not in tags and not path.is_file()):
+        raise InputError(
+            f"--teacher {name}:{tag}: neither a tag nor a file; "
+            f"tags of {name}: {', '.join(tags) or 'none'}"
+        )
+    config = dict(open_clip.get_model_config(name) or {})
+    quick = None
+    if tag in tags:
+        # Some tags were trained with another activation than the bare model name says; the wrong
+        # one loads without an error and gives poor embeddings (open_clip issues 771, 915).
+        trained_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+        if trained_quick:
+            quick = True
+        elif config.get("quick_gelu", False):
+            raise InputError(
+                f"--teacher {name}:{tag}: these weights were trained with GELU; "
+                f"use the model name without -quickgelu"
+            )
+    config["quick_gelu"] = bool(quick or config.get("quick_gelu", False))
+    source = tag if tag in tags else str(path)
+    label = tag if tag in tags else f"{path.name}@sha256:{file_hash(path)[:16]}"
+    model, tokenizer = _create(name, name, source, force_quick_gelu=bool(quick))
+    return Teacher(model, tokenizer, (name, label), config, device, **options)
+
+
+def _create(
+    model_name: str,
+    tokenizer_name: str,
+    pretrained: str | None,
+    bpe: io.BytesIO | None = None,
+    force_quick_gelu: bool = False,
+) -> tuple[torch.nn.Module, Any]:
+    shown = f"{model_name}:{pretrained}" if pretrained else model_name
+    logging.getLogger("open_clip").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(
+                model_name,
+                pretrained=pretrained,
+                force_quick_gelu=force_quick_gelu,
+                require_pretrained=True,
+                weights_only=True,
+            )
+            extra = {"bpe_path": bpe} if bpe is not None else {}
+            tokenizer = open_clip.get_tokenizer(tokenizer_name, **extra)
+    except Exception as error:  # open_clip and its hub client raise many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"--teacher {shown}: cannot be loaded ({reason[:200]}); check the name, the file, or "
+            "the connection to the model hub (offline: MODEL:/path/to/weights, or `demo`)"
+        ) from error
+    return model, tokenizer
+
+
+_BYTE_TOKENS = 512  # of CLIP's byte-pair encoding: 256 bytes, each also as the end of a word
+_SPECIAL_TOKENS = 2
+
+
+def _full_merges() -> int:
+    return 49152 - 256 - 2
+
+
+def shortened_bpe(merges: int) -> io.BytesIO:
+    """CLIP's byte-pair encoding cut to its first ``merges`` merges, as open_clip reads it.
+
+    Merges are ordered by priority, so a prefix is a coarser encoding of the same kind. Small
+    models need it: the full vocabulary alone would take 25 MB at width 128.
+    """
+    bpe_path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    with gzip.open(bpe_path, "rt", encoding="utf-8") as stream:
+        lines = stream.read().split("\n")[: merges + 1]
+    return io.BytesIO(gzip.compress("\n".join(lines).encode()))

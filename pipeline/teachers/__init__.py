@@ -1,0 +1,1 @@
+"""The embedded teacher and the script that trains it."""

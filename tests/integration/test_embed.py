@@ -1,0 +1,181 @@
+"""The embedding job as its users run it: the command line, Ray, real files, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.shards import ShardSet
+from tests.pipeline.test_teacher import write_teacher
+
+FAST = ["--views", "2", "--image-size", "48", "--points", "512"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"local-dir:{write_teacher(tmp_path_factory.mktemp('teacher') / 'tiny')}"
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-c", "from pipeline.cli import main; main()", *args]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=240, check=False)
+
+
+def embed_procedural(out: Path, teacher: str, count: int, *more: str) -> list[str]:
+    return [
+        *("embed", "--dataset", "procedural", "--count", str(count), "--seed", "3"),
+        *("--out", str(out), "--teacher", teacher, "--rows-per-part", "16"),
+        *FAST,
+        *more,
+    ]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every row by uid, as bytes of all its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {}
+    for part in sorted(out.glob("part-*.parquet")):
+        table = pq.read_table(part)
+        for index, uid in enumerate(table.column("uid").to_pylist()):
+            assert uid not in rows, f"{uid} twice"
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table.slice(index, 1).combine_chunks())
+            rows[uid] = sink.getvalue().to_pybytes()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "whole"
+    done = run(*embed_procedural(out, teacher, 70, "--json"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["embedded"], summary["failed"]) == (70, 0)
+    return out
+
+
+def test_embed__rows_are_complete_and_normalised(undisturbed: Path) -> None:
+    shards = ShardSet.open(undisturbed)
+    assert len(shards) == 70
+    for batch in shards.batches():
+        assert batch.image_embeds is not None
+        assert batch.image_embeds.shape[1:] == (2, 16)
+        norms = np.linalg.norm(batch.image_embeds.astype(np.float32), axis=-1)
+        np.testing.assert_allclose(norms, 1, atol=2e-3)
+        assert batch.texts is not None
+        assert all(len(texts) >= 2 for texts in batch.texts)
+        radius = np.linalg.norm(batch.xyz_float(), axis=-1).max(1)
+        assert (radius <= 1.001).all()
+        assert (radius > 0.6).all()
+
+
+def test_embed__leaves_nothing_temporary(undisturbed: Path) -> None:
+    names = {path.name.split("-")[0] for path in undisturbed.iterdir()}
+    assert names == {"manifest.json", "part", ".lock"}
+
+
+def test_embed__same_command_on_one_worker_writes_the_same_bytes(
+    undisturbed: Path, teacher: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    done = run(*embed_procedural(out, teacher, 70, "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    first = {p.name: p.read_bytes() for p in undisturbed.glob("part-*.parquet")}
+    second = {p.name: p.read_bytes() for p in out.glob("part-*.parquet")}
+    assert first == second
+
+
+def test_embed__killed_and_resumed_has_the_same_rows(
+    undisturbed: Path, teacher: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    arguments = command(*embed_procedural(out, teacher, 70, "--workers", "1"))
+    driver = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("part-*.parquet")) and driver.poll() is None:
+        assert time.monotonic() < deadline, "no part within two minutes"
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    survived = contents(out)
+    done = run(*embed_procedural(out, teacher, 70, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["skipped"] == len(survived)
+    assert contents(out) == contents(undisturbed)
+    assert not list(out.glob(".tmp-*"))
+
+
+def test_embed__other_options_on_the_same_set_are_refused_and_the_field_is_named(
+    undisturbed: Path, teacher: str
+) -> None:
+    done = run(*embed_procedural(undisturbed, teacher, 70, "--views", "3"))
+    assert done.returncode == 2
+    assert "cameras" in done.stderr or "n_views" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_embed__hostile_folder_ends_in_failures_and_the_rest_completes(
+    assets_dir: Path, teacher: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "meshes"
+    root.mkdir()
+    good = sorted((assets_dir / "cc0-meshes" / "meshes").glob("*.glb"))[::150]
+    for path in good:
+        shutil.copy(path, root / path.name)
+    (root / "zero.glb").write_bytes(b"")
+    (root / "text.glb").write_text("this is not a mesh")
+    (root / "nan.off").write_text("OFF\n3 1 0\nnan 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (root / "points.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    out = tmp_path / "shards"
+    arguments = ["embed", "--dataset", "folder", "--root", str(root), "--out", str(out)]
+    done = run(*arguments, "--teacher", teacher, *FAST)
+    assert done.returncode == 3, done.stderr  # 4 of about 14 is over 5 %
+    shards = ShardSet.open(out)
+    assert len(shards) == len(good)
+    failed = {failure.source: failure for failure in shards.failures()}
+    assert set(failed) == {"zero.glb", "text.glb", "nan.off", "points.obj"}
+    assert all(failure.message and failure.error for failure in failed.values())
+    again = run(*arguments, "--teacher", teacher, *FAST, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["skipped"] == len(good) + 4
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--dataset", "moon", "--out", "x"], "--dataset moon"),
+        (["--dataset", "procedural", "--out", "x"], "--count"),
+        (["--dataset", "folder", "--out", "x"], "--root"),
+        (["--dataset", "procedural", "--count", "2", "--out", "x", "--teacher", "nope"], "nope"),
+        (["--dataset", "procedural", "--count", "0", "--out", "x"], "--count"),
+        (["--dataset", "procedural", "--count", "2", "--out", "x", "--colour", "1"], "--colour"),
+        (["--dataset", "folder", "--root", "/does/not/exist", "--out", "x"], "/does/not/exist"),
+    ],
+)
+def test_embed__wrong_option_is_one_line_and_exit_code_2(
+    args: list[str], named: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command("embed", *args), capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
