@@ -1,13 +1,162 @@
 """``just bench``: every speed that the project claims, as a ratio, in one run on one core.
 
-    python -m tests.bench [--out docs/benchmarks.md] [--only render shards load job] [--quick]
+    python -m tests.bench [--only render stages shards job memory] [--quick] [--out FILE.md]
+
+``memory`` runs on all cores and takes long: it is left out unless named.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-# Before numpy and torch read them: one core, one thread, for both sides of every ratio.
+# Before numpy and torch read them: one thread for both sides of every ratio.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One result table and what to know when reading it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[object]]
+    notes: str = ""
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [f"## {self.title}", ""]
+        if self.notes:
+            lines += [self.notes, ""]
+        lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
+        lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def render(quick: bool) -> list[Table]:
+    """The renderer against rays and VTK."""
+    from tests.bench.bench_render import tables
+
+    return [Table(*table) for table in tables(quick)]
+
+
+def stages(quick: bool) -> list[Table]:
+    """Stages of the CPU pool."""
+    from tests.bench.bench_stages import run
+
+    rows = run(step=100 if quick else 20)
+    columns = ["stage", "median ms", "p95 ms", "mean ms", "objects/s"]
+    notes = (
+        "Real CC0 assets, 12 views of 224 px, 10,000 points. Target: at least 4 objects/s per core."
+    )
+    return [Table("Load, render and sample", columns, rows, notes)]
+
+
+def shards(quick: bool) -> list[Table]:
+    """Reading."""
+    from tests.bench.bench_shards import run
+
+    rows: list[list[object]] = [
+        [r.case, float(r.clouds_per_s), float(r.clock_clouds_per_s), float(r.ratio), r.kb_per_cloud]
+        for r in run(count=256 if quick else 1024, rounds=3 if quick else 7)
+    ]
+    columns = ["case", "clouds/s (CPU)", "clouds/s (clock)", "times pickled .npy", "kB/cloud"]
+    notes = (
+        "Clouds of 10,000 points. Targets: at least 15,000 decoded clouds/s and 4 times the "
+        "pickled .npy of one file per object."
+    )
+    return [Table("Reading shards", columns, rows, notes)]
+
+
+def job(quick: bool) -> list[Table]:
+    """Ray against a plain loop."""
+    from tests.bench.bench_job import run
+
+    found = run(count=200 if quick else 2000)
+    rows: list[list[object]] = [[key, float(value)] for key, value in found.items()]
+    notes = (
+        "Procedural objects, 12 views of 224 px, 10,000 points, demo teacher, the same stages in "
+        "both arms. Target: an overhead of at most 0.15."
+    )
+    return [Table("The Ray job against a plain loop", ["", "value"], rows, notes)]
+
+
+def memory(quick: bool) -> list[Table]:
+    """Peak memory against the number of objects."""
+    from tests.bench.bench_memory import run
+
+    rows = run((100, 400) if quick else (2000, 8000))
+    columns = ["objects", "peak MiB", "s", "to the first"]
+    notes = (
+        "Resident memory of the whole process tree, shared pages counted once; 2 views of 64 px."
+    )
+    return [Table("Memory of `pipeline embed`", columns, rows, notes)]
+
+
+PARTS: dict[str, Callable[[bool], list[Table]]] = {
+    "render": render,
+    "stages": stages,
+    "shards": shards,
+    "job": job,
+    "memory": memory,
+}
+
+
+def pin() -> str:
+    """Keep this process and its children on one core, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        return "not pinned: this system cannot"
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    return "pinned to one core"
+
+
+def processor() -> str:
+    """Name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Run the parts, print them, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=None)
+    parser.add_argument("--quick", action="store_true", help="small samples, to try it out")
+    parser.add_argument("--out", type=Path, default=None, help="Markdown file to write")
+    args = parser.parse_args()
+    from pipeline.common import atomic_path
+    from pipeline.console import note, print_table
+
+    chosen = args.only or [name for name in PARTS if name != "memory"]
+    pinned = "not pinned" if "memory" in chosen else pin()
+    found: list[Table] = []
+    for name in chosen:
+        note(f"bench: {name}")
+        for table in PARTS[name](args.quick):
+            print_table(table.title, table.columns, table.rows)
+            found.append(table)
+    if args.out:
+        command = "python -m tests.bench " + " ".join(["--only", *chosen] if args.only else [])
+        head = (
+            f"# Benchmarks\n\nOne run of `{command.strip()}`, {pinned}: {processor()}, "
+            f"{os.cpu_count()} cores, Python {platform.python_version()}.\n\n"
+        )
+        with atomic_path(args.out) as temporary:
+            temporary.write_text(head + "\n".join(table.markdown() for table in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def options(out: Path, count: int, image_size: int, views: int) -> EmbedOptions:
     return EmbedOptions(objects=objects, out=str(out), workers=1, device="cpu")
 
 
-def plain_loop(work: EmbedOptions) -> tuple[float, Counter[str]]:
+def plain_loop(work: EmbedOptions) -> tuple[float, dict[str, float]]:
     """Seconds of the stages in one process, one after another, and their split."""
     torch.set_num_threads(1)
     teacher = load_teacher(work.teacher, fixed_batch=True)
@@ -37,7 +37,7 @@ def plain_loop(work: EmbedOptions) -> tuple[float, Counter[str]]:
     encoder = Encoder(teacher, work.templates)
     records = list(work.objects.dataset.records())
     process(records[0], work.objects)  # compile before the clock starts
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     start = time.perf_counter()
     for begin in range(0, len(records), work.rows_per_part):
         rows = []
@@ -46,7 +46,8 @@ def plain_loop(work: EmbedOptions) -> tuple[float, Counter[str]]:
             done = [process(r, work.objects) for r in part[first : first + work.chunk]]
             good = [item for item in done if isinstance(item, Processed)]
             for item in good:
-                seconds.update(item.seconds)
+                for stage, value in item.seconds.items():
+                    seconds[stage] += value
             begun = time.perf_counter()
             rows += encoder.encode(good)
             seconds["encode"] += time.perf_counter() - begun

@@ -1,0 +1,296 @@
+"""One recipe = one run: typed sections, TOML files, dotted overrides, readable errors."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.common import InputError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Representation = Literal["normalised_similarity", "similarity", "distance"]
+Discrepancy = Literal["jeffreys", "kl", "reverse_kl", "l1", "l2", "huber"]
+Weighting = Literal["mixture", "uncertainty", "fixed"]
+Centre = Literal["none", "teacher", "both"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is read from the shards, and in which order."""
+
+    n_points: Count = 10_000  # leading points kept of every cloud
+    batch_size: Annotated[int, Field(ge=2)] = 200  # rows that the losses compare with one another
+    val_fraction: BelowOne = 0.01  # of the shapes, chosen by hash of the uid
+    splits: tuple[str, ...] = ("train",)  # rows of other splits are not read; without a split: are
+    shuffle_groups: Count = 32  # row groups mixed with one another at a time
+    image_sampling: Literal["one", "mean"] = "one"  # one random view, or the mean of all
+    text_sampling: Literal["one", "mean"] = "one"  # one random text, or the mean of all
+    cache_mib: Whole = 4096  # a set that fits is kept in memory, quantised
+    prefetch: Count = 4  # batches made ahead by the reading thread
+
+
+class AugmentConfig(Section):
+    """Changes made to the training clouds; 0 switches one off."""
+
+    drop_color: Share = 0.5  # probability that a cloud's colours become the neutral 0.4
+    scale: tuple[float, float] = (0.8, 1.25)  # uniform factor, drawn per cloud
+    shift: NonNegative = 0.1  # largest shift along each axis
+    rotate_sigma: NonNegative = 0.06  # radians, small rotation about each axis
+    rotate_clip: NonNegative = 0.18  # radians, its largest value
+    yaw: bool = True  # uniform rotation about +y
+    drop_points: BelowOne = 0.875  # largest share of points dropped
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be two positive numbers, the smaller first")
+        return self
+
+
+class ModelConfig(Section):
+    """The student."""
+
+    backbone: str = "pointbert-32m"
+    options: dict[str, Any] = Field(default_factory=dict)  # overrides of the backbone's options
+
+
+class AlignConfig(Section):
+    """Contrastive alignment with the teacher's embeddings (``trainer.losses.align``)."""
+
+    image_weight: NonNegative = 1.0
+    text_weight: NonNegative = 1.0
+    logit_scale: Annotated[float, Field(gt=0.0, le=100.0)] = (
+        1 / 0.07
+    )  # initial multiplier of cosines
+    learn_scale: bool = True
+
+
+class DistillConfig(Section):
+    """Relation distillation (``trainer.losses.distill``)."""
+
+    enabled: bool = True
+    weight: NonNegative = 1.0  # against the alignment
+    warmup: Share = 0.05  # share of the run over which ``weight`` rises from 0
+    representation: Representation = "normalised_similarity"
+    discrepancy: Discrepancy = "jeffreys"
+    intra_image: bool = True
+    intra_text: bool = True
+    cross: bool = True
+    weighting: Weighting = "mixture"
+    floor: Annotated[float, Field(ge=0.0, le=1 / 3)] = (
+        0.1  # mixture: no term falls below this weight
+    )
+    fixed_intra_image: NonNegative = 1.0  # weights under weighting = "fixed"
+    fixed_intra_text: NonNegative = 1.0
+    fixed_cross: NonNegative = 1.0
+    mask_diagonal: bool = True  # leave self-similarity out of intra-modal relations
+    centre: Centre = "none"  # subtract the batch mean of each modality before comparing
+    tau_teacher_intra: Positive = 0.1
+    tau_student_intra: Positive = 0.1
+    tau_teacher_cross: Positive = 0.1
+    tau_student_cross: Positive = 0.1
+    huber_delta: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _legal(self) -> DistillConfig:
+        divergences = ("jeffreys", "kl", "reverse_kl")
+        if self.discrepancy in divergences and self.representation != "normalised_similarity":
+            raise ValueError(
+                f"discrepancy {self.discrepancy} needs representation normalised_similarity"
+            )
+        if self.enabled and not (self.intra_image or self.intra_text or self.cross):
+            raise ValueError("all terms are off; set enabled = false instead")
+        return self
+
+
+class LossConfig(Section):
+    """All terms of the objective."""
+
+    align: AlignConfig = AlignConfig()
+    distill: DistillConfig = DistillConfig()
+
+    @model_validator(mode="after")
+    def _something(self) -> LossConfig:
+        if not (self.align.image_weight or self.align.text_weight or self.distill.enabled):
+            raise ValueError("nothing to learn: every term has weight 0")
+        return self
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether some term reads image embeddings."""
+        distill = self.distill
+        return self.align.image_weight > 0 or (
+            distill.enabled and (distill.intra_image or distill.cross)
+        )
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether some term reads text embeddings."""
+        distill = self.distill
+        return self.align.text_weight > 0 or (
+            distill.enabled and (distill.intra_text or distill.cross)
+        )
+
+
+class OptimConfig(Section):
+    """AdamW with a cosine schedule."""
+
+    lr: Positive = 5e-4
+    min_lr: NonNegative = 0.0  # where the cosine ends
+    warmup: Share = 0.05  # share of the run over which the rate rises from 0
+    weight_decay: NonNegative = 0.05  # of matrices only
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.98
+    eps: Positive = 1e-6
+    clip: NonNegative = 5.0  # largest gradient norm; 0: no limit
+
+
+class TrainConfig(Section):
+    """Length, numbers and records of the run."""
+
+    epochs: Count = 100
+    steps: Whole = 0  # when positive, decides instead of epochs
+    seed: Whole = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
+    compile: bool = False  # torch.compile of the backbone
+    micro_batch: Whole = 0  # rows through the backbone at once; 0: the whole batch
+    log_every: Count = 10  # steps
+    val_every: Count = 500
+    checkpoint_every: Count = 500
+    keep: Count = 2  # newest checkpoints kept, beside the best
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the student's weights."""
+
+    enabled: bool = False
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9995
+
+
+class Recipe(Section):
+    """Everything that decides a run but the data set and the machine."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    ema: EmaConfig = EmaConfig()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Recipe by name or by path of a TOML file, with ``key=value`` overrides applied in order.
+
+    Raises ``InputError`` for an unknown name, a file that is not TOML, an unknown key (with the
+    nearest known one) or a value out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = recipe_names()
+        raise InputError(
+            f"--recipe {name}: no such {'file' if name.endswith('.toml') else 'recipe'}"
+            f"{suggestion(name, known)}; known are {', '.join(known)}, or give a .toml file"
+        )
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML ({error}); correct the file") from error
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values, f"--recipe {name}")
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Validate nested values; ``source`` names where they came from in messages."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise InputError(f"--set {override}: not of the form key=value; try --set optim.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word, such as loss.distill.discrepancy=l2
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+    section[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """First problem as one line: key, what is wrong, remedy."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(known_keys())
+        return f"unknown key {key}{suggestion(key, known)}; `trainer recipes --keys` lists all"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = first["input"]
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{key or 'recipe'}: {message}{shown}; correct it in the recipe or with --set {key}=..."
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """``, did you mean X?`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near:
+        last = {key.rsplit(".", 1)[-1]: key for key in known}
+        near = [last[hit] for hit in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, n=1)]
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def known_keys(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys to values of a recipe."""
+
+    def walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict) and f"{prefix}{key}" != "model.options":
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(recipe.model_dump(mode="json"), ""))
