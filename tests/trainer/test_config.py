@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.common import InputError
+from trainer.backbones import backbone_names
+from trainer.config import flatten, known_keys, load_recipe, parse_recipe, recipe_names
+
+
+def test_recipes__all_load_and_name_a_backbone() -> None:
+    assert set(recipe_names()) == {
+        "tiny",
+        *(f"mrd-pointbert-{size}" for size in ("5m", "13m", "26m", "32m", "72m")),
+    }
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.model.backbone in backbone_names()
+        assert recipe.loss.distill.enabled
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes__comments_tell_data_batch_and_machine(name: str) -> None:
+    from trainer.config import RECIPES
+
+    text = (RECIPES / f"{name}.toml").read_text()
+    comment = " ".join(line[1:] for line in text.splitlines() if line.startswith("#"))
+    for word in ("Data:", "Batch", "GPU"):
+        assert word in comment
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("loss.distill.enabled=false", "loss.distill.enabled", False),
+        ("optim.lr=1e-3", "optim.lr", 1e-3),
+        ("loss.distill.discrepancy=kl", "loss.distill.discrepancy", "kl"),
+        ('loss.distill.discrepancy="kl"', "loss.distill.discrepancy", "kl"),
+        ("augment.scale=[0.5, 2.0]", "augment.scale", [0.5, 2.0]),
+        ("train.steps = 7", "train.steps", 7),
+        ("model.options.depth=2", "model.options", {"depth": 2}),
+    ],
+)
+def test_load_recipe__override_is_a_toml_value(override: str, key: str, value: object) -> None:
+    assert flatten(load_recipe("tiny", [override]))[key] == value
+
+
+def test_load_recipe__last_override_wins() -> None:
+    assert load_recipe("tiny", ["optim.lr=1", "optim.lr=2"]).optim.lr == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.distil.enabled=false", "unknown key loss.distil, did you mean loss.distill"),
+        ("loss.distill.enable=false", "did you mean loss.distill.enabled?"),
+        ("optim.learning_rate=1", "unknown key optim.learning_rate"),
+        ("lr=1", "did you mean optim.lr?"),
+        ("optim.lr=fast", "optim.lr: input should be a valid number.*'fast'"),
+        ("optim.lr=-1", "optim.lr: input should be greater than 0"),
+        ("loss.distill.discrepancy=jefreys", "discrepancy: input should be 'jeffreys'"),
+        ("optim.lr", "not of the form key=value"),
+        ("optim.lr.x=1", "lr is a value, not a section"),
+        ("loss.distill.representation=distance", "jeffreys needs representation normalised"),
+        ("augment.scale=[2.0, 1.0]", "smaller first"),
+    ],
+)
+def test_load_recipe__wrong_override_is_one_line_with_a_hint(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe("tiny", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_load_recipe__nothing_to_learn_is_an_error() -> None:
+    off = ["loss.align.image_weight=0", "loss.align.text_weight=0", "loss.distill.enabled=false"]
+    with pytest.raises(InputError, match="nothing to learn"):
+        load_recipe("tiny", off)
+    terms = [f"loss.distill.{name}=false" for name in ("intra_image", "intra_text", "cross")]
+    with pytest.raises(InputError, match="all terms are off"):
+        load_recipe("tiny", terms)
+
+
+def test_load_recipe__unknown_name_is_suggested() -> None:
+    with pytest.raises(InputError, match="did you mean mrd-pointbert-32m"):
+        load_recipe("mrd-pointbert32m")
+
+
+def test_load_recipe__file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optim]\nlr = 0.25\n")
+    assert load_recipe(str(file)).optim.lr == 0.25
+    file.write_text("[optim\n")
+    with pytest.raises(InputError, match=r"mine\.toml: not TOML"):
+        load_recipe(str(file))
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(str(tmp_path / "other.toml"))
+
+
+def test_recipe__survives_its_own_dump() -> None:
+    recipe = load_recipe("mrd-pointbert-72m")
+    assert parse_recipe(recipe.model_dump(mode="json"), "dump") == recipe
+    assert set(flatten(recipe)) == set(known_keys())
+
+
+def test_needs__follow_the_enabled_terms() -> None:
+    image_only = [
+        "loss.align.text_weight=0",
+        "loss.distill.intra_text=false",
+        "loss.distill.cross=false",
+    ]
+    loss = load_recipe("tiny", image_only).loss
+    assert loss.needs_image
+    assert not loss.needs_text
+    loss = load_recipe("tiny", ["loss.align.image_weight=0", "loss.distill.enabled=false"]).loss
+    assert not loss.needs_image
+    assert loss.needs_text

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.common import InputError
+from pipeline.shards import ShardSet, create_or_open
+from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows, small_recipe
+from trainer.data import Batches, CloudBatch, Draws, Position, pick_mean, validation_batches
+from trainer.index import Corpus, is_held_out
+
+
+def open_batches(*roots: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> Batches:
+    return Batches(Corpus(list(roots), small_recipe(*overrides)), seed)
+
+
+def rows_of(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
+    return [batch.row.tolist() for batch in batches.epoch(epoch, start)]
+
+
+def assert_equal(a: CloudBatch, b: CloudBatch) -> None:
+    for name in ("row", "xyz", "rgb", "image", "text", "has_text"):
+        left, right = getattr(a, name), getattr(b, name)
+        assert np.array_equal(np.asarray(left), np.asarray(right)), name
+    assert a.next == b.next
+
+
+def test_epoch__full_batches_without_a_repeat_and_without_held_out_rows(
+    make_shards: MakeShards,
+) -> None:
+    batches = open_batches(make_shards())
+    found = rows_of(batches, 0)
+    flat = [row for batch in found for row in batch]
+    assert len(found) == batches.per_epoch == batches.corpus.n_train // 16
+    assert all(len(batch) == 16 for batch in found)
+    assert len(set(flat)) == len(flat)
+    assert set(flat) <= set(np.flatnonzero(batches.corpus.train_mask).tolist())
+
+
+def test_epoch__every_training_row_comes_up_over_the_epochs(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards())
+    seen = {row for epoch in range(12) for batch in rows_of(batches, epoch) for row in batch}
+    assert seen == set(np.flatnonzero(batches.corpus.train_mask).tolist())
+
+
+def test_epoch__order_changes_between_epochs_and_repeats_for_a_seed(
+    make_shards: MakeShards,
+) -> None:
+    root = make_shards()
+    assert rows_of(open_batches(root), 0) == rows_of(open_batches(root), 0)
+    assert rows_of(open_batches(root), 0) != rows_of(open_batches(root), 1)
+    assert rows_of(open_batches(root), 0) != rows_of(open_batches(root, seed=1), 0)
+
+
+def test_epoch__batches_mix_row_groups(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards())
+    starts = np.array([group.start for group in batches.corpus.groups])
+    for batch in batches.epoch(0):
+        assert len(set(np.searchsorted(starts, batch.row, side="right").tolist())) > 1
+
+
+@pytest.mark.parametrize("groups", [1, 2, 32])
+def test_epoch__memory_and_streaming_give_the_same_batches(
+    make_shards: MakeShards, groups: int
+) -> None:
+    root = make_shards(textless=5)
+    window = f"data.shuffle_groups={groups}"
+    kept = open_batches(root, overrides=(window,))
+    streamed = open_batches(root, overrides=(window, "data.cache_mib=0"))
+    assert kept.in_memory
+    assert not streamed.in_memory
+    pairs = list(zip(kept.epoch(3), streamed.epoch(3), strict=True))
+    assert len(pairs) == kept.per_epoch
+    for a, b in pairs:
+        assert_equal(a, b)
+
+
+@pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
+def test_stream__goes_on_from_any_position(make_shards: MakeShards, cache: str) -> None:
+    batches = open_batches(make_shards(), overrides=(cache, "data.shuffle_groups=1"))
+    whole = batches.stream(Position())
+    straight = [next(whole) for _ in range(2 * batches.per_epoch + 2)]
+    whole.close()  # type: ignore[attr-defined]
+    for done in range(len(straight) - 1):
+        again = batches.stream(straight[done].next)
+        assert_equal(next(again), straight[done + 1])
+        again.close()  # type: ignore[attr-defined]
+
+
+def test_batch__values_are_those_of_the_shards(make_shards: MakeShards) -> None:
+    root = make_shards(textless=5)
+    rows = {row.uid: row for row in make_rows(Synth(textless=5))}
+    uids = ShardSet.open(root).uids()
+    batches = open_batches(root)
+    for batch in batches.epoch(0):
+        clouds = batch.to(torch.device("cpu"))
+        assert batch.xyz.dtype == torch.int16
+        assert batch.rgb.dtype == torch.uint8
+        assert clouds.image is not None
+        assert clouds.text is not None
+        for place, number in enumerate(batch.row):
+            row = rows[uids[number]]
+            np.testing.assert_allclose(clouds.xyz[place], row.xyz[:128], atol=2e-5)
+            np.testing.assert_allclose(clouds.rgb[place] * 255, row.rgb[:128], atol=1e-3)
+            near = np.abs(row.image_embeds - clouds.image[place].numpy()).max(1)
+            assert near.min() < 1e-3
+            assert bool(clouds.has_text[place]) == bool(row.texts)
+            if row.texts:
+                near = np.abs(row.text_embeds - clouds.text[place].numpy()).max(1)
+                assert near.min() < 1e-3
+            else:
+                assert float(clouds.text[place].abs().max()) == 0
+
+
+def test_batch__views_and_texts_change_between_epochs(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards())
+
+    def images(epoch: int) -> dict[int, bytes]:
+        return {
+            int(number): batch.image[place].numpy().tobytes()
+            for batch in batches.epoch(epoch)
+            if batch.image is not None
+            for place, number in enumerate(batch.row)
+        }
+
+    first, second = images(0), images(1)
+    common = set(first) & set(second)
+    changed = sum(first[row] != second[row] for row in common)
+    # One of three views each time: two thirds change.
+    assert 0.4 < changed / len(common) < 0.9
+
+
+def test_batch__mean_sampling_gives_the_normalised_mean(make_shards: MakeShards) -> None:
+    root = make_shards()
+    overrides = ("data.image_sampling=mean", "data.text_sampling=mean")
+    rows = {row.uid: row for row in make_rows(Synth())}
+    uids = ShardSet.open(root).uids()
+    batch = next(open_batches(root, overrides=overrides).epoch(0))
+    assert batch.image is not None
+    assert batch.text is not None
+    for place, number in enumerate(batch.row):
+        row = rows[uids[number]]
+        for given, vectors in ((batch.image, row.image_embeds), (batch.text, row.text_embeds)):
+            mean = np.asarray(vectors, np.float32).mean(0)
+            np.testing.assert_allclose(given[place], mean / np.linalg.norm(mean), atol=2e-3)
+
+
+def test_pick_mean__row_without_vectors_is_zero() -> None:
+    values = np.ones((2, 3), np.float16)
+    out, there = pick_mean(values, np.array([0, 0, 2]), np.array([0, 1]))
+    assert there.tolist() == [False, True]
+    assert out[0].tolist() == [0, 0, 0]
+
+
+def test_validation__is_the_held_out_slice_in_a_fixed_order(make_shards: MakeShards) -> None:
+    corpus = Corpus([make_shards()], small_recipe())
+    first, second = list(validation_batches(corpus)), list(validation_batches(corpus))
+    rows = [row for batch in first for row in batch.row.tolist()]
+    assert rows == np.flatnonzero(corpus.val_mask).tolist()
+    for a, b in zip(first, second, strict=True):
+        assert_equal(a, b)
+
+
+def test_split__is_disjoint_stable_and_of_the_asked_size() -> None:
+    uids = [f"x/{index}" for index in range(4000)]
+    held = {uid for uid in uids if is_held_out(uid, 0.1)}
+    assert len(held) / len(uids) == pytest.approx(0.1, abs=0.02)
+    assert held == {uid for uid in reversed(uids) if is_held_out(uid, 0.1)}
+    assert held < {uid for uid in uids if is_held_out(uid, 0.2)}
+    assert not any(is_held_out(uid, 0.0) for uid in uids)
+
+
+def test_split__does_not_move_when_the_set_grows(make_shards: MakeShards) -> None:
+    def held(root: Path) -> set[str]:
+        corpus = Corpus([root], small_recipe())
+        uids = ShardSet.open(root).uids()
+        return {uids[row] for row in np.flatnonzero(corpus.val_mask)}
+
+    small, large = held(make_shards("small")), held(make_shards("large", count=200))
+    assert small == {uid for uid in large if int(uid[-4:]) < 96}
+
+
+def test_split__rows_marked_as_test_are_never_trained_or_validated_on(
+    make_shards: MakeShards,
+) -> None:
+    root = make_shards(test_rows=3)
+    corpus = Corpus([root], small_recipe())
+    marked = np.arange(96) % 3 == 0
+    assert not (corpus.train_mask & marked).any()
+    assert not (corpus.val_mask & marked).any()
+    assert corpus.n_train + corpus.n_val == 64
+    everything = Corpus([root], small_recipe('data.splits=["train", "test"]'))
+    assert everything.n_train + everything.n_val == 96
+
+
+def test_corpus__several_sets_of_one_teacher_are_joined(make_shards: MakeShards) -> None:
+    roots = [make_shards("a"), make_shards("b", prefix="other", count=50, views=2)]
+    batches = open_batches(*roots)
+    assert len(batches.corpus) == 146
+    seen = {row for epoch in range(6) for batch in rows_of(batches, epoch) for row in batch}
+    assert max(seen) >= 96
+    assert min(seen) < 96
+
+
+def test_draws__validation_differs_from_training() -> None:
+    assert not np.array_equal(Draws.of(0, -1, 5).view, Draws.of(0, 0, 5).view)
+
+
+def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -> None:
+    root = make_shards()
+    batches = open_batches(root, overrides=("data.cache_mib=0",))
+    part = sorted(root.glob("part-*.parquet"))[1]
+    part.write_bytes(part.read_bytes()[:1000])
+    batches._sets[0]._files.clear()
+    with pytest.raises(InputError, match=part.name):
+        list(zip(range(50), batches.stream(Position()), strict=False))
+
+
+def test_corpus__two_teachers_are_refused(make_shards: MakeShards) -> None:
+    roots = [make_shards("a"), make_shards("b", prefix="other", teacher=1)]
+    with pytest.raises(InputError, match=r"synthetic-1.*fingerprints differ.*one teacher"):
+        Corpus(roots, small_recipe())
+
+
+def test_corpus__same_uid_twice_is_refused(make_shards: MakeShards) -> None:
+    with pytest.raises(InputError, match="uid synth/0000 comes twice"):
+        Corpus([make_shards("a"), make_shards("b")], small_recipe())
+
+
+def test_corpus__empty_set_is_refused(tmp_path: Path) -> None:
+    create_or_open(tmp_path / "empty", make_manifest(Synth()))
+    with pytest.raises(InputError, match="empty: no rows"):
+        Corpus([tmp_path / "empty"], small_recipe())
+
+
+def test_corpus__missing_views_or_texts_are_refused_only_where_needed(
+    make_shards: MakeShards,
+) -> None:
+    blind, mute = make_shards("blind", views=0), make_shards("mute", textless=1)
+    with pytest.raises(InputError, match="blind: no image embeddings"):
+        Corpus([blind], small_recipe())
+    with pytest.raises(InputError, match="no row has a text"):
+        Corpus([mute], small_recipe())
+    no_image = (
+        "loss.align.image_weight=0",
+        "loss.distill.intra_image=false",
+        "loss.distill.cross=false",
+    )
+    no_text = tuple(option.replace("image", "text") for option in no_image)
+    batch = next(open_batches(blind, overrides=no_image).epoch(0))
+    assert batch.image is None
+    assert batch.text is not None
+    batch = next(open_batches(mute, overrides=no_text).epoch(0))
+    assert batch.text is None
+    assert not bool(batch.has_text.any())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=500", "fewer than a batch of 500"),
+        ("data.val_fraction=0.0001", "holds out 0 of 96 rows"),
+        ("data.n_points=1000", "256 points in a cloud, the recipe reads 1000"),
+    ],
+)
+def test_corpus__impossible_recipe_is_refused(
+    make_shards: MakeShards, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Corpus([make_shards()], small_recipe(override))
+
+
+def test_corpus__centroids_beyond_the_ordered_points_are_refused(make_shards: MakeShards) -> None:
+    corpus = Corpus([make_shards(n_fps=8)], small_recipe())
+    with pytest.raises(InputError, match=r"8 points are in farthest-point order.*16 centroids"):
+        corpus.require_order(16)
+    corpus.require_order(8)

@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.common import InputError
+from tests.trainer.conftest import SMALL, MakeShards, small_recipe
+from trainer import run as run_module
+from trainer.checkpoint import checkpoints, load_model, load_state
+from trainer.cli import main
+from trainer.data import CloudBatch
+from trainer.loop import Interrupted, Loop
+from trainer.recorder import read_metrics
+from trainer.run import train
+from trainer.task import StepResult
+
+# Everything that has state: BatchNorm, patch dropout, moving average, learned weights.
+STATEFUL = (
+    "model.options.norm=batch",
+    "model.options.patch_dropout=0.5",
+    "ema.enabled=true",
+    "train.steps=14",
+    "train.val_every=5",
+    "train.checkpoint_every=7",
+    "train.keep=10",
+)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested state as one level."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)  # type: ignore[assignment]
+    else:
+        return {prefix: value}
+    return {key: v for name, item in items for key, v in flat(item, f"{prefix}/{name}").items()}
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    left, right = flat(load_state(a)), flat(load_state(b))
+    assert left.keys() == right.keys()
+    assert any(isinstance(value, Tensor) for value in left.values())
+    for key, value in left.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, right[key]), key
+        else:
+            assert value == right[key], key
+
+
+class StopsAtNine(Loop):
+    """As if the user pressed Ctrl-C during step 9."""
+
+    def _step(self, batch: CloudBatch) -> tuple[StepResult, Tensor]:
+        if self.progress.step == 8:
+            signal.raise_signal(signal.SIGINT)
+        return super()._step(batch)
+
+
+@pytest.mark.parametrize("extra", [(), ("data.cache_mib=0", "data.shuffle_groups=1")], ids=str)
+def test_resume__continues_bit_for_bit(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: tuple[str, ...],
+) -> None:
+    root, recipe = make_shards(textless=7), small_recipe(*STATEFUL, *extra)
+    straight = train([root], recipe, tmp_path / "straight", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Loop", StopsAtNine)
+        with pytest.raises(Interrupted):
+            train([root], recipe, tmp_path / "halves", device="cpu")
+    assert load_model(tmp_path / "halves").step == 9
+    torch.manual_seed(12345)  # whatever the process did in between must not matter
+    halves = train([], None, tmp_path / "halves", resume=True, device="cpu")
+    assert halves.step == straight.step == 14
+    assert_same_state(straight.checkpoint, halves.checkpoint)
+    assert load_model(straight.checkpoint).hash == load_model(halves.checkpoint).hash
+    assert halves.validation == straight.validation
+
+    def told(run: Path) -> list[dict[str, Any]]:
+        # Speed differs, and the weights since the last record start anew after a resume.
+        drop = ("samples_per_s",)
+        return [{k: v for k, v in m.items() if k not in drop} for m in read_metrics(run)]
+
+    assert told(tmp_path / "halves") == told(tmp_path / "straight")
+
+
+def test_resume__truncated_newest_checkpoint_falls_back_to_the_one_before(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, recipe = make_shards(), small_recipe(*STATEFUL)
+    straight = train([root], recipe, tmp_path / "straight", device="cpu")
+    broken = train([root], recipe, tmp_path / "broken", device="cpu")
+    file = broken.checkpoint / "state.pt"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    capsys.readouterr()
+    again = train([], None, tmp_path / "broken", resume=True, device="cpu")
+    message = capsys.readouterr().err
+    assert "passed over a damaged checkpoint" in message
+    assert "resuming from step-00000010" in message
+    assert_same_state(straight.checkpoint, again.checkpoint)
+
+
+def test_resume__finished_run_changes_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
+    recipe = small_recipe("train.steps=3")
+    first = train([make_shards()], recipe, tmp_path / "run", device="cpu")
+    before = load_model(first.checkpoint).hash
+    again = train([], recipe, tmp_path / "run", resume=True, device="cpu")
+    assert again.step == 3
+    assert load_model(again.checkpoint).hash == before
+    assert again.validation == first.validation
+
+
+def test_resume__other_recipe_or_other_rows_are_refused(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    train([make_shards()], small_recipe("train.steps=3"), tmp_path / "run", device="cpu")
+    other = small_recipe("train.steps=3", "optim.lr=0.5")
+    with pytest.raises(InputError, match=r"optim\.lr is 0\.5, the run began with 0\.001"):
+        train([], other, tmp_path / "run", resume=True, device="cpu")
+    grown = make_shards("grown", count=120)
+    with pytest.raises(InputError, match="not the rows"):
+        train([grown], None, tmp_path / "run", resume=True, device="cpu")
+    with pytest.raises(InputError, match="no run folder"):
+        train([grown], None, tmp_path / "nothing", resume=True, device="cpu")
+    freed = small_recipe("train.steps=3", "train.log_every=2")
+    assert train([], freed, tmp_path / "run", resume=True, device="cpu").step == 3
+
+
+@pytest.mark.slow
+def test_resume__after_sigkill_equals_a_straight_run(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    root = make_shards()
+    overrides = (*STATEFUL, "train.steps=150")
+    straight = train([root], small_recipe(*overrides), tmp_path / "straight", device="cpu")
+    settings = [word for option in [*SMALL, *overrides] for word in ("--set", option)]
+    command = [sys.executable, "-m", "trainer.cli", "run", "--shards", str(root)]
+    command += ["--out", str(tmp_path / "killed"), "--device", "cpu", *settings]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(checkpoints(tmp_path / "killed")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert load_model(tmp_path / "killed").step < 150
+    again = train([], None, tmp_path / "killed", resume=True, device="cpu")
+    assert_same_state(straight.checkpoint, again.checkpoint)
+
+
+def test_train__learns_shapes_and_the_loss_falls(make_shards: MakeShards, tmp_path: Path) -> None:
+    root = make_shards(count=160, classes=4)
+    recipe = small_recipe("train.epochs=20", "optim.lr=0.003", "train.val_every=100")
+    result = train([root], recipe, tmp_path / "run", device="cpu")
+    metrics = read_metrics(tmp_path / "run")
+    losses = [line["loss"] for line in metrics if line["kind"] == "train"]
+    assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
+    rows = result.validation["rows"]
+    # Within a class the teacher's vectors are noise, so 4 / rows is about the best to reach.
+    for name in ("top1_image", "top1_text"):
+        assert result.validation[name] > 2 / rows
+    relations = [line["intra_image"] for line in metrics if line["kind"] == "train"]
+    assert sum(relations[-20:]) < 0.7 * sum(relations[:20])
+
+
+def test_train__run_folder_is_complete(make_shards: MakeShards, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root, out = make_shards(textless=4), tmp_path / "run"
+    recipe = small_recipe(
+        "train.steps=6", "train.val_every=2", "train.checkpoint_every=3", "train.log_every=3"
+    )
+    result = train([root], recipe, out, device="cpu")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "README.md",
+        "best.json",
+        "checkpoints",
+        "environment.json",
+        "metrics.jsonl",
+        "run.json",
+        "tensorboard",
+    }
+    lines = read_metrics(out)
+    training = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in training] == [3, 6]
+    expected = {"loss", "align_image", "align_text", "intra_image", "intra_text", "cross", "lr"}
+    expected |= {"logit_scale", "samples_per_s", "distill_weight", "weight_cross", "grad_norm"}
+    assert expected <= set(training[0])
+    assert len(training[0]["weight_cross_each_step"]) == 3
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [2, 4, 6]
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert {"train/loss", "val/score", "train/weight_cross"} <= set(board.Tags()["scalars"])
+
+    config = load_model(out).config
+    data = config["data"]
+    assert data["n_rows"] == 96
+    assert data["n_train"] + data["n_val"] == 96
+    assert data["n_with_text"] == 72
+    assert data["shards"][0]["name"] == "shards"
+    assert str(tmp_path) not in json.dumps(config)
+    assert config["samples_seen"] == 96
+    assert config["up_axis"] == "+y"
+    best = json.loads((out / "best.json").read_text())
+    assert best["step"] == result.best_step
+    scores = {line["step"]: line["score"] for line in lines if line["kind"] == "val"}
+    assert best["score"] == max(scores.values())
+    card = (out / "README.md").read_text()
+    for fact in ("synthetic-0", "tiny", "2407.14007", f"{data['n_val']} shapes", "top1_image"):
+        assert fact in card
+    assert set(json.loads((out / "environment.json").read_text())) >= {"versions", "device"}
+
+
+def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="add --resume or choose another folder"):
+        train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
+
+
+def test_train__wrong_shards_leave_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a shard set"):
+        train([tmp_path], small_recipe(), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_train__divergence_is_an_error_and_not_a_checkpoint(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    # The gradient is not looked at between records, but always before a checkpoint.
+    settings = ("train.log_every=50", "train.checkpoint_every=7", "train.val_every=9")
+    recipe = small_recipe(
+        "train.steps=30", "optim.lr=1e30", "optim.clip=0", "optim.warmup=0", *settings
+    )
+    with pytest.raises(InputError, match=r"loss nan|loss inf|gradient norm"):
+        train([make_shards()], recipe, tmp_path / "run", device="cpu")
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_train__no_validation_when_nothing_is_held_out(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    recipe = small_recipe("train.steps=2", "data.val_fraction=0")
+    result = train([make_shards()], recipe, tmp_path / "run", device="cpu")
+    assert result.validation == {}
+    assert result.best_step == 0
+    assert load_model(tmp_path / "run").step == 2
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: object
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process."""
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Done(caught.value.code, *capsys.readouterr())
+
+    return call
+
+
+def test_cli__run_prints_json(cli: Cli, make_shards: MakeShards, tmp_path: Path) -> None:
+    settings = [word for option in [*SMALL, "train.steps=2"] for word in ("--set", option)]
+    out = str(tmp_path / "run")
+    done = cli("run", "--shards", str(make_shards()), "--out", out, "--json", *settings)
+    assert done.code == 0, done.err
+    value = json.loads(done.out)
+    assert value["step"] == 2
+    assert load_model(value["checkpoint"]).step == 2
+
+
+def test_cli__interrupted_run_tells_how_to_go_on(
+    cli: Cli, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [word for option in [*SMALL, "train.steps=12"] for word in ("--set", option)]
+    out, root = str(tmp_path / "run"), str(make_shards())
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Loop", StopsAtNine)
+        done = cli("run", "--shards", root, "--out", out, *settings)
+    assert done.code == 130
+    assert "saved at step 9; add --resume to go on from there" in done.err
+    assert cli("run", "--out", out, "--resume").code == 0
+    assert load_model(out).step == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--out", "{out}"], "--shards: none given"),
+        (["run", "--out", "{out}", "--shards", "{tmp}"], "not a shard set"),
+        (["run", "--out", "{out}", "--recipe", "tny"], "did you mean tiny?"),
+        (["run", "--out", "{out}", "--set", "optim.rl=1"], "did you mean optim.lr?"),
+        (["run", "--out", "{out}", "--device", "tpu"], "--device tpu: unknown"),
+        (["run", "--out", "{tmp}", "--shards", "{tmp}"], "add --resume"),
+        (["export", "{tmp}", "--out", "{out}"], "not a checkpoint"),
+    ],
+    ids=str,
+)
+def test_cli__wrong_option_is_one_line_and_exit_code_2(
+    cli: Cli, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "a.txt").write_text("a")
+    words = [word.format(out=tmp_path / "out", tmp=inputs) for word in arguments]
+    done = cli(*words)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert done.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_cli__lists_backbones_and_recipes(cli: Cli) -> None:
+    backbones = {row["name"]: row for row in json.loads(cli("backbones", "--json").out)}
+    assert backbones["pointbert-32m"]["gflop"] == pytest.approx(28.9, rel=0.01)
+    assert "mrd-pointbert-72m" in json.loads(cli("recipes", "--json").out)
+    assert "loss.distill.tau_teacher_cross" in cli("recipes", "--keys").out
+
+
+def test_import__is_light_and_free_of_ray() -> None:
+    script = (
+        "import sys, time; start = time.perf_counter(); import trainer, trainer.cli; "
+        "print(time.perf_counter() - start); "
+        "heavy = {'ray', 'torch', 'open_clip', 'trimesh', 'numba'} & set(sys.modules); "
+        "import trainer.run, trainer.backbones.pointbert; "
+        "banned = {'ray', 'open_clip', 'trimesh', 'numba'} & set(sys.modules); "
+        "print(sorted(heavy), sorted(banned))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    seconds, modules = done.stdout.strip().splitlines()
+    assert float(seconds) < 3
+    assert modules == "[] []"

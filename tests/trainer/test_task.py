@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
+from trainer.config import Recipe, load_recipe
+from trainer.data import Batches, CloudBatch, validation_batches
+from trainer.index import Corpus
+from trainer.optim import build_optimizer, learning_rate, ramp
+from trainer.task import DistillTask, choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(make_shards: MakeShards) -> Path:
+    return make_shards(textless=6)
+
+
+def first_batch(root: Path, recipe: Recipe) -> CloudBatch:
+    return next(Batches(Corpus([root], recipe), 0).epoch(0))
+
+
+def gradients(root: Path, *overrides: str) -> tuple[dict[str, Tensor], float]:
+    recipe = small_recipe(*overrides)
+    task = DistillTask(recipe, WIDTH, CPU)
+    result = task.backward(first_batch(root, recipe), 3, 100)
+    named = task.trainable.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}, float(result.loss)
+
+
+@pytest.mark.parametrize(
+    "weighting", ["mixture", "uncertainty", "fixed"], ids=lambda name: str(name)
+)
+def test_optimizer__has_every_parameter_exactly_once(weighting: str) -> None:
+    task = DistillTask(small_recipe(f"loss.distill.weighting={weighting}"), WIDTH, CPU)
+    optimizer = build_optimizer(task.trainable, task.recipe.optim)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in task.trainable.parameters())
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert (group["weight_decay"] > 0) == (parameter.ndim >= 2)
+
+
+def test_optimizer__leaves_out_what_is_frozen() -> None:
+    task = DistillTask(small_recipe("loss.align.learn_scale=false"), WIDTH, CPU)
+    optimizer = build_optimizer(task.trainable, task.recipe.optim)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert id(task.align.log_scale) not in held
+
+
+def test_backward__reaches_every_parameter(root: Path) -> None:
+    found, _ = gradients(root)
+    task = DistillTask(small_recipe(), WIDTH, CPU)
+    assert set(found) == {name for name, _ in task.trainable.named_parameters()}
+    for name, gradient in found.items():
+        assert bool(gradient.isfinite().all()), name
+        assert float(gradient.abs().max()) > 0, name
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_backward__micro_batches_give_the_gradients_of_the_whole(
+    root: Path, size: int, dropout: float
+) -> None:
+    option = f"model.options.patch_dropout={dropout}"
+    if dropout:
+        # The draws of dropped patches depend on the micro-batch: compare two of the same sizes,
+        # one of them with the loss of both halves computed in one graph.
+        whole, loss = gradients_in_parts(root, size, option)
+    else:
+        whole, loss = gradients(root, option)
+    parts, again = gradients(root, option, f"train.micro_batch={size}")
+    assert again == pytest.approx(loss, rel=1e-5)
+    for name, expected in whole.items():
+        torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def gradients_in_parts(root: Path, size: int, option: str) -> tuple[dict[str, Tensor], float]:
+    recipe = small_recipe(option)
+    task = DistillTask(recipe, WIDTH, CPU)
+    clouds = first_batch(root, recipe).to(CPU)
+    generator = torch.Generator().manual_seed(recipe.train.seed * 1_000_003 + 3)
+    task.trainable.train()
+    xyz, rgb = task.augment(clouds.xyz, clouds.rgb, generator)
+    pairs = zip(torch.split(xyz, size), torch.split(rgb, size), strict=True)
+    features = torch.cat([task.encode(a, b) for a, b in pairs])
+    result = task.loss(features, clouds, 3, 100)
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    named = task.trainable.named_parameters()
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return found, float(result.loss.detach())
+
+
+def test_backward__micro_batches_enter_batchnorm_statistics_once_each(root: Path) -> None:
+    counts = []
+    for size in (0, 8):  # of a batch of 16
+        recipe = small_recipe("model.options.norm=batch", f"train.micro_batch={size}")
+        task = DistillTask(recipe, WIDTH, CPU)
+        task.backward(first_batch(root, recipe), 0, 10)
+        counts.append(int(task.student.get_buffer("local.norms.0.num_batches_tracked")))
+    assert counts == [1, 2]
+
+
+def test_loss__align_only_has_no_distillation(root: Path) -> None:
+    recipe = small_recipe("loss.distill.enabled=false")
+    task = DistillTask(recipe, WIDTH, CPU)
+    result = task.backward(first_batch(root, recipe), 0, 10)
+    assert task.distill is None
+    assert set(result.terms) == {"align_image", "align_text", "logit_scale"}
+    assert result.every_step == {}
+    total = result.terms["align_image"] + result.terms["align_text"]
+    assert float(result.loss) == pytest.approx(float(total))
+
+
+@pytest.mark.parametrize(
+    "override", ["loss.distill.weight=3.0", "loss.distill.warmup=1.0", "loss.distill.enabled=false"]
+)
+def test_loss__weight_and_warmup_change_the_value(root: Path, override: str) -> None:
+    base, changed = (gradients(root, *extra)[1] for extra in ((), (override,)))
+    assert changed != pytest.approx(base, rel=1e-4)
+
+
+def test_ema__follows_the_weights_and_ends_up_in_the_checkpoint(root: Path) -> None:
+    recipe = small_recipe("ema.enabled=true", "ema.decay=0.5")
+    task = DistillTask(recipe, WIDTH, CPU)
+    assert task.ema is not None
+    weight = task.student.get_parameter("project.weight")
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    task.after_step(0)  # decay (1 + 0) / (10 + 0)
+    average = task.ema.module.state_dict()["project.weight"]
+    torch.testing.assert_close(average, start + 0.9)
+    task.after_step(1000)  # decay .5
+    torch.testing.assert_close(average, start + 0.95)
+    assert task.final is task.ema.module
+    assert all(not p.requires_grad for p in task.final.parameters())
+
+
+def test_validate__does_not_augment_and_does_not_change_the_student(root: Path) -> None:
+    recipe = small_recipe("model.options.norm=batch")
+    task = DistillTask(recipe, WIDTH, CPU)
+    corpus = Corpus([root], recipe)
+    before = {name: value.clone() for name, value in task.student.state_dict().items()}
+    first = task.validate(validation_batches(corpus))
+    assert first == task.validate(validation_batches(corpus))
+    assert {"align", "top1_image", "top1_text", "score"} <= set(first)
+    for name, value in task.student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_precision__is_told_with_its_reason() -> None:
+    assert choose_precision("auto", CPU)[0] == torch.float32
+    assert choose_precision("bf16", CPU) == (
+        torch.bfloat16,
+        "bf16: asked for by train.precision",
+    )
+
+
+def test_backward__bf16_gives_finite_float32_gradients(root: Path) -> None:
+    found, loss = gradients(root, "train.precision=bf16")
+    reference = gradients(root)[1]
+    assert loss == pytest.approx(reference, rel=0.05)
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+
+
+def test_learning_rate__warms_up_then_falls_to_the_minimum() -> None:
+    config = load_recipe("tiny", ["optim.lr=1.0", "optim.min_lr=0.1", "optim.warmup=0.1"]).optim
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.55)
+
+
+def test_ramp__is_full_after_its_share() -> None:
+    assert ramp(0.0, 0, 100) == 1.0
+    values = [ramp(0.2, step, 100) for step in range(30)]
+    assert values == sorted(values)
+    assert 0 < values[0] < 0.1
+    assert values[19] < 1.0
+    assert values[20] == 1.0

@@ -1,0 +1,233 @@
+"""One save and one load: a checkpoint is a directory that appears complete or not at all.
+
+    config.json        what was trained on what: recipe, backbone, teacher, data, step, versions,
+                       and the SHA-256 of the other files
+    model.safetensors  weights of the student (the moving average when there is one)
+    state.pt           optimiser, task, random numbers, data position; absent when exported
+
+A run folder holds them under ``checkpoints/step-XXXXXXXX``. One whose files do not match the
+hashes in its config.json is damaged: it is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.common import InputError, atomic_path, file_hash, versions
+from pipeline.shards import TeacherInfo
+from trainer.backbones import build_backbone
+
+if TYPE_CHECKING:
+    from trainer.backbones import Backbone
+
+FORMAT = "mrd3d-checkpoint"
+VERSION = 1
+CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained encoder and what it was trained on."""
+
+    backbone: Backbone  # in eval mode, without gradients
+    config: dict[str, Any]  # config.json
+    teacher: TeacherInfo
+    n_points: int  # leading points of a cloud that it was trained on
+    step: int
+    path: Path
+    hash: str  # SHA-256 of model.safetensors
+
+    @property
+    def neutral_rgb(self) -> int:
+        """Colour (0-255) of the points of clouds without colour."""
+        return int(self.config["neutral_rgb"])
+
+
+def save(
+    path: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint directory atomically; an existing one is replaced.
+
+    ``config`` gets format, version, file hashes and library versions added.
+    """
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(tensors, folder / WEIGHTS)
+        names = [WEIGHTS]
+        if state is not None:
+            torch.save(dict(state), folder / STATE)
+            names.append(STATE)
+        full = {
+            "format": FORMAT,
+            "version": VERSION,
+            **config,
+            "versions": versions("mrd3d", "torch", "numpy", "safetensors", "pyarrow"),
+            "files": {name: file_hash(folder / name) for name in names},
+        }
+        (folder / CONFIG).write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory.
+
+    Raises ``InputError`` when there is none, or one that is foreign, damaged or newer.
+    """
+    file = path / CONFIG
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no {CONFIG}, so this is not a checkpoint; "
+            "give a run folder or one of its checkpoints"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: damaged ({error}); use another checkpoint") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f"{file}: not of a checkpoint; give a run folder or a checkpoint")
+    if not isinstance(value.get("version"), int) or value["version"] > VERSION:
+        raise InputError(
+            f"{file}: checkpoint version {value.get('version')} is newer than {VERSION}, "
+            "the newest that this installation reads; upgrade mrd3d"
+        )
+    return value
+
+
+def damage(path: Path) -> str | None:
+    """Why a checkpoint directory cannot be used, or None when it is whole."""
+    try:
+        config = read_config(path)
+    except InputError as error:
+        return str(error)
+    files = config.get("files")
+    if not isinstance(files, dict) or WEIGHTS not in files:
+        return f"{path / CONFIG}: lists no files"
+    for name, expected in files.items():
+        if not (path / name).is_file():
+            return f"{path / name}: missing"
+        if file_hash(path / name) != expected:
+            return f"{path / name}: truncated or changed (hash differs from {CONFIG})"
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoint directories of a run folder, oldest first, damaged ones included."""
+    return sorted(path for path in (run / FOLDER).glob("step-*") if path.is_dir())
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """Newest whole checkpoint of a run folder and the damage of newer ones that it passed."""
+    passed: list[str] = []
+    for path in reversed(checkpoints(run)):
+        reason = damage(path)
+        if reason is None:
+            return path, passed
+        passed.append(reason)
+    return None, passed
+
+
+def best(run: Path) -> Path | None:
+    """Best checkpoint of a run by validation, where one is noted and whole."""
+    try:
+        step = json.loads((run / "best.json").read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return None
+    path = checkpoint_path(run, int(step))
+    return path if damage(path) is None else None
+
+
+def resolve(path: str | Path) -> Path:
+    """Directory of a whole checkpoint for a checkpoint directory or a run folder.
+
+    Raises ``InputError`` when there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; give a run folder or a checkpoint")
+    if (path / FOLDER).is_dir():
+        found, passed = newest(path)
+        if found is None:
+            detail = f" ({passed[0]})" if passed else ""
+            raise InputError(f"{path}: no whole checkpoint in it{detail}; train it first")
+        return found
+    read_config(path)
+    reason = damage(path)
+    if reason:
+        raise InputError(f"{reason}; use another checkpoint or export it again")
+    return path
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Encoder of a checkpoint directory, or of the newest checkpoint of a run folder.
+
+    Raises ``InputError`` for anything that is not a whole checkpoint of this or an older version.
+    """
+    folder = resolve(path)
+    config = read_config(folder)
+    try:
+        teacher = TeacherInfo(**config["teacher"])
+        spec = config["backbone"]
+        backbone = build_backbone(spec["name"], teacher.width, spec["options"])
+        n_points, step = int(config["n_points"]), int(config["step"])
+        backbone.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{folder}: its config and its weights do not fit this installation ({first}); "
+            "use the version of mrd3d that wrote it"
+        ) from error
+    backbone.to(device).eval().requires_grad_(False)
+    return LoadedModel(backbone, config, teacher, n_points, step, folder, config["files"][WEIGHTS])
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """``state.pt`` of a checkpoint. Raises ``InputError`` for an exported one."""
+    if not (path / STATE).is_file():
+        raise InputError(f"{path}: an exported checkpoint has no state; resume from a run folder")
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def export(path: str | Path, out: Path) -> Path:
+    """Copy a checkpoint without its state to ``out`` and return the checkpoint it came from.
+
+    A run folder gives its best checkpoint by validation, else its newest. Raises ``InputError``
+    when ``out`` exists.
+    """
+    if out.exists():
+        raise InputError(f"--out {out}: exists already; choose another folder or remove it")
+    source = best(Path(path)) or resolve(path)
+    config = read_config(source)
+    config["files"] = {WEIGHTS: config["files"][WEIGHTS]}
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    return source
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the best."""
+    spared = best(run)
+    for path in checkpoints(run)[:-keep]:
+        if path != spared:
+            shutil.rmtree(path)

@@ -1,0 +1,147 @@
+"""Relations within and between modalities, and how far two of them are apart.
+
+The heart of multi-modal relation distillation (MRD, arXiv 2407.14007). No code of the paper was
+released: this is an implementation after the abstract and public summaries.
+
+Let u = f / |f| be normalised features of a batch. A *relation* is a table over pairs (i, j):
+row i says how object i of one modality stands to every object j of the same (intra-modal, psi)
+or another modality (cross-modal, phi). Three representations:
+
+- ``normalised_similarity``: R_ij = softmax_j(<u_i, v_j> / tau), kept as log-probabilities;
+- ``similarity``: R_ij = <u_i, v_j>, in [-1, 1];
+- ``distance``: R_ij = |u_i - v_j| / mean over pairs, as in relational knowledge distillation.
+
+Six discrepancies between a teacher's relation p and a student's q, each a mean over rows:
+
+- ``jeffreys``:   sum_j (p_j - q_j)(log p_j - log q_j) = KL(p|q) + KL(q|p)
+- ``kl``:         KL(p|q) = sum_j p_j (log p_j - log q_j)
+- ``reverse_kl``: KL(q|p) = sum_j q_j (log q_j - log p_j)
+- ``l1``, ``l2``, ``huber``: mean over pairs of |p - q|, (p - q)^2, Huber(p - q); for
+  ``normalised_similarity`` of the probabilities.
+
+With student logits a, q = softmax(a), the gradient of Jeffreys in a is
+(q - p) + q * (log(q / p) - KL(q|p)).
+
+All arithmetic is at least float32. Pairs outside the mask take no part: they are left out of the
+softmax by -inf, not multiplied by 0. Shape suffixes: B rows (local), G columns (all of the
+gathered batch; G = B on one device), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.config import Discrepancy, Representation
+
+
+def widen(values: Tensor) -> Tensor:
+    """At least float32: half-precision features are widened before any loss arithmetic."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def unit(features_BD: Tensor) -> Tensor:
+    """Rows of length 1, in at least float32; a zero row stays zero."""
+    return F.normalize(widen(features_BD), dim=-1)
+
+
+def centred(features_BD: Tensor, mean_D: Tensor) -> Tensor:
+    """Rows minus a mean, of length 1 again."""
+    return F.normalize(features_BD - mean_D, dim=-1)
+
+
+def pair_mask(
+    rows_B: Tensor, columns_G: Tensor, *, without_diagonal: bool, offset: int = 0
+) -> Tensor:
+    """(B, G) bool: pairs whose row and column are both valid.
+
+    ``offset`` is the place of row 0 among the columns; ``without_diagonal`` leaves out each
+    object's relation to itself.
+    """
+    mask_BG = rows_B[:, None] & columns_G[None, :]
+    if without_diagonal:
+        own_B = torch.arange(len(rows_B), device=mask_BG.device) + offset
+        mask_BG[torch.arange(len(rows_B), device=mask_BG.device), own_B] = False
+    return mask_BG
+
+
+def relation(
+    rows_BD: Tensor,
+    columns_GD: Tensor,
+    mask_BG: Tensor,
+    representation: Representation = "normalised_similarity",
+    tau: float = 0.1,
+) -> Tensor:
+    """(B, G) relation of unit rows to unit columns; 0 outside the mask.
+
+    ``normalised_similarity`` gives log-probabilities, which sum to one as probabilities over the
+    masked columns of a row. ``tau`` is read by that representation only.
+    """
+    if representation == "distance":
+        return _distance(rows_BD, columns_GD, mask_BG)
+    similarity_BG = rows_BD @ columns_GD.T
+    if representation == "similarity":
+        return similarity_BG.masked_fill(~mask_BG, 0.0)
+    # A row without any valid column would be all -inf and its gradient NaN: it keeps all of its
+    # columns here and is cleared below.
+    usable_BG = mask_BG | ~mask_BG.any(dim=1, keepdim=True)
+    logits_BG = (similarity_BG / tau).masked_fill(~usable_BG, -torch.inf)
+    return logits_BG.log_softmax(dim=1).masked_fill(~mask_BG, 0.0)
+
+
+def _distance(rows_BD: Tensor, columns_GD: Tensor, mask_BG: Tensor) -> Tensor:
+    squared_BG = (
+        rows_BD.square().sum(-1, keepdim=True)
+        + columns_GD.square().sum(-1)
+        - 2 * rows_BD @ columns_GD.T
+    )
+    # The root has an infinite slope at 0: equal features and masked pairs get no gradient.
+    positive_BG = mask_BG & (squared_BG > 1e-12)
+    distance_BG = torch.where(positive_BG, squared_BG, 1.0).sqrt()
+    distance_BG = torch.where(positive_BG, distance_BG, 0.0)
+    mean = distance_BG.sum() / mask_BG.sum().clamp(min=1)
+    return distance_BG / mean.clamp(min=1e-12)
+
+
+def discrepancy(
+    teacher_BG: Tensor,
+    student_BG: Tensor,
+    mask_BG: Tensor,
+    kind: Discrepancy = "jeffreys",
+    *,
+    log_probabilities: bool = True,
+    huber_delta: float = 1.0,
+) -> Tensor:
+    """How far the student's relation is from the teacher's: a non-negative scalar.
+
+    Both come from ``relation`` with the same mask; ``log_probabilities`` says that they are of
+    ``normalised_similarity``. Divergences are means over the rows with a valid pair, the others
+    means over the valid pairs. 0 when nothing is valid. Raises ``ValueError`` for a divergence
+    of relations that are not log-probabilities.
+    """
+    if kind in ("jeffreys", "kl", "reverse_kl"):
+        if not log_probabilities:
+            raise ValueError(f"{kind} compares log-probabilities")
+        return _divergence(teacher_BG, student_BG, mask_BG, kind)
+    if log_probabilities:
+        teacher_BG, student_BG = teacher_BG.exp(), student_BG.exp()
+    # Outside the mask both are equal (0, or 1 after exp): they add nothing.
+    if kind == "l1":
+        error_BG = (student_BG - teacher_BG).abs()
+    elif kind == "l2":
+        error_BG = (student_BG - teacher_BG).square()
+    else:
+        error_BG = F.huber_loss(student_BG, teacher_BG, reduction="none", delta=huber_delta)
+    return error_BG.sum() / mask_BG.sum().clamp(min=1)
+
+
+def _divergence(teacher_BG: Tensor, student_BG: Tensor, mask_BG: Tensor, kind: str) -> Tensor:
+    log_ratio_BG = teacher_BG - student_BG  # 0 outside the mask
+    if kind == "jeffreys":
+        terms_BG = (teacher_BG.exp() - student_BG.exp()) * log_ratio_BG
+    elif kind == "kl":
+        terms_BG = teacher_BG.exp() * log_ratio_BG
+    else:
+        terms_BG = -student_BG.exp() * log_ratio_BG
+    return terms_BG.sum() / mask_BG.any(dim=1).sum().clamp(min=1)

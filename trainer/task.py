@@ -1,0 +1,275 @@
+"""What is learned: student, loss and moving average, behind a surface that the loop knows.
+
+The loop asks a task to take one training step's gradients, tells it when the optimiser has
+stepped, and asks for a validation; it knows nothing of clouds or losses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.augment import Augment
+from trainer.backbones import Backbone, build_backbone
+from trainer.config import EmaConfig, Recipe
+from trainer.data import CloudBatch, DeviceBatch
+from trainer.losses import AlignLoss, DistillLoss, Features
+from trainer.optim import ramp
+from trainer.validate import validate
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step tells. Values stay on the device until somebody logs them."""
+
+    loss: Tensor
+    terms: dict[str, Tensor | float]  # logged now and then
+    every_step: dict[str, Tensor]  # kept for each step
+
+
+def choose_precision(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Compute type of the student and the reason, for the log. Losses are always float32."""
+    if setting == "bf16":
+        return torch.bfloat16, "bf16: asked for by train.precision"
+    if setting == "fp32":
+        return torch.float32, "fp32: asked for by train.precision"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "bf16: the GPU computes it natively"
+    return torch.float32, f"fp32: no native bf16 is assumed on {device.type}"
+
+
+class Ema:
+    """Moving average of a module's parameters; buffers are copied."""
+
+    def __init__(self, module: nn.Module, config: EmaConfig) -> None:
+        self.config = config
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after optimiser step ``step`` (from 0).
+
+        The first steps use a smaller decay, so that the random start is soon forgotten.
+        """
+        decay = min(self.config.decay, (1 + step) / (10 + step))
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, other in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(other)
+
+
+class DistillTask:
+    """The student of a recipe with alignment and relation distillation."""
+
+    def __init__(self, recipe: Recipe, width: int, device: torch.device) -> None:
+        """``width`` is the teacher's. The initial weights follow ``train.seed``."""
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.train.seed)
+        backbone = build_backbone(recipe.model.backbone, width, recipe.model.options)
+        self.modules = nn.ModuleDict({"student": backbone, "align": AlignLoss(recipe.loss.align)})
+        if recipe.loss.distill.enabled:
+            self.modules["distill"] = DistillLoss(recipe.loss.distill)
+        self.modules.to(device)
+        self.ema = Ema(self.student, recipe.ema) if recipe.ema.enabled else None
+        self.augment = Augment(recipe.augment)
+        self.dtype, self.dtype_reason = choose_precision(recipe.train.precision, device)
+        self._encode: Any = torch.compile(self.student) if recipe.train.compile else self.student
+
+    @property
+    def student(self) -> Backbone:
+        """The encoder under training."""
+        student = self.modules["student"]
+        assert isinstance(student, Backbone)
+        return student
+
+    @property
+    def align(self) -> AlignLoss:
+        """The alignment loss."""
+        align = self.modules["align"]
+        assert isinstance(align, AlignLoss)
+        return align
+
+    @property
+    def distill(self) -> DistillLoss | None:
+        """The distillation loss, None when it is off."""
+        if "distill" not in self.modules:
+            return None
+        distill = self.modules["distill"]
+        assert isinstance(distill, DistillLoss)
+        return distill
+
+    @property
+    def trainable(self) -> nn.Module:
+        """Module whose parameters the optimiser gets."""
+        return self.modules
+
+    @property
+    def final(self) -> nn.Module:
+        """The encoder to validate and to keep: the moving average when there is one."""
+        return self.ema.module if self.ema else self.student
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def encode(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> Tensor:
+        """(B, D) float32 features of the student under training."""
+        with self._autocast():
+            features: Tensor = self._encode(xyz_BN3, rgb_BN3)
+        return features.float()
+
+    def backward(self, batch: CloudBatch, step: int, total: int) -> StepResult:
+        """Put the gradients of one step into ``.grad``.
+
+        Augmentation draws from a generator seeded by (seed, step): a step is the same whether or
+        not the run was resumed before it.
+        """
+        self.modules.train()
+        clouds = batch.to(self.device)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.recipe.train.seed * 1_000_003 + step)
+        xyz_BN3, rgb_BN3 = self.augment(clouds.xyz, clouds.rgb, generator)
+        size = self.recipe.train.micro_batch
+        if 0 < size < len(clouds):
+            return self._backward_cached(clouds, xyz_BN3, rgb_BN3, size, step, total)
+        features = self.encode(xyz_BN3, rgb_BN3)
+        result = self.loss(features, clouds, step, total)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        return self._told(result)
+
+    def _backward_cached(
+        self,
+        clouds: DeviceBatch,
+        xyz_BN3: Tensor,
+        rgb_BN3: Tensor,
+        size: int,
+        step: int,
+        total: int,
+    ) -> StepResult:
+        """The same gradients with ``size`` rows in the backbone at a time.
+
+        Features are computed without a graph, the loss of the whole batch gives their gradients,
+        and a second pass carries these into the weights (GradCache, arXiv 2101.06983). Equal to
+        one pass but for BatchNorm, whose statistics are those of a micro-batch.
+        """
+        parts = list(zip(torch.split(xyz_BN3, size), torch.split(rgb_BN3, size), strict=True))
+        states = []
+        with torch.no_grad(), _frozen_statistics(self.student):
+            cached = []
+            for xyz, rgb in parts:
+                states.append(_rng_state(self.device))
+                cached.append(self.encode(xyz, rgb))
+        features = torch.cat(cached).requires_grad_(True)
+        result = self.loss(features, clouds, step, total)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        assert features.grad is not None
+        for (xyz, rgb), gradient, state in zip(
+            parts, torch.split(features.grad, size), states, strict=True
+        ):
+            _set_rng_state(self.device, state)  # the second pass drops the same patches
+            self.encode(xyz, rgb).backward(gradient)  # type: ignore[no-untyped-call]
+        return self._told(result)
+
+    def loss(self, features_BD: Tensor, batch: DeviceBatch, step: int, total: int) -> StepResult:
+        """Objective of a batch whose 3D features are given."""
+        features = Features(features_BD, batch.image, batch.text, batch.has_text)
+        loss, named = self.align(features)
+        terms: dict[str, Tensor | float] = {**named}
+        every_step: dict[str, Tensor] = {}
+        distill = self.distill
+        if distill is not None:
+            config = self.recipe.loss.distill
+            weight = config.weight * ramp(config.warmup, step, total)
+            extra, named = distill(features)
+            loss = loss + weight * extra
+            terms |= {**named, "distill": extra, "distill_weight": weight}
+            weights = distill.weighting.weights().detach().clone()
+            every_step = {
+                f"weight_{name}": weights[place]
+                for place, name in enumerate(distill.weighting.names)
+            }
+        terms["logit_scale"] = self.align.scale
+        return StepResult(loss, terms, every_step)
+
+    @staticmethod
+    def _told(result: StepResult) -> StepResult:
+        """The same values without the graph, which would else be kept until they are logged."""
+        terms = {
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in result.terms.items()
+        }
+        return StepResult(result.loss.detach(), terms, result.every_step)
+
+    def after_step(self, step: int) -> None:
+        """Called when the optimiser has taken step ``step`` (from 0)."""
+        self.align.clamp()
+        if self.ema:
+            self.ema.update(self.student, step)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[CloudBatch]) -> dict[str, float]:
+        """Metrics of held-out batches (see ``trainer.validate``)."""
+        encoder = self.final.eval()
+        points, images, texts, has_text = [], [], [], []
+        for batch in batches:
+            clouds = batch.to(self.device)
+            with self._autocast():
+                points.append(encoder(clouds.xyz, clouds.rgb).float())
+            images.append(clouds.image)
+            texts.append(clouds.text)
+            has_text.append(clouds.has_text)
+        if not points:
+            return {}
+        features = Features(torch.cat(points), _joined(images), _joined(texts), torch.cat(has_text))
+        return validate(features, self.align, self.recipe.data.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs of the task."""
+        ema = self.ema.module.state_dict() if self.ema else None
+        return {"modules": self.modules.state_dict(), "ema": ema}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.modules.load_state_dict(state["modules"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_rng_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm from counting a pass in its running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    try:
+        yield
+    finally:
+        for norm, flag, (mean, variance) in zip(norms, tracked, kept, strict=True):
+            norm.track_running_stats, norm.running_mean, norm.running_var = flag, mean, variance
