@@ -185,7 +185,7 @@ def _graph(
     chunks = -(-total // options.chunk)
     write: Any = _write_stage  # Ray's own types of a batch function leave no room for Arrow tables
     return (
-        ray.data.range(chunks, override_num_blocks=chunks)
+        ray.data.from_arrow([pa.table({"id": [index]}) for index in range(chunks)])
         .map_batches(
             _RenderStage,
             fn_constructor_args=(options.objects, spool, options.timeout_s),
@@ -260,7 +260,10 @@ class _EncodeStage:
         from pipeline.teacher import load_matching
 
         torch.set_num_threads(threads)
-        teacher = load_matching(manifest.teacher, spec, device, fixed_batch=True)
+        batch_size = 256 if device == "cuda" else 32
+        teacher = load_matching(
+            manifest.teacher, spec, device, batch_size=batch_size, fixed_batch=True
+        )
         self._encoder = Encoder(teacher, manifest.templates)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -398,8 +401,9 @@ def _ray(options: EmbedOptions) -> Iterator[int]:
     """Join the cluster at ``address``, or start a local Ray and stop it afterwards."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
+    import ray.data  # sets its own loggers up when it is imported
 
     for name in ("ray", "ray.data", "ray.util"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -407,8 +411,8 @@ def _ray(options: EmbedOptions) -> Iterator[int]:
         yield max(1, _resource("CPU"))
         return
     local: dict[str, Any] = {
-        # One more than the render workers hold for good: reading and writing tasks need a slot,
-        # and without one the graph would wait for ever.
+        # One more than the render workers hold for good: the tasks between them need a slot, and
+        # without one the graph would wait for ever.
         "num_cpus": (options.workers or os.cpu_count() or 1) + 1,
         "object_store_memory": options.object_store_bytes,
         "include_dashboard": False,

@@ -1,18 +1,20 @@
 """Train the `demo` teacher: a small CLIP that knows the procedural world and nothing else.
 
-    python -m pipeline.teachers.train_demo --out pipeline/teachers/demo
+    python -m pipeline.teachers.train_demo --out stage1 --framing crop --objects 14000 --steps 2000
+    python -m pipeline.teachers.train_demo --out pipeline/teachers/demo --init stage1 \
+        --framing whole --objects 24000 --steps 1000 --lr 8e-4
 
 Renders procedural objects of seeds that no other part of the project uses, trains image and text
 tower with a contrastive loss on (view, caption) pairs, measures zero-shot accuracy on unseen
 objects from one view through the same path that users take (224 px render, resize, encode), and
-writes weights (float16 safetensors) and ``metrics.json``.
+writes weights (float16 safetensors) and ``metrics.json``. The shipped weights come from the two
+commands above: first random crops, in which objects are larger than in a whole frame, then whole
+frames, as the teacher will see them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +27,7 @@ import open_clip
 import torch
 import typer
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pipeline.cameras import ring
@@ -75,17 +77,36 @@ def render_set(
 
 
 def batches(
-    images: torch.Tensor, batch: int, crop: int, generator: torch.Generator
+    images: torch.Tensor, batch: int, size: int, framing: str, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled (object indices, augmented views (batch, 3, crop, crop) in [-1, 1])."""
+    """Shuffled (object indices, augmented views (batch, 3, size, size) in [-1, 1]).
+
+    ``framing`` is ``crop`` (random windows) or ``whole`` (the frame scaled down by a little more
+    or less than needed, shifted, on the white of the background).
+    """
     order = torch.randperm(len(images), generator=generator)
-    slack = images.shape[2] - crop
+    slack = images.shape[2] - size
     for start in range(0, len(order) - batch + 1, batch):
         index = order[start : start + batch]
         view = torch.randint(images.shape[1], (batch,), generator=generator)
-        x, y = torch.randint(slack + 1, (2,), generator=generator).tolist()
-        pixels = images[index, view, y : y + crop, x : x + crop].permute(0, 3, 1, 2)
-        yield index, pixels.float() / 127.5 - 1
+        if framing == "crop":
+            x, y = torch.randint(slack + 1, (2,), generator=generator).tolist()
+            pixels = images[index, view, y : y + size, x : x + size].permute(0, 3, 1, 2).float()
+        else:
+            side = int(torch.randint(size - 8, size + 5, (1,), generator=generator))
+            room = abs(size - side)
+            x, y = torch.randint(room + 1, (2,), generator=generator).tolist()
+            scaled = F.interpolate(
+                images[index, view].permute(0, 3, 1, 2).contiguous(),
+                size=(side, side),
+                mode="bicubic",
+                antialias=True,
+            ).float()
+            if side >= size:
+                pixels = scaled[..., y : y + size, x : x + size]
+            else:
+                pixels = F.pad(scaled, (x, room - x, y, room - y), value=255.0)
+        yield index, pixels / 127.5 - 1
 
 
 def contrastive(
@@ -131,6 +152,8 @@ def main(
     workers: Annotated[int, typer.Option(help="Render processes.")] = 2,
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and crops.")] = 0,
+    framing: Annotated[str, typer.Option(help="crop or whole: see `batches`.")] = "whole",
+    init: Annotated[Path | None, typer.Option(help="Folder with weights to start from.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Keep the rendered set here.")] = None,
 ) -> None:
     """Render, train, measure, write."""
@@ -147,6 +170,8 @@ def main(
             torch.save((images, labels, captions), cache)
 
     model: Any = open_clip.CLIP(**config["model_cfg"])
+    if init:
+        model.load_state_dict(load_file(init / "open_clip_model.safetensors"))
     text_cfg = config["model_cfg"]["text_cfg"]
     tokenizer = open_clip.SimpleTokenizer(
         bpe_path=shortened_bpe(text_cfg["vocab_size"] - 514),
@@ -161,13 +186,13 @@ def main(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=steps, pct_start=0.08, anneal_strategy="cos"
     )
-    crop = config["model_cfg"]["vision_cfg"]["image_size"]
+    size = config["model_cfg"]["vision_cfg"]["image_size"]
     rng = np.random.default_rng(seed)
     model.train()
     step = 0
     with ProgressBar("train", steps, "steps") as bar:
         while step < steps:
-            for index, pixels in batches(images, batch, crop, generator):
+            for index, pixels in batches(images, batch, size, framing, generator):
                 classes = labels[index]
                 bare = torch.from_numpy(rng.random(len(index)) < 0.4)
                 texts = [
@@ -192,11 +217,9 @@ def main(
                 if step == steps:
                     break
     model.eval()
-    folder = Path(tempfile.mkdtemp())
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     with atomic_path(out / "open_clip_model.safetensors") as temporary:
         save_file({k: v.contiguous().clone() for k, v in state.items()}, temporary)
-    shutil.rmtree(folder)
     if out != DEMO_DIR:
         write_json(out / "open_clip_config.json", config)
     note("measure on unseen objects, rendered at 224 px")
@@ -214,6 +237,8 @@ def main(
                 "batch": batch,
                 "seed": seed,
                 "dataset_seed": TRAIN_SEED,
+                "framing": framing,
+                "started_from": init.name if init else None,
             },
             "measured_on": {"dataset_seed": TEST_SEED, "image_size": 224},
             "minutes": round((time.time() - begun) / 60, 1),

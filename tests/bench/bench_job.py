@@ -32,7 +32,7 @@ def options(out: Path, count: int, image_size: int, views: int) -> EmbedOptions:
 def plain_loop(work: EmbedOptions) -> tuple[float, dict[str, float]]:
     """Seconds of the stages in one process, one after another, and their split."""
     torch.set_num_threads(1)
-    teacher = load_teacher(work.teacher, fixed_batch=True)
+    teacher = load_teacher(work.teacher, batch_size=32, fixed_batch=True)
     manifest = create_or_open(work.out, build_manifest(work, teacher.info))
     encoder = Encoder(teacher, work.templates)
     records = list(work.objects.dataset.records())
