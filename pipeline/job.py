@@ -229,8 +229,8 @@ def _resource(kind: str) -> int:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    listed = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    return Record(**listed)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Record(**values)
 
 
 class _RenderStage:

@@ -22,7 +22,7 @@ def attributes(
 ) -> dict[str, Value]:
     """What can be said of an object: field name -> word, count or presence; colours, material."""
     found: dict[str, Value] = {"color": color, "material": material}
-    if shape.second_part:
+    if shape.second_part and (not shape.second_needs or values[shape.second_needs]):
         found["second_color"] = second_color
     for field in shape.fields:
         said = field.attribute(values[field.name])

@@ -206,7 +206,7 @@ def main(
                     text = model.encode_text(tokenizer(texts))
                 loss = contrastive(image.float(), text.float(), positive, model.logit_scale.exp())
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()

@@ -66,9 +66,7 @@ def record(key: str) -> Record:
 
 @pytest.fixture(scope="module")
 def settings() -> ObjectSettings:
-    return ObjectSettings(
-        Trouble(), ring(2), RenderConfig(image_size=32), n_points=256, n_fps=64
-    )
+    return ObjectSettings(Trouble(), ring(2), RenderConfig(image_size=32), n_points=256, n_fps=64)
 
 
 def test_process__good_object_has_views_points_and_texts(settings: ObjectSettings) -> None:
@@ -98,7 +96,11 @@ def test_process__same_object_twice_is_the_same_to_the_byte(settings: ObjectSett
 
 @pytest.mark.parametrize(
     ("key", "stage", "error"),
-    [("mesh", "load", "no_faces"), ("bug", "load", "KeyError"), ("empty", "render", "blank_render")],
+    [
+        ("mesh", "load", "no_faces"),
+        ("bug", "load", "KeyError"),
+        ("empty", "render", "blank_render"),
+    ],
 )
 def test_process__bad_object_is_a_failure(
     settings: ObjectSettings, key: str, stage: str, error: str

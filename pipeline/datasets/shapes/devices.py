@@ -194,7 +194,7 @@ def anchor(p: Values, b: Builder) -> None:
 @shape(
     "dumbbell",
     Num("length", 1.2, 2.4, "short", "long"),
-    Num("weight", 0.35, 0.6, "light", "heavy"),
+    Num("weight", 0.35, 0.6, "small", "heavy"),
     Choice("plates", {"discs": "", "balls": "round", "hexagons": "hexagonal"}),
     Count("discs", 1, 3),
     materials={"plain": 0.5, "metal": 0.5},

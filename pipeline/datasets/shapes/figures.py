@@ -28,7 +28,7 @@ from pipeline.datasets.shapes.schema import (
     materials=PLAIN,
     colors=("white",),
     typical=0.9,
-    second="a scarf and buttons",
+    second="buttons",
 )
 def snowman(p: Values, b: Builder) -> None:
     """Stacked balls with a carrot nose."""
@@ -64,9 +64,10 @@ def snowman(p: Values, b: Builder) -> None:
     Num("crown", 0.5, 1.3, "low", "tall"),
     Num("brim", 0.25, 0.9, "narrow-brimmed", "wide-brimmed"),
     Choice("kind", {"top": "cylindrical", "bowler": "round", "witch": "pointed"}),
-    Flag("band", 0.7, "a band"),
+    Flag("band", 0.7),
     materials=FABRIC,
     second="a ribbon",
+    second_needs="band",
 )
 def hat(p: Values, b: Builder) -> None:
     """Crown on a flat brim."""

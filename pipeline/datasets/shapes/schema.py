@@ -127,6 +127,7 @@ class ShapeClass:
     colors: tuple[str, ...] = ()  # typical main colours
     typical: float = 0.0  # probability of one of them
     second_part: str = ""  # what bears the second colour, with its article: "a seat"
+    second_needs: str = ""  # flag without which that part is not there
     second_colors: tuple[str, ...] = ()  # where given, the second colour is one of them
     materials: Mapping[str, float] = field(default_factory=dict)  # name -> weight
 
@@ -149,6 +150,7 @@ def shape(
     colors: tuple[str, ...] = (),
     typical: float = 0.75,
     second: str = "",
+    second_needs: str = "",
     second_colors: tuple[str, ...] = (),
     materials: Mapping[str, float] = PAINTED,
 ) -> Callable[[BuildFunction], BuildFunction]:
@@ -165,6 +167,7 @@ def shape(
             colors,
             typical if colors else 0.0,
             second,
+            second_needs,
             second_colors,
             dict(materials),
         )
