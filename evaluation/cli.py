@@ -147,10 +147,10 @@ def encode(
         print_json(summary)
     else:
         for name, reason in failures[:20]:
-            note(f"failed: {plain_text(name)}: {plain_text(reason)}")
+            note(f"failed: {name}: {reason}")
         stdout.print(
-            f"{count} embeddings of width {meta.teacher.width} by {plain_text(meta.model.name)} "
-            f"in {plain_text(str(out))}" + (f", {len(failures)} meshes failed" if failures else ""),
+            f"{count} embeddings of width {meta.teacher.width} by {meta.model.name} "
+            f"in {out}" + (f", {len(failures)} meshes failed" if failures else ""),
             highlight=False,
         )
     if failures and len(failures) > max_failures * (count + len(failures)):
@@ -199,7 +199,7 @@ def index(
         print_json({**short, "teacher": loaded.meta.teacher.label})
         return
     stdout.print(
-        f"{manifest['kind']} index of {manifest['count']} objects in {plain_text(str(out))}",
+        f"{manifest['kind']} index of {manifest['count']} objects in {out}",
         highlight=False,
     )
     for name, value in (manifest["recall_against_exact"] or {}).items():
@@ -378,20 +378,19 @@ def retrieve(
     if json_output:
         print_json(hits)
         return
-    columns = ["rank", "score", "uid", "category", "texts", "source"]
+    columns = ["rank", "score", "uid", "category", "text"]
     rows = [
         [
             hit["rank"],
             hit["score"],
-            plain_text(hit["uid"]),
-            plain_text(hit["category"] or "-"),
-            plain_text(" | ".join(hit["texts"][:3])),
-            plain_text(hit["source"]),
+            hit["uid"],
+            hit["category"] or "-",
+            hit["texts"][-1] if hit["texts"] else "-",
         ]
         for hit in hits
     ]
     asked = text or str(image or shape)
-    print_table(f"{len(hits)} of {len(opened)} for {plain_text(asked)}", columns, rows)
+    print_table(f"{len(hits)} of {len(opened)} for {asked}", columns, rows)
 
 
 @app.command()
@@ -438,14 +437,7 @@ def report(
         rows = build_gallery(gallery, queries or [], shards, k, teacher, pick_device(device))
     write_report(out, title, records, rows, runs or [])
     comparison_tables(records)
-    stdout.print(f"report: {plain_text(str(out))}", highlight=False)
-
-
-def plain_text(text: str) -> str:
-    """``text`` with square brackets that rich would take as markup escaped."""
-    from rich.markup import escape
-
-    return escape(text)
+    stdout.print(f"report: {out}", highlight=False, markup=False)
 
 
 def main() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from evaluation.results import percent
 from pipeline.common import content_hash
 from pipeline.console import out, print_table
@@ -22,13 +20,12 @@ def zeroshot_tables(record: Record) -> None:
     rated = [row for row in record["per_class"] if row["count"]]
     worst = sorted(rated, key=lambda row: (row["recall"], row["name"]))[:5]
     rows = [
-        [escape(row["name"]), row["count"], _hundred(row["recall"]), _hundred(row["precision"])]
+        [row["name"], row["count"], _hundred(row["recall"]), _hundred(row["precision"])]
         for row in worst
     ]
     print_table("Worst classes", ["class", "objects", "recall %", "precision %"], rows)
     pairs = [
-        [escape(pair["true"]), escape(pair["predicted"]), pair["count"]]
-        for pair in record["most_confused"][:5]
+        [pair["true"], pair["predicted"], pair["count"]] for pair in record["most_confused"][:5]
     ]
     if pairs:
         print_table("Most confused", ["true", "taken for", "objects"], pairs)
@@ -42,9 +39,7 @@ def recall_table(record: Record) -> None:
 def comparison_tables(records: Sequence[Record]) -> None:
     """All results side by side: one table per benchmark and task, to the terminal's width."""
     for title, columns, rows in comparisons(records, compact=out.width < WIDE):
-        print_table(
-            escape(title), columns, [[escape(cell) for cell in map(str, row)] for row in rows]
-        )
+        print_table(title, columns, rows)
 
 
 def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]:
@@ -101,9 +96,10 @@ def _recall_comparison(group: list[Record], compact: bool) -> Table:
         for name, figures in record["directions"].items()
     ]
     # The ceiling is the same for every student: it depends on the objects and the teacher alone.
-    ceiling: dict[str, Any] = next(
-        (r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {}
-    )
+    # Where the teacher's own result is among the records it says the same, so it is left out.
+    ceiling: dict[str, Any] = {}
+    if all(record["model"]["kind"] != "teacher-views" for record in group):
+        ceiling = next((r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {})
     rows += [_recall_row("teacher", name, figures, compact) for name, figures in ceiling.items()]
     title = f"Retrieval on {title_of(first)}, texts: {first['protocol']['text_source']}, percent"
     columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]

@@ -257,6 +257,9 @@ def preview(
     image_size: SizeOption = 160,
     view: Annotated[int, typer.Option("--view", min=0, max=11, help="Which of 12 views.")] = 0,
     renderer: Annotated[str, typer.Option("--renderer", help="raster.")] = "raster",
+    max_bytes: Annotated[
+        int | None, typer.Option("--max-bytes", min=1000, help="Largest size of the file.")
+    ] = None,
 ) -> None:
     """Draw a contact sheet of a source, spread evenly over it.
 
@@ -275,6 +278,7 @@ def preview(
         image_size=image_size,
         view=view,
         renderer=renderer,
+        max_bytes=max_bytes,
     )
     note(f"{out}: {shown} objects" + (f", {failed} could not be drawn" if failed else ""))
 
