@@ -31,7 +31,7 @@ from pipeline.catalog import clean_temporaries, pending
 from pipeline.common import InputError, content_hash, versions
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
-from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed
+from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, prefer_throughput
 from pipeline.renderers import get_renderer
 from pipeline.shards import (
     Failure,
@@ -246,8 +246,8 @@ class _RenderStage:
         for index in batch.column("id").to_pylist():
             rows = self._spool.read_row_group(index).to_pylist()
             records = [_record(row) for row in rows]
-            for item in self._processor(records):
-                yield _pack([item])
+            for item in self._processor.packed(records):
+                yield _table([item])
 
 
 class _EncodeStage:
@@ -260,6 +260,7 @@ class _EncodeStage:
         from pipeline.teacher import load_matching
 
         torch.set_num_threads(threads)
+        prefer_throughput()
         batch_size = 256 if device == "cuda" else 32
         teacher = load_matching(
             manifest.teacher, spec, device, batch_size=batch_size, fixed_batch=True
@@ -306,9 +307,11 @@ def _write_stage(batch: pa.Table, out: str, manifest: Manifest) -> pa.Table:
 
 def _pack(items: list[Any]) -> pa.Table:
     # Between our own workers only: never written to disk, never read from a user's file.
-    return pa.table(
-        {"item": pa.array([pickle.dumps(i, protocol=5) for i in items], pa.large_binary())}
-    )
+    return _table([pickle.dumps(item, protocol=5) for item in items])
+
+
+def _table(items: list[bytes]) -> pa.Table:
+    return pa.table({"item": pa.array(items, pa.large_binary())})
 
 
 def _unpack(batch: pa.Table) -> list[Any]:

@@ -1,6 +1,6 @@
 """``just bench``: every speed that the project claims, as a ratio, in one run on one core.
 
-    python -m tests.bench [--only render stages shards job memory] [--quick] [--out FILE.md]
+    python -m tests.bench [--only PART ...] [--quick] [--out FILE.md]
 
 ``memory`` runs on all cores and takes long: it is left out unless named.
 """
@@ -8,10 +8,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Before numpy and torch read them: one thread for both sides of every ratio.
@@ -90,6 +94,16 @@ def job(quick: bool) -> list[Table]:
     return [Table("The Ray job against a plain loop", ["", "value"], rows, notes)]
 
 
+def cores(quick: bool) -> list[Table]:
+    """Ray against plain loops, on all cores."""
+    from tests.bench.bench_job import all_cores
+
+    found = all_cores(200 if quick else 2000, image_size=224, views=12)
+    rows: list[list[object]] = [[key, float(value)] for key, value in found.items()]
+    notes = "The same work with every core busy in both arms."
+    return [Table("The Ray job against plain loops on all cores", ["", "value"], rows, notes)]
+
+
 def memory(quick: bool) -> list[Table]:
     """Peak memory against the number of objects."""
     from tests.bench.bench_memory import run
@@ -107,17 +121,15 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "stages": stages,
     "shards": shards,
     "job": job,
+    "cores": cores,
     "memory": memory,
 }
 
 
-def pin() -> str:
+def pin() -> None:
     """Keep this process and its children on one core, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        return "not pinned: this system cannot"
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    return "pinned to one core"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def processor() -> str:
@@ -130,29 +142,48 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+UNPINNED = ("cores", "memory")
+
+
+def run_part(name: str, quick: bool, folder: str) -> list[Table]:
+    """One part in a process of its own, so that libraries of one cannot disturb another."""
+    path = Path(folder) / f"{name}.json"
+    arguments = [sys.executable, "-m", "tests.bench", "--only", name, "--part-json", str(path)]
+    subprocess.run([*arguments, *(["--quick"] if quick else [])], check=True)
+    return [Table(**table) for table in json.loads(path.read_text())]
+
+
 def main() -> None:
     """Run the parts, print them, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=None)
     parser.add_argument("--quick", action="store_true", help="small samples, to try it out")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file to write")
+    parser.add_argument("--part-json", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     from pipeline.common import atomic_path
     from pipeline.console import note, print_table
 
+    if args.part_json:
+        if args.only[0] not in UNPINNED:
+            pin()
+        tables = PARTS[args.only[0]](args.quick)
+        args.part_json.write_text(json.dumps([asdict(table) for table in tables]))
+        return
     chosen = args.only or [name for name in PARTS if name != "memory"]
-    pinned = "not pinned" if "memory" in chosen else pin()
     found: list[Table] = []
-    for name in chosen:
-        note(f"bench: {name}")
-        for table in PARTS[name](args.quick):
-            print_table(table.title, table.columns, table.rows)
-            found.append(table)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            note(f"bench: {name}")
+            for table in run_part(name, args.quick, folder):
+                print_table(table.title, table.columns, table.rows)
+                found.append(table)
     if args.out:
-        command = "python -m tests.bench " + " ".join(["--only", *chosen] if args.only else [])
+        command = "python -m tests.bench" + (f" --only {' '.join(chosen)}" if args.only else "")
         head = (
-            f"# Benchmarks\n\nOne run of `{command.strip()}`, {pinned}: {processor()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}.\n\n"
+            f"# Benchmarks\n\nOne run of `{command}` on {processor()}, {os.cpu_count()} cores, "
+            f"Python {platform.python_version()}. All but `cores` and `memory` are pinned to "
+            "one core.\n\n"
         )
         with atomic_path(args.out) as temporary:
             temporary.write_text(head + "\n".join(table.markdown() for table in found))
