@@ -28,7 +28,7 @@ from pipeline.datasets.base import Dataset, Record
 from pipeline.renderers import get_renderer
 from pipeline.renderers.base import RenderConfig
 from pipeline.scene import MeshError
-from pipeline.shards import NEUTRAL_RGB, Failure
+from pipeline.shards import Failure
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
         seed = int(content_hash(f"{settings.sampling_seed}/{record.uid}")[:15], 16)
         points = sample_points(mesh, settings.n_points, seed=seed, n_fps=settings.n_fps)
         seconds["sample"] = time.perf_counter() - start
-        rgb = points.rgb if points.has_color else np.full_like(points.rgb, NEUTRAL_RGB)
 
         stage = "texts"
         texts = texts_for(record)
@@ -100,7 +99,7 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
             text_sources=tuple(source for _, source in texts),
             images=np.ascontiguousarray(rendered[..., :3]),
             xyz=points.xyz,
-            rgb=rgb,
+            rgb=points.rgb,
             has_color=points.has_color,
             sha256=asset.sha256,
             n_faces=len(mesh.faces),

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.scene import F32, U8, Material, Mesh, MeshError, linear_to_srgb, srgb_to_linear
+from pipeline.shards import NEUTRAL_RGB
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-NEUTRAL = 102  # rgb of an uncoloured asset, 0.4 of 255, as the field uses it
 _MIN_BLEND_ALPHA = 0.02  # less is taken as not there
 _MAX_ROUNDS = 8  # of replacing points that fell on transparent surface
 _BUCKET_HEIGHT = 5  # of the k-d lines: the fastest at 10,000 points; the result is the same
@@ -29,7 +29,7 @@ class Points:
 
     xyz: F32  # (N, 3) in the unit ball
     rgb: U8  # (N, 3) sRGB
-    has_color: bool  # False: rgb is NEUTRAL throughout
+    has_color: bool  # False: rgb is NEUTRAL_RGB throughout
     n_fps: int  # how many leading points are in farthest-point order; the rest are in random order
 
 
@@ -94,7 +94,7 @@ def sample_points(mesh: Mesh, count: int = 10_000, seed: int = 0, n_fps: int = 2
     if mesh.has_color:
         rgb = np.rint(255 * linear_to_srgb(rgba[:, :3])).astype(np.uint8)
     else:
-        rgb = np.full((count, 3), NEUTRAL, np.uint8)
+        rgb = np.full((count, 3), NEUTRAL_RGB, np.uint8)
     n_fps = min(n_fps, count)
     order = farthest_point_order(cloud, n_fps)
     return Points(cloud[order], rgb[order], mesh.has_color, n_fps)

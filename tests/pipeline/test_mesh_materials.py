@@ -409,7 +409,7 @@ def test_dae__texture_in_the_folder_or_a_sibling_folder_is_found(
     (tmp_path / "here").mkdir()
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_bytes(png(CHECK))
-    (tmp_path / "here" / "a.dae").write_text(quad_dae("file:///C:/work/it.png"))
+    (tmp_path / "here" / "a.dae").write_text(quad_dae("file:///C:/pictures/it.png"))
     mesh = load_mesh(tmp_path / "here" / "a.dae", root=tmp_path)
     assert corner_colors(mesh) == UPRIGHT
 

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.meshes import load_mesh
-from pipeline.points import NEUTRAL, farthest_point_order, sample_points, sample_texture
+from pipeline.points import farthest_point_order, sample_points, sample_texture
 from pipeline.scene import Material, Mesh, MeshError, linear_to_srgb, srgb_to_linear
+from pipeline.shards import NEUTRAL_RGB
 from tests.pipeline.gltf_files import CUBE_CORNERS, CUBE_FACES
 
 F32 = NDArray[np.float32]
@@ -188,7 +189,7 @@ def test_colour__each_face_has_its_own_material() -> None:
 def test_colour__uncoloured_asset_is_neutral() -> None:
     points = sample_points(quad(Material((0.8, 0.8, 0.8, 1)), has_color=False), 100, seed=0)
     assert not points.has_color
-    assert (points.rgb == NEUTRAL).all()
+    assert (points.rgb == NEUTRAL_RGB).all()
 
 
 # -- transparency --------------------------------------------------------------------------------
