@@ -114,6 +114,16 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
     )
 
 
+def for_teacher(objects: ObjectSettings, teacher: TeacherInfo) -> ObjectSettings:
+    """``objects`` with views no larger than the teacher reads them."""
+    preprocess = teacher.config.get("preprocess_cfg", {})
+    size = preprocess.get("size")
+    side = size[0] if isinstance(size, list) else size
+    if not isinstance(side, int):
+        return objects
+    return replace(objects, encode_size=(side, str(preprocess.get("interpolation", "bicubic"))))
+
+
 def embed(options: EmbedOptions) -> EmbedSummary:
     """Run the job until every record of the source is a row or a failure.
 
@@ -126,6 +136,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     device = _device(options.device)
     teacher = load_teacher(options.teacher, "cpu").info
     manifest = create_or_open(options.out, build_manifest(options, teacher))
+    options = replace(options, objects=for_teacher(options.objects, teacher))
     with _exclusive(options.out):
         clean_temporaries(options.out)
         with _spooled(options) as (spool, total, skipped):

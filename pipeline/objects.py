@@ -42,6 +42,9 @@ class ObjectSettings:
     n_points: int = 10_000
     n_fps: int = 2_048
     sampling_seed: int = 0
+    # (side in pixels, "bicubic" or "bilinear") of the teacher: larger views are resized by the
+    # worker, as open_clip does it, so that only what the teacher reads travels to it.
+    encode_size: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Processed:
     record: Record
     texts: tuple[str, ...]
     text_sources: tuple[str, ...]
-    images: NDArray[np.uint8]  # (V, S, S, 3) sRGB on the background
+    images: NDArray[np.uint8]  # (V, S, S, 3) sRGB on the background, S at most the teacher's
     xyz: NDArray[np.float32]  # (N, 3)
     rgb: NDArray[np.uint8]  # (N, 3)
     has_color: bool
@@ -68,6 +71,18 @@ def failure(record: Record, stage: str, error: str, message: str) -> Failure:
     return Failure(record.uid, record.dataset, record.source, stage, error, text)
 
 
+def resized(images: NDArray[np.uint8], encode_size: tuple[int, str] | None) -> NDArray[np.uint8]:
+    """Views (V, S, S, 3) at the teacher's size where they are larger, else as they are."""
+    if encode_size is None or images.shape[1] <= encode_size[0]:
+        return np.ascontiguousarray(images)
+    from PIL import Image
+
+    side, interpolation = encode_size
+    method = Image.Resampling[interpolation.upper()]
+    views = [Image.fromarray(np.ascontiguousarray(view)) for view in images]
+    return np.stack([np.asarray(view.resize((side, side), method)) for view in views])
+
+
 def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
     """Load, render and sample one object."""
     stage, seconds = "load", {}
@@ -81,6 +96,7 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
         rendered = get_renderer(settings.renderer).render(mesh, settings.cameras, settings.render)
         if rendered[..., 3].max(initial=0) == 0 and len(settings.cameras):
             raise MeshError("blank_render", "nothing of the object is visible in any view", stage)
+        images = resized(rendered[..., :3], settings.encode_size)
         seconds["render"] = time.perf_counter() - start
 
         stage, start = "sample", time.perf_counter()
@@ -97,7 +113,7 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
             record=record,
             texts=tuple(text for text, _ in texts),
             text_sources=tuple(source for _, source in texts),
-            images=np.ascontiguousarray(rendered[..., :3]),
+            images=images,
             xyz=points.xyz,
             rgb=points.rgb,
             has_color=points.has_color,

@@ -18,7 +18,7 @@ from pipeline.cameras import ring
 from pipeline.datasets.base import Record
 from pipeline.datasets.procedural import ProceduralDataset
 from pipeline.encode import Encoder
-from pipeline.job import EmbedOptions, build_manifest, embed
+from pipeline.job import EmbedOptions, build_manifest, embed, for_teacher
 from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, create_or_open, write_part
@@ -45,6 +45,7 @@ def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, flo
     teacher = load_teacher(work.teacher, batch_size=32, fixed_batch=True)
     manifest = create_or_open(work.out, build_manifest(work, teacher.info))
     encoder = Encoder(teacher, work.templates)
+    work = replace(work, objects=for_teacher(work.objects, teacher.info))
     records = list(work.objects.dataset.records())
     processor = IsolatedProcessor(work.objects) if isolated else None
 

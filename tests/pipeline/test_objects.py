@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.cameras import ring
 from pipeline.datasets.base import Asset, Record
-from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
+from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process, resized
 from pipeline.renderers.base import RenderConfig
 from pipeline.scene import Material, Mesh, MeshError
 from pipeline.shards import NEUTRAL_RGB, Failure
@@ -77,6 +78,16 @@ def test_process__good_object_has_views_points_and_texts(settings: ObjectSetting
     assert item.texts == ("a good",)
     assert item.has_color
     assert (item.rgb == [255, 0, 0]).all()
+
+
+def test_resized__as_open_clip_does_it_and_never_larger() -> None:
+    rng = np.random.default_rng(0)
+    views = rng.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+    smaller = resized(views, (24, "bicubic"))
+    expected = Image.fromarray(views[1]).resize((24, 24), Image.Resampling.BICUBIC)
+    assert np.array_equal(smaller[1], np.asarray(expected))
+    assert resized(views, (64, "bicubic")).shape == views.shape
+    assert resized(views, None).shape == views.shape
 
 
 def test_process__colourless_object_gets_the_neutral_grey(settings: ObjectSettings) -> None:
