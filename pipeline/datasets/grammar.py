@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.captions import article
 from pipeline.datasets.shapes.schema import Choice, Count, Flag, Num, ShapeClass, Value
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -13,8 +14,8 @@ _FRAMES = ("{}", "{}", "a 3D model of {}", "a picture of {}", "this is {}")
 
 
 def with_article(phrase: str) -> str:
-    """``phrase`` with the indefinite article that its first letter asks for."""
-    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
+    """``phrase`` with the indefinite article that its first sound asks for."""
+    return f"{article(phrase)} {phrase}"
 
 
 def attributes(
@@ -101,13 +102,7 @@ def counted(value: int, one: str, many: str) -> str:
 
 def _colored(part: str, color: str) -> str:
     """Colour a part: "a seat" to "a red seat", "wheels" to "red wheels"."""
-    for article in ("a ", "an "):
-        if part.startswith(article):
-            return with_article(f"{color} {part.removeprefix(article)}")
+    for start in ("a ", "an "):
+        if part.startswith(start):
+            return with_article(f"{color} {part.removeprefix(start)}")
     return f"{color} {part}"
-
-
-def mentioned(sentence: str, words: Sequence[str]) -> list[str]:
-    """Those of ``words`` that stand in ``sentence`` as whole words, for tests and analyses."""
-    padded = f" {sentence.lower()} "
-    return [word for word in words if f" {word.lower()} " in padded]

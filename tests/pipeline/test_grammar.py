@@ -103,12 +103,6 @@ def test_colored__article_follows_the_colour(part: str, color: str, expected: st
     assert grammar._colored(part, color) == expected
 
 
-def test_mentioned__whole_words_only() -> None:
-    words = ["tall", "ring", "red seat"]
-    assert grammar.mentioned("A tall string with a red seat", words) == ["tall", "red seat"]
-    assert grammar.mentioned("", words) == []
-
-
 # -- what can be said ----------------------------------------------------------------------------
 
 
