@@ -84,6 +84,14 @@ class Mesh:
         return replace(self, vertices=vertices)
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """The points of an object that came without a surface, normalised as a mesh is."""
+
+    xyz: F32  # (P, 3)
+    rgb: U8 | None = None  # (P, 3) sRGB; None: the source says no colour
+
+
 def srgb_to_linear(value: NDArray[np.floating]) -> F32:
     """sRGB in [0, 1] to linear light in [0, 1] (IEC 61966-2-1)."""
     value = np.asarray(value, np.float32)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.scene import Mesh
+from pipeline.scene import Cloud, Mesh
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Asset:
-    """One fetched object: its mesh (+y up, normalised) and its provenance."""
+    """One fetched object: its mesh (+y up, normalised) and its provenance.
+
+    Where the source has points only, ``cloud`` holds them, and ``mesh`` is what is drawn of them
+    (see ``pipeline.clouds``).
+    """
 
     mesh: Mesh
     sha256: str  # of the file's bytes, or of the generating parameters
     n_bytes: int  # of the file; 0 for generated objects
+    cloud: Cloud | None = None
 
 
 class Dataset(Protocol):

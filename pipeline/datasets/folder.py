@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 from pipeline.captions import GENERIC_NAMES, clean_name
 from pipeline.common import InputError, content_hash, file_hash
 from pipeline.datasets.base import Asset, Record
+from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.datasets.tables import Entry, find_table, read_table
 from pipeline.meshes import SUFFIXES, UP_AXES, Limits, load_mesh
 from pipeline.meshes.files import read_file
@@ -223,3 +224,25 @@ def _from_path(relative: str) -> tuple[tuple[str, str], str | None]:
     if len(folders) == 1 and folders[0].lower() not in GENERIC_NAMES and clean_name(folders[0]):
         return text, clean_name(folders[0])
     return text, None
+
+
+def _build(options: SourceOptions) -> FolderDataset:
+    assert options.root is not None
+    return FolderDataset(
+        options.root,
+        metadata=options.metadata,
+        pattern=options.pattern,
+        up_axis=options.up_axis or "auto",
+    )
+
+
+SOURCE = Source(
+    name="folder",
+    summary="any folder of meshes, searched recursively; texts from a table or from the names",
+    licence="that of the files",
+    size="any",
+    get="give a folder of meshes",
+    options=("root", "metadata", "up_axis", "pattern"),
+    required=("root",),
+    build=_build,
+)

@@ -34,6 +34,7 @@ from pipeline.datasets.shapes import (
 from pipeline.datasets.shapes.builder import Builder
 from pipeline.datasets.shapes.materials import METALS, PALETTE, WOODS, jittered
 from pipeline.datasets.shapes.schema import REGISTRY, ShapeClass, Value, Values
+from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.scene import Mesh
 
 # Importing a theme registers its classes.
@@ -188,3 +189,19 @@ def _weights(shape: ShapeClass) -> list[float]:
 def _class_order(seed: int, block: int) -> tuple[int, ...]:
     order = np.random.default_rng([seed, _ORDER, block]).permutation(len(CLASSES))
     return tuple(int(place) for place in order)
+
+
+def _build(options: SourceOptions) -> ProceduralDataset:
+    return ProceduralDataset(count=options.count or 0, seed=options.seed or 0)
+
+
+SOURCE = Source(
+    name="procedural",
+    summary=f"parametric objects of {len(CLASSES)} everyday classes with captions, made on the fly",
+    licence="Apache-2.0 (made by this package)",
+    size="any number (--count), nothing on disk",
+    get="say how many objects to make",
+    options=("count", "seed"),
+    required=("count",),
+    build=_build,
+)

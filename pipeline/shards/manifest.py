@@ -13,7 +13,10 @@ import numpy as np
 from pipeline.common import InputError, canonical_json, content_hash
 from pipeline.shards.storage import Storage
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+# Fields that came with a version, and are absent from sets that do without: a set says the lowest
+# version that can read it, so older installations read whatever they can.
+_SINCE = {"thumbnails": 2, "kept_images": 2}
 FORMAT = "mrd3d-shards"
 MANIFEST = "manifest.json"
 
@@ -80,7 +83,15 @@ class Manifest:
     templates: list[str]  # prompt templates averaged over for name texts
     up_axis: str = "+y"
     versions: dict[str, str] | None = None  # of the libraries; told, never compared
-    contract_version: int = CONTRACT_VERSION
+    thumbnails: bool = False  # rows may hold the embedding of a thumbnail beside the views
+    kept_images: str | None = None  # format of the views in the side files, None: not kept
+    contract_version: int = 0  # 0: the lowest that can read the set
+
+    def __post_init__(self) -> None:
+        """Find the version."""
+        if self.contract_version == 0:
+            used = [since for name, since in _SINCE.items() if getattr(self, name)]
+            object.__setattr__(self, "contract_version", max(used, default=1))
 
     @property
     def config_hash(self) -> str:
@@ -88,12 +99,17 @@ class Manifest:
         return content_hash(canonical_json(self._comparable()))[:16]
 
     def _comparable(self) -> dict[str, Any]:
-        value = asdict(self)
+        value = self._fields()
         value.pop("versions")
         # Compared by cosine, not by digits: they vary in the last bits between machines.
         value["teacher"].pop("fingerprint_image")
         value["teacher"].pop("fingerprint_text")
         return {key: _rounded(item) for key, item in value.items()}
+
+    def _fields(self) -> dict[str, Any]:
+        """All fields but those newer than the set's version."""
+        value = asdict(self)
+        return {k: v for k, v in value.items() if _SINCE.get(k, 1) <= self.contract_version}
 
     def difference(self, other: Manifest) -> str | None:
         """First field in which the two differ, with both values, or None."""
@@ -105,7 +121,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Text of ``manifest.json``."""
-        value = {"format": FORMAT, **asdict(self), "config_hash": self.config_hash}
+        value = {"format": FORMAT, **self._fields(), "config_hash": self.config_hash}
         return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -131,8 +147,8 @@ class Manifest:
             )
         told = value.get("config_hash")
         value = {k: v for k, v in value.items() if k not in ("format", "config_hash")}
-        _check_fields(cls, value, name, "", remedy)
-        _check_fields(TeacherInfo, value["teacher"], name, "teacher.", remedy)
+        _check_fields(cls, value, name, "", remedy, version)
+        _check_fields(TeacherInfo, value["teacher"], name, "teacher.", remedy, version)
         manifest = cls(**{**value, "teacher": TeacherInfo(**value["teacher"])})
         manifest._check_values(name, remedy)
         if told != manifest.config_hash:
@@ -172,6 +188,8 @@ class Manifest:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
+    "bool": (bool,),
+    "str | None": (str, type(None)),
     "int": (int,),
     "float": (int, float),
     "dict[str, Any]": (dict,),
@@ -182,8 +200,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check_fields(owner: type, value: Any, name: str, prefix: str, remedy: str) -> None:
-    known = {f.name: f for f in fields(owner)}
+def _check_fields(
+    owner: type, value: Any, name: str, prefix: str, remedy: str, version: int
+) -> None:
+    known = {f.name: f for f in fields(owner) if _SINCE.get(f.name, 1) <= version}
     for key in value:
         if key not in known:
             raise InputError(f"{name}: unknown field {prefix}{key}; {remedy}")

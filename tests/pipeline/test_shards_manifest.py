@@ -112,7 +112,7 @@ def test_open__truncated_anywhere_is_refused(tmp_path: Path) -> None:
         assert_refused(text[:length], tmp_path, "not JSON")
 
 
-@pytest.mark.parametrize("version", [2, 17, 10**30])
+@pytest.mark.parametrize("version", [3, 17, 10**30])
 def test_open__newer_contract_tells_to_upgrade(version: int, tmp_path: Path) -> None:
     # A newer contract may have fields that this one does not know.
     value = {**as_value(make_manifest()), "contract_version": version, "novel": 1}

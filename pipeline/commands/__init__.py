@@ -1,0 +1,1 @@
+"""The commands of ``pipeline``, one module per theme; each has ``register(app)``."""

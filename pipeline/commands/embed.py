@@ -1,0 +1,149 @@
+"""``pipeline embed``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import (
+    CacheOption,
+    CacheSizeOption,
+    CountOption,
+    DatasetOption,
+    DeleteOption,
+    MetadataOption,
+    PatternOption,
+    RootOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+    SubsetOption,
+    UpAxisOption,
+    ViewsOption,
+    source_options,
+)
+from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, note, print_json
+from pipeline.datasets.sources import make_dataset
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(embed)
+
+
+def embed(
+    dataset: DatasetOption,
+    out: Annotated[str, typer.Option("--out", help="Shard set to write or to go on with.")],
+    root: RootOption = None,
+    metadata: MetadataOption = None,
+    up_axis: UpAxisOption = None,
+    count: CountOption = None,
+    seed: SeedOption = None,
+    subset: SubsetOption = None,
+    split: SplitOption = None,
+    pattern: PatternOption = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = None,
+    delete_after_use: DeleteOption = None,
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME."),
+    ] = "demo",
+    views: ViewsOption = 12,
+    image_size: SizeOption = 224,
+    points: Annotated[int, typer.Option("--points", min=16, help="Points per object.")] = 10_000,
+    renderer: Annotated[str, typer.Option("--renderer", help="raster.")] = "raster",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Render workers; default: every CPU.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
+        "auto"
+    ),
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster to join, e.g. auto.")
+    ] = None,
+    rows_per_part: Annotated[
+        int, typer.Option("--rows-per-part", min=1, help="Objects per Parquet file.")
+    ] = 256,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds that one object may take.")
+    ] = 120.0,
+    max_failures: Annotated[
+        float,
+        typer.Option("--max-failures", min=0, max=1, help="Failed fraction above which to exit 3."),
+    ] = 0.05,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            "--holdout", min=0, max=0.9, help="Fraction of objects without a split to mark `test`."
+        ),
+    ] = 0.0,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Try objects that failed before once more.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Render, encode and sample every object, and write embedding shards.
+
+    Run the same command again to go on after an interruption: what is done is skipped.
+
+    Examples:
+
+      pipeline embed --dataset folder --root meshes/ --out shards/mine
+
+      pipeline embed --dataset procedural --count 2000 --out shards/proc
+    """
+    from pipeline.cameras import ring
+    from pipeline.job import EmbedOptions, tell
+    from pipeline.job import embed as run
+    from pipeline.objects import ObjectSettings
+    from pipeline.renderers.base import RenderConfig
+
+    source = make_dataset(
+        dataset,
+        source_options(
+            root=root,
+            metadata=metadata,
+            up_axis=up_axis,
+            count=count,
+            seed=seed,
+            subset=subset,
+            split=split,
+            pattern=pattern,
+            cache=cache,
+            cache_size=cache_size,
+            delete_after_use=delete_after_use,
+        ),
+    )
+    objects = ObjectSettings(
+        dataset=source,
+        cameras=ring(views),
+        render=RenderConfig(image_size=image_size),
+        renderer=renderer,
+        n_points=points,
+        n_fps=min(points, 2048),
+    )
+    summary = run(
+        EmbedOptions(
+            objects=objects,
+            out=out,
+            teacher=teacher,
+            workers=workers,
+            device=device,
+            address=address,
+            rows_per_part=rows_per_part,
+            timeout_s=timeout,
+            max_failures=max_failures,
+            retry_failures=retry_failures,
+            limit=count,
+            holdout=holdout,
+        )
+    )
+    tell(summary, out)
+    if json_output:
+        print_json(asdict(summary))
+    if summary.too_many_failures:
+        note(f"more than {max_failures:.0%} failed; see `pipeline inspect {out}`")
+        raise typer.Exit(EXIT_TOO_MANY_FAILURES)

@@ -1,0 +1,76 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.common import InputError
+from pipeline.datasets.sources import SourceOptions
+
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", help="Where objects come from; see `pipeline datasets`.")
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder that holds the source's files.")
+]
+MetadataOption = Annotated[
+    Path | None,
+    typer.Option("--metadata", help="CSV or Parquet with captions and categories (folder)."),
+]
+UpAxisOption = Annotated[
+    str | None,
+    typer.Option("--up-axis", help="Up axis of the files: auto, +x, -x, +y, -y, +z or -z."),
+]
+CountOption = Annotated[
+    int | None,
+    typer.Option("--count", min=1, help="How many objects (procedural), or at most (others)."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of the procedural objects.")
+]
+SubsetOption = Annotated[
+    str | None, typer.Option("--subset", help="Part or variant of the source.")
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Only this split of the source: train, val, test.")
+]
+PatternOption = Annotated[
+    str | None, typer.Option("--pattern", help="Only files that match, as in a shell: *_lod0.glb.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Folder that keeps downloads (objaverse).")
+]
+CacheSizeOption = Annotated[
+    str | None, typer.Option("--cache-size", help="Most that the cache may hold: 500MB, 50GB.")
+]
+DeleteOption = Annotated[
+    bool | None,
+    typer.Option("--delete-after-use/--keep", help="Delete a downloaded mesh once embedded."),
+]
+ViewsOption = Annotated[int, typer.Option("--views", min=1, max=360, help="Views per object.")]
+SizeOption = Annotated[
+    int, typer.Option("--image-size", min=16, max=2048, help="Pixels per side of a view.")
+]
+ShardsArgument = Annotated[str, typer.Argument(help="Shard set: a folder or a URI.")]
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def byte_size(option: str, text: str) -> int:
+    """Bytes that ``500MB``, ``1.5 GB`` or ``1000`` say. Raises ``InputError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text, re.IGNORECASE)
+    unit = match[2].lower() if match else "?"
+    unit = unit + "b" if unit in ("k", "m", "g", "t") else unit
+    if match is None or unit not in _UNITS:
+        raise InputError(f"{option} {text}: not a size; write it as 500MB or 50GB")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def source_options(cache_size: str | None, **given: Any) -> SourceOptions:
+    """The options about the source as they stand on the command line."""
+    limit = None if cache_size is None else byte_size("--cache-size", cache_size)
+    return SourceOptions(cache_bytes=limit, **given)

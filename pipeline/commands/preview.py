@@ -1,0 +1,115 @@
+"""``pipeline preview`` and ``pipeline datasets``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import (
+    CacheOption,
+    CacheSizeOption,
+    CountOption,
+    DatasetOption,
+    DeleteOption,
+    MetadataOption,
+    PatternOption,
+    RootOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+    SubsetOption,
+    UpAxisOption,
+    source_options,
+)
+from pipeline.console import JsonOption, note, print_json, print_table
+from pipeline.datasets.sources import make_dataset, sources
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(preview)
+    app.command()(datasets)
+
+
+def preview(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option("--out", help="Picture to write: .jpg, .png or .webp.")],
+    root: RootOption = None,
+    metadata: MetadataOption = None,
+    up_axis: UpAxisOption = None,
+    count: CountOption = None,
+    seed: SeedOption = None,
+    subset: SubsetOption = None,
+    split: SplitOption = None,
+    pattern: PatternOption = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = None,
+    delete_after_use: DeleteOption = None,
+    tiles: Annotated[int, typer.Option("--tiles", min=1, max=400, help="Objects to show.")] = 48,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="Objects per line.")] = 8,
+    image_size: SizeOption = 160,
+    view: Annotated[int, typer.Option("--view", min=0, max=11, help="Which of 12 views.")] = 0,
+    renderer: Annotated[str, typer.Option("--renderer", help="raster.")] = "raster",
+    max_bytes: Annotated[
+        int | None, typer.Option("--max-bytes", min=1000, help="Largest size of the file.")
+    ] = None,
+) -> None:
+    """Draw a contact sheet of a source, spread evenly over it.
+
+    Example:
+
+      pipeline preview --dataset folder --root meshes/ --out sheet.jpg
+    """
+    from pipeline.preview import preview_dataset
+
+    source = make_dataset(
+        dataset,
+        source_options(
+            root=root,
+            metadata=metadata,
+            up_axis=up_axis,
+            count=count,
+            seed=seed,
+            subset=subset,
+            split=split,
+            pattern=pattern,
+            cache=cache,
+            cache_size=cache_size,
+            delete_after_use=delete_after_use,
+        ),
+    )
+    shown, failed = preview_dataset(
+        source,
+        out,
+        tiles=tiles,
+        columns=columns,
+        image_size=image_size,
+        view=view,
+        renderer=renderer,
+        max_bytes=max_bytes,
+    )
+    note(f"{out}: {shown} objects" + (f", {failed} could not be drawn" if failed else ""))
+
+
+def datasets(json_output: JsonOption = False) -> None:
+    """List the sources: what each is, its licence and size, and how to get it."""
+    known = list(sources().values())
+    if json_output:
+        print_json([{k: v for k, v in asdict(source).items() if k != "build"} for source in known])
+        return
+    for source in known:
+        print_table(
+            source.name,
+            ["", ""],
+            [
+                ["what", source.summary],
+                ["licence", source.licence],
+                ["size", source.size],
+                ["to get it", source.get],
+                *([["--subset", ", ".join(source.subsets)]] if source.subsets else []),
+                ["options", ", ".join("--" + o.replace("_", "-") for o in source.options)],
+            ],
+        )
