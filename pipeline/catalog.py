@@ -22,11 +22,12 @@ import pyarrow.dataset as pads
 
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
-from pipeline.shards import ShardSet
+from pipeline.shards import ShardSet, clean_orphans
 from pipeline.shards.schema import row_schema
 from pipeline.shards.storage import Storage
 
-_BULK = ("xyz", "rgb", "image_embeds", "text_embeds")
+_BULK = ("xyz", "rgb", "image_embeds", "thumbnail_embed", "text_embeds")
+_FILES = ("part-", "failures-", "images-")
 _FIRST_CHUNK = 1024  # the first pending record must not wait for a long listing
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 # The fault of the statement. Any other error of DuckDB may come from a damaged part.
@@ -59,7 +60,7 @@ class Inspection:
     duplicates: int  # rows whose uid another row has too; 0 in a sound set
     failures: int  # objects without a row
     parts: int  # files
-    bytes_on_disk: int  # of parts, failures and manifest
+    bytes_on_disk: int  # of parts, failures, kept images and manifest
     datasets: dict[str, int]
     splits: dict[str, int]  # rows without a split are not in it
     categories: dict[str, int]  # the most frequent ones
@@ -112,7 +113,7 @@ def inspect(root: str | Path, *, top: int = 20) -> Inspection:
                 size
                 for name, size in shards.storage.sizes().items()
                 if name == "manifest.json"
-                or (name.startswith(("part-", "failures-")) and name.endswith(".parquet"))
+                or (name.startswith(_FILES) and name.endswith(".parquet"))
             ),
             datasets=_counts(db, "select dataset as key from shards"),
             splits=_counts(db, "select split as key from shards"),
@@ -210,7 +211,7 @@ def clean_temporaries(root: str | Path) -> int:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    return len(found)
+    return len(found) + clean_orphans(root)
 
 
 @contextmanager

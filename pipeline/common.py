@@ -50,7 +50,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
         else:
             temporary.replace(final)
-        _fsync(final.parent)
+        # The folder alone: its other files are not ours, and other writers' come and go meanwhile.
+        _fsync_one(final.parent)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -65,11 +66,15 @@ def _fsync(path: Path) -> None:
     if path.is_dir():
         targets += [child for child in path.rglob("*") if child.is_file()]
     for target in targets:
-        handle = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _fsync_one(target)
+
+
+def _fsync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captions import expand
-from pipeline.objects import Processed
+from pipeline.captions import TokenCounter, expand
+from pipeline.objects import Processed, teacher_size
 from pipeline.shards import Row
 from pipeline.teacher import Teacher
 
@@ -17,19 +18,25 @@ _REMEMBERED = 100_000
 
 
 class Encoder:
-    """Encodes objects with one teacher. Holds no state that changes what a row holds."""
+    """Encodes objects with one teacher. Holds no state that changes what a row holds.
+
+    ``counts`` tells of the texts encoded so far: ``texts``; ``texts_cut``, longer than the
+    teacher's context, and ``tokens_cut``, what it did not read of them;
+    ``objects_without_text``; and what cleaning counted (``pipeline.captions.Texts``).
+    """
 
     def __init__(self, teacher: Teacher, templates: Sequence[str]) -> None:
         self.teacher, self.templates = teacher, tuple(templates)
+        self._size = teacher_size(teacher.info)
+        self._tokens = TokenCounter(teacher.tokenizer)
+        self.counts: Counter[str] = Counter()
         self._known: dict[str, NDArray[np.float32]] = {}
 
     def encode(self, objects: Sequence[Processed]) -> list[Row]:
         """Rows of ``objects``, in order."""
         if not objects:
             return []
-        views = [len(item.images) for item in objects]
-        images = self.teacher.encode_images(np.concatenate([item.images for item in objects]))
-        per_object = np.split(images, np.cumsum(views)[:-1])
+        embeds = self._pictures(objects)
         prompts = [
             [
                 expand(text, source, self.templates)
@@ -37,9 +44,10 @@ class Encoder:
             ]
             for item in objects
         ]
+        self._count(objects, prompts)
         known = self._embed({p for texts in prompts for group in texts for p in group})
         rows = []
-        for item, image_embeds, texts in zip(objects, per_object, prompts, strict=True):
+        for item, (views, thumbnail), texts in zip(objects, embeds, prompts, strict=True):
             record = item.record
             rows.append(
                 Row(
@@ -51,7 +59,8 @@ class Encoder:
                     xyz=item.xyz,
                     rgb=item.rgb,
                     has_color=item.has_color,
-                    image_embeds=image_embeds,
+                    image_embeds=views,
+                    thumbnail_embed=thumbnail,
                     texts=item.texts,
                     text_sources=item.text_sources,
                     text_embeds=self._averaged(texts, known),
@@ -62,6 +71,43 @@ class Encoder:
                 )
             )
         return rows
+
+    def take_counts(self) -> dict[str, int]:
+        """The counts since the last call."""
+        taken = {key: n for key, n in self.counts.items() if n}
+        self.counts.clear()
+        return taken
+
+    def _count(self, objects: Sequence[Processed], prompts: list[list[list[str]]]) -> None:
+        for item, texts in zip(objects, prompts, strict=True):
+            self.counts.update(item.text_counts)
+            self.counts["texts"] += len(texts)
+            self.counts["objects_without_text"] += not texts
+            for group in texts:
+                excess = max(self._tokens.excess(prompt) for prompt in group)
+                self.counts["texts_cut"] += excess > 0
+                self.counts["tokens_cut"] += excess
+
+    def _pictures(
+        self, objects: Sequence[Processed]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """Embeddings (V, D) of the views and (D,) of the thumbnail, if there is one, by object."""
+        size = self._size if self._size in objects[0].images else None  # None: as rendered
+        pictures = []
+        for item in objects:
+            pictures.append(item.images[size])
+            if size in item.thumbnail:
+                pictures.append(item.thumbnail[size][None])
+        embeds = self.teacher.encode_images(np.concatenate(pictures))
+        at = 0
+        for item in objects:
+            end = at + len(item.images[size])
+            if size in item.thumbnail:
+                yield embeds[at:end], embeds[end]
+                at = end + 1
+            else:
+                yield embeds[at:end], None
+                at = end
 
     def _averaged(
         self, texts: list[list[str]], known: dict[str, NDArray[np.float32]]

@@ -9,7 +9,6 @@ workers.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import pickle
@@ -20,19 +19,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cameras import thumbnail_json
 from pipeline.captions import DEFAULT_TEMPLATES
 from pipeline.catalog import clean_temporaries, pending
 from pipeline.common import InputError, content_hash, versions
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
-from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, prefer_throughput
+from pipeline.lock import exclusive
+from pipeline.objects import (
+    IsolatedProcessor,
+    ObjectSettings,
+    Processed,
+    prefer_throughput,
+    teacher_size,
+)
 from pipeline.renderers import get_renderer
+from pipeline.resize import compile_cached as compile_resize
 from pipeline.shards import (
     Failure,
     Manifest,
@@ -40,6 +47,7 @@ from pipeline.shards import (
     create_or_open,
     write_failures,
     write_part,
+    write_part_with_images,
 )
 from pipeline.shards.storage import Storage
 
@@ -90,6 +98,9 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
     """The manifest of the set that ``options`` describe."""
     objects = options.objects
     renderer = get_renderer(objects.renderer)
+    libraries = versions(
+        "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow", "fpsample"
+    )
     return Manifest(
         teacher=teacher,
         dataset={
@@ -106,22 +117,20 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
             "version": renderer.version,
             "settings": objects.render.to_json(),
         },
-        cameras=objects.cameras.to_json(),
+        cameras={
+            **objects.cameras.to_json(),
+            **({"thumbnail": thumbnail_json()} if objects.thumbnail else {}),
+        },
         templates=list(options.templates),
-        versions=versions(
-            "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow", "fpsample"
-        ),
+        versions={**libraries, **getattr(renderer, "versions", dict)()},
+        thumbnails=objects.thumbnail,
+        kept_images=objects.keep_images,
     )
 
 
 def for_teacher(objects: ObjectSettings, teacher: TeacherInfo) -> ObjectSettings:
     """``objects`` with views no larger than the teacher reads them."""
-    preprocess = teacher.config.get("preprocess_cfg", {})
-    size = preprocess.get("size")
-    side = size[0] if isinstance(size, list) else size
-    if not isinstance(side, int):
-        return objects
-    return replace(objects, encode_size=(side, str(preprocess.get("interpolation", "bicubic"))))
+    return replace(objects, encode_sizes=(teacher_size(teacher),))
 
 
 def embed(options: EmbedOptions) -> EmbedSummary:
@@ -137,7 +146,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     teacher = load_teacher(options.teacher, "cpu").info
     manifest = create_or_open(options.out, build_manifest(options, teacher))
     options = replace(options, objects=for_teacher(options.objects, teacher))
-    with _exclusive(options.out):
+    with exclusive(options.out):
         clean_temporaries(options.out)
         with _spooled(options) as (spool, total, skipped):
             summary = EmbedSummary(skipped=skipped, limit=options.max_failures)
@@ -158,6 +167,7 @@ def _run(
     warm_up = getattr(get_renderer(options.objects.renderer), "compile_cached", None)
     if warm_up:
         warm_up()  # once, before the workers fan out and all compile the same thing
+    compile_resize()
     with _ray(options) as cpus:
         reasons: Counter[str] = Counter()
         stages: Counter[str] = Counter()
@@ -287,23 +297,26 @@ class _EncodeStage:
         encoded = []
         for item in items:
             if isinstance(item, Processed):
-                encoded.append((next(rows), {**item.seconds, "encode": seconds}))
+                encoded.append((next(rows), {**item.seconds, "encode": seconds}, item.kept))
             else:
-                encoded.append((item, {}))
+                encoded.append((item, {}, None))
         return _pack(encoded)
 
 
 def _write_stage(batch: pa.Table, out: str, manifest: Manifest) -> pa.Table:
     items = _unpack(batch)
     start = time.perf_counter()
-    rows = [item for item, _ in items if not isinstance(item, Failure)]
-    failures = [item for item, _ in items if isinstance(item, Failure)]
-    if rows:
+    rows = [item for item, _, _ in items if not isinstance(item, Failure)]
+    failures = [item for item, _, _ in items if isinstance(item, Failure)]
+    kept = [images for _, _, images in items if images is not None]
+    if rows and manifest.kept_images:
+        write_part_with_images(out, manifest, rows, kept)
+    elif rows:
         write_part(out, manifest, rows)
     if failures:
         write_failures(out, failures)
     stages: Counter[str] = Counter({"write": time.perf_counter() - start})
-    for _, seconds in items:
+    for _, seconds, _ in items:
         stages.update(seconds)
     reasons = Counter(f"{item.stage}: {item.error}" for item in failures)
     return pa.table(
@@ -390,24 +403,6 @@ def with_split(record: Record, holdout: float) -> Record:
 
 def _absolute(storage: Storage) -> str:
     return storage.path if storage.is_local else storage.root.rstrip("/")
-
-
-@contextmanager
-def _exclusive(out: str) -> Iterator[None]:
-    """Keep a second run off the same local folder. The kernel drops the lock with the process."""
-    storage = Storage.at(out)
-    if not storage.is_local:
-        yield
-        return
-    path = Path(storage.join(".lock"))
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{out}: another run is at work on this folder; wait for it or use another --out"
-            ) from error
-        yield
 
 
 @contextmanager

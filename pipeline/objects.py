@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cameras import Cameras
-from pipeline.captions import texts_for
+from pipeline.captions import CaptionOptions, collect_texts
 from pipeline.common import content_hash
 from pipeline.datasets.base import Dataset, Record
+from pipeline.pictures import Size, at_sizes, encode_webp, shows_something
 from pipeline.renderers import get_renderer
 from pipeline.renderers.base import RenderConfig
-from pipeline.scene import MeshError
-from pipeline.shards import Failure
+from pipeline.resize import METHODS
+from pipeline.scene import Mesh, MeshError
+from pipeline.shards import Failure, KeptImages, TeacherInfo
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,12 @@ class ObjectSettings:
     n_points: int = 10_000
     n_fps: int = 2_048
     sampling_seed: int = 0
-    # (side in pixels, "bicubic" or "bilinear") of the teacher: larger views are resized by the
-    # worker, as open_clip does it, so that only what the teacher reads travels to it.
-    encode_size: tuple[int, str] | None = None
+    # What the teachers read (``teacher_size``): larger views are resized by the worker, as
+    # open_clip does it, so that only that travels to them.
+    encode_sizes: tuple[Size, ...] = (None,)
+    thumbnail: bool = False  # one more view, framed on the object (``Cameras.with_thumbnail``)
+    keep_images: str | None = None  # format of the views to keep (``pictures.kept_format``)
+    captions: CaptionOptions = field(default_factory=CaptionOptions)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Processed:
     record: Record
     texts: tuple[str, ...]
     text_sources: tuple[str, ...]
-    images: NDArray[np.uint8]  # (V, S, S, 3) sRGB on the background, S at most the teacher's
+    # By encode size: (V, S, S, 3) sRGB on the background, S at most the teacher's.
+    images: dict[Size, NDArray[np.uint8]]
     xyz: NDArray[np.float32]  # (N, 3)
     rgb: NDArray[np.uint8]  # (N, 3)
     has_color: bool
@@ -62,7 +68,11 @@ class Processed:
     n_faces: int
     n_vertices: int
     n_bytes: int
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage: load, render, sample
+    # By encode size: (S, S, 3); {} where none was asked for, or it shows nothing.
+    thumbnail: dict[Size, NDArray[np.uint8]] = field(default_factory=dict)
+    kept: KeptImages | None = None  # the pictures as rendered, as ``keep_images`` says
+    text_counts: dict[str, int] = field(default_factory=dict)  # see ``captions.Texts``
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage: load, render, sample, keep
 
 
 def failure(record: Record, stage: str, error: str, message: str) -> Failure:
@@ -71,16 +81,38 @@ def failure(record: Record, stage: str, error: str, message: str) -> Failure:
     return Failure(record.uid, record.dataset, record.source, stage, error, text)
 
 
-def resized(images: NDArray[np.uint8], encode_size: tuple[int, str] | None) -> NDArray[np.uint8]:
-    """Views (V, S, S, 3) at the teacher's size where they are larger, else as they are."""
-    if encode_size is None or images.shape[1] <= encode_size[0]:
-        return np.ascontiguousarray(images)
-    from PIL import Image
+def teacher_size(teacher: TeacherInfo) -> Size:
+    """The size and filter with which a teacher reads pictures; None where it must do it itself."""
+    preprocess = teacher.config.get("preprocess_cfg", {})
+    size = preprocess.get("size")
+    side = size[0] if isinstance(size, list) else size
+    method = str(preprocess.get("interpolation", "bicubic"))
+    return (side, method) if isinstance(side, int) and method in METHODS else None
 
-    side, interpolation = encode_size
-    method = Image.Resampling[interpolation.upper()]
-    views = [Image.fromarray(np.ascontiguousarray(view)) for view in images]
-    return np.stack([np.asarray(view.resize((side, side), method)) for view in views])
+
+def draw(mesh: Mesh, settings: ObjectSettings) -> NDArray[np.uint8]:
+    """All views of a mesh, and the thumbnail as the last one if asked for: (V, S, S, 4) uint8.
+
+    Raises ``MeshError`` (``blank_render``) when no view shows anything of the object, as
+    ``pictures.shows_something`` measures it.
+    """
+    cameras = settings.cameras
+    if settings.thumbnail:
+        cameras = cameras.with_thumbnail(mesh)
+    pictures = get_renderer(settings.renderer).render(mesh, cameras, settings.render)
+    background = settings.render.background
+    views = pictures[: len(settings.cameras)]
+    if any(shows_something(view, background) for view in views) or not len(views):
+        return pictures
+    if views[..., 3].any():
+        red, green, blue = background
+        raise MeshError(
+            "blank_render",
+            "no view shows an object that can be told from the background "
+            f"#{red:02x}{green:02x}{blue:02x}; try another one",
+            "render",
+        )
+    raise MeshError("blank_render", "nothing of the object is visible in any view", "render")
 
 
 def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
@@ -93,34 +125,52 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
         seconds["load"] = time.perf_counter() - start
 
         stage, start = "render", time.perf_counter()
-        rendered = get_renderer(settings.renderer).render(mesh, settings.cameras, settings.render)
-        if rendered[..., 3].max(initial=0) == 0 and len(settings.cameras):
-            raise MeshError("blank_render", "nothing of the object is visible in any view", stage)
-        images = resized(rendered[..., :3], settings.encode_size)
+        drawn = draw(mesh, settings)
+        n_views = len(settings.cameras)
+        views, extra = drawn[:n_views], drawn[n_views:]
+        # A thumbnail that shows nothing (a sheet of paper seen from its edge) is left out.
+        extra = extra[[shows_something(view, settings.render.background) for view in extra]]
+        images = at_sizes(views, settings.encode_sizes)
+        thumbnails = at_sizes(extra, settings.encode_sizes)
         seconds["render"] = time.perf_counter() - start
 
+        kept: KeptImages | None = None
+        if settings.keep_images:
+            stage, start = "keep", time.perf_counter()
+            files = [encode_webp(v[..., :3], settings.keep_images) for v in (*views, *extra)]
+            kept = KeptImages(record.uid, tuple(files[:n_views]), *files[n_views:])
+            seconds["keep"] = time.perf_counter() - start
+
         stage, start = "sample", time.perf_counter()
+        from pipeline.clouds import cloud_points
         from pipeline.points import sample_points
 
         # The seed depends on the object, not on its place in the run: resuming changes nothing.
         seed = int(content_hash(f"{settings.sampling_seed}/{record.uid}")[:15], 16)
-        points = sample_points(mesh, settings.n_points, seed=seed, n_fps=settings.n_fps)
+        cloud = asset.cloud
+        if cloud is None:
+            points = sample_points(mesh, settings.n_points, seed=seed, n_fps=settings.n_fps)
+        else:  # the mesh is only what is drawn of it
+            points = cloud_points(cloud, settings.n_points, seed=seed, n_fps=settings.n_fps)
         seconds["sample"] = time.perf_counter() - start
 
         stage = "texts"
-        texts = texts_for(record)
+        texts = collect_texts(record, settings.captions)
         return Processed(
             record=record,
-            texts=tuple(text for text, _ in texts),
-            text_sources=tuple(source for _, source in texts),
+            texts=tuple(text for text, _ in texts.pairs),
+            text_sources=tuple(source for _, source in texts.pairs),
+            text_counts=texts.counts,
             images=images,
             xyz=points.xyz,
             rgb=points.rgb,
             has_color=points.has_color,
             sha256=asset.sha256,
-            n_faces=len(mesh.faces),
-            n_vertices=len(mesh.vertices),
+            n_faces=len(mesh.faces) if cloud is None else 0,
+            n_vertices=len(mesh.vertices) if cloud is None else len(cloud.xyz),
             n_bytes=asset.n_bytes,
+            thumbnail={size: found[0] for size, found in thumbnails.items() if len(found)},
+            kept=kept,
             seconds=seconds,
         )
     except MeshError as error:

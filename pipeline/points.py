@@ -38,8 +38,9 @@ def sample_points(mesh: Mesh, count: int = 10_000, seed: int = 0, n_fps: int = 2
 
     Equal arguments give equal points. Points on surface that is cut away (alpha below the cutoff
     of a ``mask`` material) or invisible (alpha below 0.02 of a ``blend`` one) are drawn again, a
-    bounded number of times; what is lacking then repeats visible points. Colours are texture
-    (bilinear, wrapping) x vertex colour x base-colour factor in linear light, as sRGB.
+    bounded number of times; what is lacking then repeats visible points. Colours are those of the
+    surface seen face-on: texture (bilinear, wrapping) x vertex colour x base-colour factor, plus
+    what it emits, in linear light, clipped at 1, as sRGB.
 
     Raises:
         MeshError: stage ``sample``; ``zero_area`` where no face has an area, ``invisible`` where
@@ -148,15 +149,22 @@ def _colors(mesh: Mesh, faces: I64, weights: F64) -> F32:
     rgba: F32 = factors[material_of]
     if mesh.vertex_color is not None:
         rgba *= np.einsum("nc,nck->nk", weights, mesh.vertex_color[mesh.faces[faces]])
-    if mesh.uv is None:
-        return rgba
     for index, material in enumerate(mesh.materials):
-        if material.texture is None:
+        textures = () if mesh.uv is None else (material.texture, material.emissive_texture)
+        if not any(material.emissive) and all(texture is None for texture in textures):
             continue
         here = np.flatnonzero(material_of == index)
-        if len(here):
+        if not len(here):
+            continue
+        emission = np.tile(np.array(material.emissive, np.float32), (len(here), 1))
+        if mesh.uv is not None:
             uv = np.einsum("nc,nck->nk", weights[here], mesh.uv[mesh.faces[faces[here]]])
-            rgba[here] *= sample_texture(material.texture, uv)
+            if material.texture is not None:
+                rgba[here] *= sample_texture(material.texture, uv)
+            if material.emissive_texture is not None and emission.any():
+                emission *= sample_texture(material.emissive_texture, uv)[:, :3]
+        if emission.any():
+            rgba[here, :3] = np.minimum(rgba[here, :3] + emission, 1)
     return rgba
 
 

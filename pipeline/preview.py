@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 QUALITIES = (92, 86, 80, 72, 64, 55, 45, 35)
 MIN_SHRINK = 0.2
+DEFAULT_COLUMNS, MAX_COLUMNS = 8, 16  # pictures in a line where nothing else is asked for
 
 
 def contact_sheet(
@@ -72,25 +74,29 @@ def render_preview(
     path: Path,
     *,
     views: Sequence[int] = (0,),
+    thumbnail: bool = False,
     columns: int = 8,
     max_tiles: int = 64,
     max_bytes: int | None = None,
 ) -> int:
     """Render (label, normalised mesh) pairs and write a contact sheet; returns the tiles drawn.
 
-    Each object takes one tile per index in ``views``; the label stands under the first. The
-    iterable is read only as far as ``max_tiles`` allows.
+    Each object takes one tile per index in ``views``, and one more with ``thumbnail`` (see
+    ``cameras.thumbnail_pose``); the label stands under the first. The iterable is read only as far
+    as ``max_tiles`` allows.
 
     Raises ``InputError`` for a view that the cameras do not have, or when ``items`` is empty.
     """
-    if not views or min(views) < 0 or max(views) >= len(cameras):
+    if not (views or thumbnail) or any(not 0 <= view < len(cameras) for view in views):
         raise InputError(f"views {list(views)}: the cameras have 0 to {len(cameras) - 1}")
-    chosen = Cameras(cameras.name, cameras.poses[list(views)], cameras.fov_y_deg)
+    chosen = replace(cameras, poses=cameras.poses[list(views)])
+    per_object = len(views) + thumbnail
     tiles: list[NDArray[np.uint8]] = []
     labels: list[str] = []
-    for label, mesh in itertools.islice(items, max(1, max_tiles // len(views))):
-        tiles.extend(renderer.render(mesh, chosen, config)[..., :3])
-        labels += [label] + [""] * (len(views) - 1)
+    for label, mesh in itertools.islice(items, max(1, max_tiles // per_object)):
+        placed = chosen.with_thumbnail(mesh) if thumbnail else chosen
+        tiles.extend(renderer.render(mesh, placed, config)[..., :3])
+        labels += [label] + [""] * (per_object - 1)
     if not tiles:
         raise InputError(f"{path}: no object could be drawn; check the data set")
     contact_sheet(np.stack(tiles), labels, columns, path, max_bytes)
@@ -102,18 +108,28 @@ def preview_dataset(
     path: Path,
     *,
     tiles: int = 48,
-    columns: int = 8,
-    image_size: int = 160,
-    view: int = 0,
+    columns: int | None = None,
+    cameras: Cameras | None = None,
+    config: RenderConfig | None = None,
+    view: str = "0",
     renderer: str = "raster",
     max_bytes: int | None = None,
 ) -> tuple[int, int]:
-    """Draw ``tiles`` objects spread evenly over a dataset; returns (drawn, could not be drawn).
+    """Draw objects spread evenly over a dataset in ``tiles`` pictures at most.
 
-    Raises ``InputError`` when none can be drawn, and as ``dataset.records`` does.
+    ``view`` says which views of ``cameras`` (the ring if None) each object is drawn in: see
+    ``parse_views``. Without ``columns`` a line holds one object, or eight where each takes one
+    tile. Returns how many tiles were drawn and how many objects could not be.
+
+    Raises ``InputError`` when none can be drawn, for an unknown view, and as ``dataset.records``
+    does.
     """
+    cameras = ring(12) if cameras is None else cameras
+    views, thumbnail = parse_views(view, len(cameras))
+    per_object = len(views) + thumbnail
+    objects = max(1, tiles // per_object)
     total = dataset.count()
-    step = max(1, (total or tiles) // tiles)
+    step = max(1, (total or objects) // objects)
     failed = 0
 
     def items() -> Iterator[tuple[str, Mesh]]:
@@ -128,15 +144,45 @@ def preview_dataset(
     drawn = render_preview(
         items(),
         get_renderer(renderer),
-        ring(12),
-        RenderConfig(image_size=image_size),
+        cameras,
+        RenderConfig(image_size=160) if config is None else config,
         path,
-        views=(view,),
-        columns=columns,
+        views=views,
+        thumbnail=thumbnail,
+        columns=columns or _columns(per_object),
         max_tiles=tiles,
         max_bytes=max_bytes,
     )
     return drawn, failed
+
+
+def _columns(per_object: int) -> int:
+    """Pictures per line, so that where possible every object begins a line."""
+    if per_object == 1:
+        return DEFAULT_COLUMNS
+    return next((n for n in range(MAX_COLUMNS, 1, -1) if per_object % n == 0), MAX_COLUMNS)
+
+
+def parse_views(text: str, n_views: int) -> tuple[list[int], bool]:
+    """Indices of views that ``all``, ``thumbnail`` or ``0,3,6`` name, and whether the thumbnail is.
+
+    ``all,thumbnail`` are all views and then the thumbnail. Raises ``InputError`` for anything else.
+    """
+    views: list[int] = []
+    thumbnail = False
+    for word in text.split(","):
+        word = word.strip().lower()
+        if word == "all":
+            views += range(n_views)
+        elif word == "thumbnail":
+            thumbnail = True
+        elif word.isdecimal() and int(word) < n_views:
+            views.append(int(word))
+        else:
+            raise InputError(
+                f"--view {text}: not a view; use all, thumbnail or numbers of 0 to {n_views - 1}"
+            )
+    return views, thumbnail
 
 
 def _compose(images: NDArray[np.uint8], labels: Sequence[str], columns: int) -> Image.Image:

@@ -43,13 +43,22 @@ class MeshError(Exception):
 
 @dataclass(frozen=True)
 class Material:
-    """Base colour of a set of faces. ``double_sided`` is recorded; shading is always two-sided."""
+    """Colour of a set of faces. ``double_sided`` is recorded; shading is always two-sided.
+
+    Drawn colour in linear light, clipped at 1: base colour x light + emission, where light is 1 of
+    an ``unlit`` material; emission is ``emissive`` x ``emissive_texture``, at ``Mesh.uv`` as the
+    base-colour texture is. Vertex colours and alpha do not apply to emission itself; a transparent
+    surface covers with both.
+    """
 
     base_color: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 1.0)  # linear RGBA
     texture: U8 | None = None  # (H, W, 4) sRGB + alpha
     alpha_mode: AlphaMode = "opaque"
     alpha_cutoff: float = 0.5
     double_sided: bool = True
+    unlit: bool = False
+    emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)  # linear RGB, strength included
+    emissive_texture: U8 | None = None  # (H, W, 4) sRGB; alpha means nothing
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from pipeline.captions import fill
 from pipeline.common import InputError, file_hash
+from pipeline.console import note
 from pipeline.shards import TeacherInfo
 
 DEMO_DIR = Path(__file__).parent / "teachers" / "demo"
@@ -180,8 +182,10 @@ def load_matching(
 ) -> Teacher:
     """Load the teacher that made ``info`` again and check that it is the same one.
 
-    ``spec`` says where it is when it was a local file. Raises ``InputError`` otherwise, or when
-    the fingerprint of what was loaded differs.
+    ``spec`` says where it is when it was a local file. A teacher without a fingerprint (released
+    embeddings) is known by its name: a file of the same model that ``spec`` names is taken on
+    trust, and a note says so. Raises ``InputError`` otherwise, or when the fingerprint of what was
+    loaded differs.
     """
     if spec is None:
         if "@sha256:" in info.pretrained or info.model.startswith("local-dir:"):
@@ -192,6 +196,14 @@ def load_matching(
         spec = f"{info.model}:{info.pretrained}" if named else info.model
     teacher = load_teacher(spec, device, **options)
     reason = info.mismatch(teacher.info)
+    if reason and not info.has_fingerprint and "@sha256:" in teacher.info.pretrained:
+        renamed = replace(teacher.info, pretrained=info.pretrained)
+        reason = info.mismatch(renamed)  # same model, width and activation
+        if not reason:
+            note(
+                f"teacher {spec}: taken for {info.label}; the embeddings came without a "
+                "fingerprint to check that by"
+            )
     if reason:
         raise InputError(
             f"teacher {spec} is not the one that made the embeddings ({info.label}): {reason}; "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from pathlib import Path
 
+from pipeline import templates as shared
 from pipeline.common import InputError
 from pipeline.shards import Manifest
 
@@ -16,8 +15,7 @@ BARE = "bare"
 
 def field_templates() -> list[str]:
     """The 64 templates of the field (``modelnet40_64``); origin and licence stand in the file."""
-    resource = files("evaluation.benchmarks") / "data" / "field_templates.json"
-    return [str(item) for item in json.loads(resource.read_text())["templates"]]
+    return list(shared.field_templates())
 
 
 def load_templates(choice: str, manifest: Manifest) -> list[str]:

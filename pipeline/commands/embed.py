@@ -7,14 +7,27 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.caption_options import (
+    CaptionerOption,
+    CaptionerViewsOption,
+    CaptionsOption,
+    TextSourcesOption,
+    TextsPerSourceOption,
+    caption_options,
+)
 from pipeline.commands.options import (
+    BackgroundOption,
     CacheOption,
     CacheSizeOption,
+    CamerasOption,
     CountOption,
     DatasetOption,
     DeleteOption,
+    FovOption,
+    LightOption,
     MetadataOption,
     PatternOption,
+    RendererOption,
     RootOption,
     SeedOption,
     SizeOption,
@@ -22,6 +35,7 @@ from pipeline.commands.options import (
     SubsetOption,
     UpAxisOption,
     ViewsOption,
+    chosen_renderer,
     source_options,
 )
 from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, note, print_json
@@ -47,14 +61,38 @@ def embed(
     cache: CacheOption = None,
     cache_size: CacheSizeOption = None,
     delete_after_use: DeleteOption = None,
+    captions: CaptionsOption = None,
+    text_sources: TextSourcesOption = None,
+    texts_per_source: TextsPerSourceOption = None,
+    captioner: CaptionerOption = None,
+    captioner_views: CaptionerViewsOption = 4,
     teacher: Annotated[
         str,
         typer.Option("--teacher", help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME."),
     ] = "demo",
-    views: ViewsOption = 12,
+    cameras: CamerasOption = "ring",
+    views: ViewsOption = None,
+    fov: FovOption = None,
     image_size: SizeOption = 224,
+    background: BackgroundOption = "white",
+    light: LightOption = "headlight",
+    thumbnail: Annotated[
+        bool,
+        typer.Option(
+            "--thumbnail", help="Encode one more view, from three quarters, that fills the frame."
+        ),
+    ] = False,
+    keep_images: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-images",
+            metavar="FORMAT",
+            help="Keep the views beside the shards: webp (quality 90), webp-QUALITY, "
+            "webp-lossless.",
+        ),
+    ] = None,
     points: Annotated[int, typer.Option("--points", min=16, help="Points per object.")] = 10_000,
-    renderer: Annotated[str, typer.Option("--renderer", help="raster.")] = "raster",
+    renderer: RendererOption = "raster",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Render workers; default: every CPU.")
     ] = None,
@@ -94,12 +132,15 @@ def embed(
       pipeline embed --dataset folder --root meshes/ --out shards/mine
 
       pipeline embed --dataset procedural --count 2000 --out shards/proc
+
+      pipeline embed --dataset folder --root meshes/ --captions cap3d=Cap3D.csv --out shards/mine
     """
-    from pipeline.cameras import ring
+    from pipeline.cameras import make_cameras
     from pipeline.job import EmbedOptions, tell
     from pipeline.job import embed as run
     from pipeline.objects import ObjectSettings
-    from pipeline.renderers.base import RenderConfig
+    from pipeline.pictures import kept_format
+    from pipeline.renderers.base import make_config
 
     source = make_dataset(
         dataset,
@@ -119,11 +160,16 @@ def embed(
     )
     objects = ObjectSettings(
         dataset=source,
-        cameras=ring(views),
-        render=RenderConfig(image_size=image_size),
-        renderer=renderer,
+        cameras=make_cameras(cameras, views, fov),
+        render=make_config(image_size, background, light),
+        renderer=chosen_renderer(renderer),
         n_points=points,
         n_fps=min(points, 2048),
+        thumbnail=thumbnail,
+        keep_images=kept_format(keep_images) if keep_images else None,
+        captions=caption_options(
+            captions, text_sources, texts_per_source, captioner, captioner_views
+        ),
     )
     summary = run(
         EmbedOptions(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common import InputError
+from pipeline.console import note
 from pipeline.datasets.sources import SourceOptions
 
 DatasetOption = Annotated[
@@ -51,9 +52,30 @@ DeleteOption = Annotated[
     bool | None,
     typer.Option("--delete-after-use/--keep", help="Delete a downloaded mesh once embedded."),
 ]
-ViewsOption = Annotated[int, typer.Option("--views", min=1, max=360, help="Views per object.")]
+CamerasOption = Annotated[
+    str, typer.Option("--cameras", help="Where the views are taken: ring, sphere, openshape, ulip.")
+]
+ViewsOption = Annotated[
+    int | None,
+    typer.Option("--views", min=1, help="Views per object; default: 12, or ULIP's 30."),
+]
+FovOption = Annotated[
+    float | None,
+    typer.Option("--fov", help="Field of view in degrees; default: 40, or 49 (openshape, ulip)."),
+]
+BackgroundOption = Annotated[
+    str, typer.Option("--background", help="white, black, grey or #rrggbb.")
+]
+LightOption = Annotated[
+    str,
+    typer.Option("--light", help="headlight, soft, flat (surface colours), or AMBIENT,DIFFUSE."),
+]
 SizeOption = Annotated[
     int, typer.Option("--image-size", min=16, max=2048, help="Pixels per side of a view.")
+]
+RendererOption = Annotated[
+    str,
+    typer.Option("--renderer", help="raster, gl (OpenGL), or auto: gl where there is a GPU."),
 ]
 ShardsArgument = Annotated[str, typer.Argument(help="Shard set: a folder or a URI.")]
 
@@ -74,3 +96,13 @@ def source_options(cache_size: str | None, **given: Any) -> SourceOptions:
     """The options about the source as they stand on the command line."""
     limit = None if cache_size is None else byte_size("--cache-size", cache_size)
     return SourceOptions(cache_bytes=limit, **given)
+
+
+def chosen_renderer(name: str) -> str:
+    """The renderer that ``--renderer`` means on this machine, told where it was left open."""
+    from pipeline.renderers import get_renderer
+
+    found = get_renderer(name).name
+    if name == "auto":
+        note(f"--renderer auto: drawing with {found}")
+    return found

@@ -9,19 +9,25 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import (
+    BackgroundOption,
     CacheOption,
     CacheSizeOption,
+    CamerasOption,
     CountOption,
     DatasetOption,
     DeleteOption,
+    FovOption,
+    LightOption,
     MetadataOption,
     PatternOption,
+    RendererOption,
     RootOption,
     SeedOption,
     SizeOption,
     SplitOption,
     SubsetOption,
     UpAxisOption,
+    ViewsOption,
     source_options,
 )
 from pipeline.console import JsonOption, note, print_json, print_table
@@ -48,22 +54,37 @@ def preview(
     cache: CacheOption = None,
     cache_size: CacheSizeOption = None,
     delete_after_use: DeleteOption = None,
-    tiles: Annotated[int, typer.Option("--tiles", min=1, max=400, help="Objects to show.")] = 48,
-    columns: Annotated[int, typer.Option("--columns", min=1, help="Objects per line.")] = 8,
+    tiles: Annotated[int, typer.Option("--tiles", min=1, max=400, help="Pictures to show.")] = 48,
+    columns: Annotated[
+        int | None,
+        typer.Option("--columns", min=1, help="Pictures per line; default: 8, or one object."),
+    ] = None,
+    cameras: CamerasOption = "ring",
+    views: ViewsOption = None,
+    fov: FovOption = None,
+    view: Annotated[
+        str,
+        typer.Option("--view", help="Which views to show: all, thumbnail, or numbers such as 0,6."),
+    ] = "0",
     image_size: SizeOption = 160,
-    view: Annotated[int, typer.Option("--view", min=0, max=11, help="Which of 12 views.")] = 0,
-    renderer: Annotated[str, typer.Option("--renderer", help="raster.")] = "raster",
+    background: BackgroundOption = "white",
+    light: LightOption = "headlight",
+    renderer: RendererOption = "raster",
     max_bytes: Annotated[
         int | None, typer.Option("--max-bytes", min=1000, help="Largest size of the file.")
     ] = None,
 ) -> None:
     """Draw a contact sheet of a source, spread evenly over it.
 
-    Example:
+    Examples:
 
       pipeline preview --dataset folder --root meshes/ --out sheet.jpg
+
+      pipeline preview --dataset procedural --cameras sphere --view all --out views.png
     """
+    from pipeline.cameras import make_cameras
     from pipeline.preview import preview_dataset
+    from pipeline.renderers.base import make_config
 
     source = make_dataset(
         dataset,
@@ -86,12 +107,13 @@ def preview(
         out,
         tiles=tiles,
         columns=columns,
-        image_size=image_size,
+        cameras=make_cameras(cameras, views, fov),
+        config=make_config(image_size, background, light),
         view=view,
         renderer=renderer,
         max_bytes=max_bytes,
     )
-    note(f"{out}: {shown} objects" + (f", {failed} could not be drawn" if failed else ""))
+    note(f"{out}: {shown} pictures" + (f", {failed} could not be drawn" if failed else ""))
 
 
 def datasets(json_output: JsonOption = False) -> None:

@@ -8,19 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import quote, unquote_to_bytes
+from typing import Any, ClassVar
 
 from pipeline.captions import GENERIC_NAMES, clean_name
-from pipeline.common import InputError, content_hash, file_hash
+from pipeline.common import InputError, file_hash
 from pipeline.datasets.base import Asset, Record
+from pipeline.datasets.layouts import SKIPPED_FOLDERS, load_asset, path_key, printable
 from pipeline.datasets.sources import Source, SourceOptions
-from pipeline.datasets.tables import Entry, find_table, read_table
-from pipeline.meshes import SUFFIXES, UP_AXES, Limits, load_mesh
-from pipeline.meshes.files import read_file
-from pipeline.scene import MeshError
-
-_SKIPPED_FOLDERS = {"__MACOSX", "__pycache__"}
+from pipeline.datasets.tables import Entry, Table, find_table, read_table
+from pipeline.meshes import SUFFIXES, UP_AXES, Limits
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,15 @@ class FolderDataset:
     columns: tuple[tuple[str, str], ...] = ()  # (role, column) where names do not tell
     limits: Limits = field(default_factory=Limits)
 
+    # What a source of other files has in their place.
+    NAME: ClassVar[str] = "folder"
+    SUFFIXES: ClassVar[tuple[str, ...]] = SUFFIXES
+    THING: ClassVar[tuple[str, str]] = ("mesh", "meshes")
+
     @property
     def name(self) -> str:
-        """``folder``."""
-        return "folder"
+        """The source's name."""
+        return self.NAME
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,22 +95,29 @@ class FolderDataset:
                 stem = PurePosixPath(name).stem
                 alone = stems[stem] == 1 and stem not in files
                 relative = f"{folder}/{name}" if folder else name
-                entry = table.find(_printable(relative)) if table is not None else None
-                total, matched = total + 1, matched + (entry is not None)
                 uid = f"{folder}/{stem}" if folder and alone else stem if alone else relative
-                yield _record(_printable(uid), relative, entry)
+                for record, known in self._records_of(printable(uid), relative, table):
+                    total, matched = total + 1, matched + known
+                    yield record
         if not total:
             raise InputError(
-                f"no mesh files ({', '.join(SUFFIXES)}) under {self.root}"
+                f"no {self.THING[0]} files ({', '.join(self.SUFFIXES)}) under {self.root}"
                 + (f" match {self.pattern!r}" if self.pattern else "")
                 + ": check --root"
             )
         if table is not None and not matched:
             raise InputError(
-                f"{table.path} names none of the {total} meshes under {self.root} "
+                f"{table.path} names none of the {total} {self.THING[1]} under {self.root} "
                 f"(it names {table.example_key()!r}, for example): check its column "
                 f"{next(iter(table.columns.values()))!r} or give another table"
             )
+
+    def _records_of(
+        self, uid: str, relative: str, table: Table | None
+    ) -> Iterator[tuple[Record, bool]]:
+        """The records of one file, and whether the table has them."""
+        entry = table.find(printable(relative)) if table is not None else None
+        yield make_record(self.NAME, uid, relative, entry), entry is not None
 
     def load(self, record: Record) -> Asset:
         """Read and normalise one mesh; ``sha256`` is of the mesh file alone.
@@ -117,16 +125,13 @@ class FolderDataset:
         Raises ``MeshError`` as ``load_mesh`` does; ``outside_reference`` for a file that is not
         under the root.
         """
-        path = self.root / os.fsdecode(unquote_to_bytes(record.key))
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
-            raise MeshError("outside_reference", f"{record.source} is not under the root")
-        data = read_file(path, self.limits.file_bytes, "the mesh file")
-        mesh = load_mesh(path, self.up_axis, self.limits, root=self.root, data=data)
-        return Asset(mesh.normalised(), content_hash(data), len(data))
+        return load_asset(self.root, record, self.up_axis, self.limits)
 
     def _check(self) -> None:
         if not self.root.is_dir():
-            raise InputError(f"--root {self.root} is not a directory: give a folder of meshes")
+            raise InputError(
+                f"--root {self.root} is not a directory: give a folder of {self.THING[1]}"
+            )
         if self.up_axis != "auto" and self.up_axis not in UP_AXES:
             raise InputError(
                 f"--up-axis {self.up_axis!r} is unknown: use auto or one of {', '.join(UP_AXES)}"
@@ -164,12 +169,12 @@ class FolderDataset:
                 prefix + entry.name
                 for entry in reversed(listed)
                 if entry.name[0] != "."
-                and entry.name not in _SKIPPED_FOLDERS
+                and entry.name not in SKIPPED_FOLDERS
                 and entry.is_dir(follow_symlinks=False)
             ]
 
     def _is_mesh(self, entry: os.DirEntry[str], prefix: str, base: str) -> bool:
-        if not entry.name.lower().endswith(SUFFIXES):
+        if not entry.name.lower().endswith(self.SUFFIXES):
             return False
         if self.pattern is not None and not (
             fnmatch.fnmatchcase(prefix + entry.name, self.pattern)
@@ -182,12 +187,8 @@ class FolderDataset:
         return not entry.is_dir()
 
 
-def _printable(path: str) -> str:
-    """A path as valid Unicode: bytes of names that are not UTF-8 become escapes."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _record(uid: str, relative: str, entry: Entry | None) -> Record:
+def make_record(dataset: str, uid: str, relative: str, entry: Entry | None) -> Record:
+    """The record of a file, by what the table says of it and, where it says nothing, its path."""
     texts: list[tuple[str, str]] = []
     category = split = None
     if entry is not None:
@@ -196,15 +197,15 @@ def _record(uid: str, relative: str, entry: Entry | None) -> Record:
         if entry.tags:
             texts.append((", ".join(entry.tags), "tags"))
         category, split = entry.category, entry.split
-    shown = _printable(relative)
+    shown = printable(relative)
     folder_name, folder_category = _from_path(shown)
     if entry is None or not entry.names:
         texts.append(folder_name)
     return Record(
-        uid=f"folder/{uid}",
-        dataset="folder",
+        uid=f"{dataset}/{uid}",
+        dataset=dataset,
         source=shown,
-        key=quote(os.fsencode(relative), safe="/ "),
+        key=path_key(relative),
         category=category or folder_category,
         split=split,
         texts=tuple(text for text, _ in texts),
@@ -215,7 +216,7 @@ def _record(uid: str, relative: str, entry: Entry | None) -> Record:
 def _from_path(relative: str) -> tuple[tuple[str, str], str | None]:
     """((raw name, its source), category) of a path relative to the root."""
     *folders, file = relative.split("/")
-    named = [folder for folder in folders if clean_name(folder)]
+    named = [f for f in folders if clean_name(f) and f.lower() not in GENERIC_NAMES]
     text = (PurePosixPath(file).stem, "name")
     if not clean_name(file) and named:
         # object/model.obj, category/object/model.obj: the folder is the object.

@@ -10,6 +10,14 @@ from pipeline.captions import article
 from pipeline.datasets.shapes.schema import Choice, Count, Flag, Num, ShapeClass, Value
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+# Styles that are nouns, or as good as: they stand right before the object's noun, after colour and
+# material: "a tall red estate car", "a light blue steam passenger train".
+_KINDS = frozenset(
+    """
+    arch beam suspension truss jet propeller grand upright hatchback estate box flatbed tank dump
+    steam diesel passenger freight bunk four-poster globe tripod pedestal trestle sunburst swivel
+    """.split()  # noqa: SIM905
+)
 _FRAMES = ("{}", "{}", "a 3D model of {}", "a picture of {}", "this is {}")
 
 
@@ -54,7 +62,8 @@ def _phrase(
     adjectives, parts = _words(shape, said)
     sizes = [word for word in adjectives if rng.random() < keep]
     rng.shuffle(sizes)
-    words = sizes[:2]
+    words = [word for word in sizes[:2] if word not in _KINDS]
+    kinds = [word for word in adjectives if word in _KINDS and word in sizes[:2]]
     material = str(said["material"])
     if rng.random() < max(keep, 0.6):
         words.append(str(said["color"]))
@@ -63,7 +72,7 @@ def _phrase(
     noun = shape.name
     if shape.synonyms and rng.random() < 0.25:
         noun = str(rng.choice(shape.synonyms))
-    phrase = with_article(" ".join([*words, noun]))
+    phrase = with_article(" ".join([*words, *kinds, noun]))
     kept = [part for part in parts if rng.random() < keep * 0.7]
     rng.shuffle(kept)
     with_parts = [p for p in kept if not p.startswith("without ")][:2]

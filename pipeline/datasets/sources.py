@@ -51,6 +51,17 @@ class Source:
 _MODULES = (
     "procedural",
     "folder",
+    "objaverse",
+    "objaverse_xl",
+    "points",
+    "shapenet",
+    "abo",
+    "future3d",
+    "modelnet",
+    "modelnet_points",
+    "scanobjectnn",
+    "omniobject3d",
+    "gso",
 )
 
 

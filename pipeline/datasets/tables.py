@@ -39,7 +39,7 @@ AUTO_NAMES = tuple(
     for stem in ("metadata", "captions", "manifest")
     for suffix in ("parquet", "csv")
 )
-_FIELD_LIMIT = 2**24  # characters in one CSV field
+FIELD_LIMIT = 2**24  # characters in one CSV field
 _PROBED_ROWS = 1000
 _Row = dict[str, Any]
 
@@ -134,7 +134,7 @@ def read_table(path: Path, root: Path, columns: Mapping[str, str]) -> Table:
 
 def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> None:
     def texts(role: str) -> list[str]:
-        return _texts(row.get(roles[role])) if role in roles else []
+        return cell_texts(row.get(roles[role])) if role in roles else []
 
     entry.captions += texts("caption")
     entry.names += [name for name in texts("name") if name not in entry.names]
@@ -143,7 +143,7 @@ def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> None:
     entry.split = entry.split or next(iter(texts("split")), None)
 
 
-def _texts(value: Any) -> list[str]:
+def cell_texts(value: Any) -> list[str]:
     """A cell as texts: a list, JSON of a list, or texts with ``|`` between them."""
     if value is None or value != value:  # NaN is not equal to itself
         return []
@@ -205,7 +205,7 @@ def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
 
 def _header(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
-        return list(_parquet(path).schema_arrow.names)
+        return list(open_parquet(path).schema_arrow.names)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
         return next(csv.reader(stream), [])
 
@@ -213,10 +213,10 @@ def _header(path: Path) -> list[str]:
 def _rows(path: Path) -> Iterator[_Row]:
     """Rows as dictionaries, one at a time or one batch at a time."""
     if path.suffix.lower() == ".parquet":
-        for batch in _parquet(path).iter_batches(batch_size=4096):
+        for batch in open_parquet(path).iter_batches(batch_size=4096):
             yield from batch.to_pylist()
         return
-    csv.field_size_limit(_FIELD_LIMIT)
+    csv.field_size_limit(FIELD_LIMIT)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, strict=True)
         for row in reader:
@@ -228,7 +228,8 @@ def _rows(path: Path) -> Iterator[_Row]:
             yield row
 
 
-def _parquet(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """The Parquet file, ready to be read. Raises ``InputError`` where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -34,23 +34,19 @@ def read_dae(data: bytes, references: References, limits: Limits) -> tuple[list[
         document = collada.Collada(io.BytesIO(data), ignore=[collada.DaeError])
         if document.scene is None:
             raise MeshError("no_faces", "the file has no scene")
+        placed = list(_placed_primitives(document.scene))
+        effects = {id(effect): effect for _, effect, _ in placed if effect is not None}
+        names = [name for name in map(_image_name, effects.values()) if name is not None]
+        references.require(names, missing="missing_texture")
         images: dict[str, U8] = {}
-        surfaces: dict[int, Surface] = {}
+        surfaces = {
+            key: _surface(effect, images, references, limits) for key, effect in effects.items()
+        }
         parts: list[Part] = []
-        for bound in _bound_geometries(document.scene):
-            symbols = bound.materialnodebysymbol
-            transform = np.asarray(bound.matrix, np.float64)
-            for primitive in bound.original.primitives:
-                node = symbols.get(primitive.material)
-                effect = getattr(getattr(node, "target", None), "effect", None)
-                surface = None
-                if effect is not None:
-                    if id(effect) not in surfaces:
-                        surfaces[id(effect)] = _surface(effect, images, references, limits)
-                    surface = surfaces[id(effect)]
-                part = _part(primitive, surface, transform, limits)
-                if part is not None:
-                    parts.append(part)
+        for primitive, effect, transform in placed:
+            part = _part(primitive, surfaces.get(id(effect)), transform, limits)
+            if part is not None:
+                parts.append(part)
     return parts, _UP_AXES.get(str(document.assetInfo.upaxis), "+y")
 
 
@@ -84,6 +80,22 @@ def _bound_geometries(scene: Any) -> Iterator[Any]:
         geometry = getattr(bound, "geometry", None)
         require(geometry is not None, "unsupported_feature", "the scene has a morph, not supported")
         yield geometry
+
+
+def _placed_primitives(scene: Any) -> Iterator[tuple[Any, Any, F64]]:
+    """(primitive, its effect or None, (4, 4) matrix) of every primitive that the scene places."""
+    for bound in _bound_geometries(scene):
+        transform = np.asarray(bound.matrix, np.float64)
+        for primitive in bound.original.primitives:
+            node = bound.materialnodebysymbol.get(primitive.material)
+            yield primitive, getattr(getattr(node, "target", None), "effect", None), transform
+
+
+def _image_name(effect: Any) -> str | None:
+    """What the diffuse texture of an effect names, None without one."""
+    if not hasattr(effect.diffuse, "sampler"):
+        return None
+    return str(effect.diffuse.sampler.surface.image.path or "")
 
 
 def _part(primitive: Any, surface: Surface | None, transform: F64, limits: Limits) -> Part | None:
@@ -140,8 +152,8 @@ def _surface(effect: Any, images: dict[str, U8], references: References, limits:
     alpha = _opacity(effect)
     mode: AlphaMode = "blend" if alpha < 1 else "opaque"
     diffuse = effect.diffuse
-    if hasattr(diffuse, "sampler"):
-        name = str(diffuse.sampler.surface.image.path or "")
+    name = _image_name(effect)
+    if name is not None:
         if name not in images:
             encoded = references.read(name, missing="missing_texture", search=True)
             images[name] = decode_texture(encoded, limits, f"texture {name[:80]!r}")

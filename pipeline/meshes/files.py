@@ -2,7 +2,8 @@
 
 A mesh file is hostile input: what it names is text, not a path to be trusted. Nothing is fetched
 from a network; absolute paths, ``..``, URL schemes and symbolic links that lead out of the asset's
-folder are refused (``outside_reference``).
+folder are refused (``outside_reference``). Where the caller names a root above that folder,
+textures may also lie elsewhere under the root, never outside it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -22,17 +23,10 @@ from pipeline.scene import MeshError
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: "C:" is a drive
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
-# Folders beside a mesh in which exporters leave its textures.
-TEXTURE_FOLDERS = (
-    "textures",
-    "texture",
-    "tex",
-    "images",
-    "maps",
-    "materials/textures",
-    "materials",
-)
+# Folders beside a mesh in which exporters leave its textures, one in another at most.
+TEXTURE_FOLDERS = ("textures", "texture", "tex", "images", "maps", "materials")
 _LISTED_ENTRIES = 20_000  # a larger folder is not searched for another spelling of a name
+_NAMED_MISSING = 8  # missing files that one message names
 
 
 @contextmanager
@@ -73,51 +67,93 @@ def read_file(path: Path, limit: int, what: str) -> bytes:
 class References:
     """Reads files named inside an asset. ``base`` is the folder of the asset.
 
-    ``root`` bounds the search for textures in sibling folders (``search=True``); it is ``base`` or
-    a folder above it, such as the root of a dataset.
+    ``root`` bounds what is read for textures (``search=True``); it is ``base`` or a folder above
+    it, such as the root of a dataset. ``texture`` names an image that stands in for the textures of
+    a material library that names none.
     """
 
-    def __init__(self, base: Path, root: Path | None, limits: Limits, used_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        base: Path,
+        root: Path | None,
+        limits: Limits,
+        used_bytes: int = 0,
+        texture: str | None = None,
+    ) -> None:
         self._base = Path(os.path.realpath(base))
         self._root = Path(os.path.realpath(root)) if root is not None else self._base
         if not self._base.is_relative_to(self._root):
             self._root = self._base
         self._budget = limits.file_bytes - used_bytes
+        self.texture = texture if texture and (self._base / texture).is_file() else None
 
     def read(self, reference: str, *, missing: str, search: bool = False) -> bytes:
         """The bytes of the file that ``reference`` names, relative to the asset's folder.
 
-        With ``search`` a file that is not where the reference says is looked for by its name alone
-        in the asset's folder, its texture folders and those beside it, since exporters write paths
-        of the machine they ran on. Raises ``MeshError``: ``missing`` where there is no such file,
+        With ``search`` the file may lie anywhere under the root; one that is not where the
+        reference says is looked for by the end of its path, then by its name alone, in the
+        asset's folder, its texture folders and those beside it, since exporters write paths of the
+        machine they ran on. Raises ``MeshError``: ``missing`` where there is no such file,
         ``outside_reference`` where the reference leads out of the folder, ``too_large``.
         """
-        shown = reference if len(reference) <= 80 else reference[:77] + "..."
+        path = self._locate(reference, missing, search)
+        data = read_file(path, self._budget, f"referenced file {_shown(reference)}")
+        self._budget -= len(data)
+        return data
+
+    def require(self, names: Iterable[str], *, missing: str) -> None:
+        """Raise one ``MeshError`` that names all textures among ``names`` that are not there.
+
+        What ``read`` with ``search`` would find counts as there. The kind is that of the first.
+        """
+        lost: list[str] = []
+        first: MeshError | None = None
+        for name in dict.fromkeys(names):
+            try:
+                self._locate(name, missing, search=True)
+            except MeshError as error:
+                first = first or error
+                lost.append(name)
+            if len(lost) > _NAMED_MISSING:
+                break
+        if first is None:
+            return
+        if len(lost) == 1:
+            raise first
+        more = " and more" if len(lost) > _NAMED_MISSING else ""
+        named = ", ".join(_shown(name) for name in lost[:_NAMED_MISSING])
+        raise MeshError(
+            first.kind, f"textures not in the asset's folder or one beside it: {named}{more}"
+        )
+
+    def _locate(self, reference: str, missing: str, search: bool) -> Path:
+        """The file that a reference means; raises ``missing`` or ``outside_reference``."""
         path: Path | None = None
         refusal: MeshError | None = None
         try:
-            path = self._resolve(reference, shown)
+            path = self._resolve(reference, self._root if search else self._base)
         except MeshError as error:
             refusal = error
         if path is None and search:
             path = self._find(reference)
         if path is None:
-            raise refusal or MeshError(missing, f"{shown!r} is not in the asset's folder")
-        data = read_file(path, self._budget, f"referenced file {shown!r}")
-        self._budget -= len(data)
-        return data
+            beside = " or a texture folder beside it" if search else ""
+            message = f"{_shown(reference)} is not in the asset's folder{beside}"
+            raise refusal or MeshError(missing, message)
+        return path
 
-    def _resolve(self, reference: str, shown: str) -> Path | None:
-        """The file under ``base``, None where there is none; raises ``outside_reference``."""
+    def _resolve(self, reference: str, bound: Path) -> Path | None:
+        """The file under ``bound``, None where there is none; raises ``outside_reference``."""
         outside = MeshError(
-            "outside_reference", f"refers to {shown!r}, which is outside the asset's folder"
+            "outside_reference",
+            f"refers to {_shown(reference)}, which is outside the asset's folder",
         )
         for text in dict.fromkeys((unquote(reference), reference)):
             name = text.replace("\\", "/")
             if "\0" in name or name.startswith("/") or _SCHEME.match(name) or _DRIVE.match(name):
                 raise outside
             target = Path(os.path.realpath(self._base / name))
-            if not target.is_relative_to(self._base):
+            if not target.is_relative_to(bound):
                 raise outside
             if target.is_file():
                 return target
@@ -125,20 +161,37 @@ class References:
 
     def _find(self, reference: str) -> Path | None:
         """A file of the same name in the usual texture folders, inside ``root``."""
-        name = unquote(reference).replace("\\", "/").rsplit("/", 1)[-1].strip().lower()
-        if not name or "\0" in name:
+        text = unquote(reference).replace("\\", "/")
+        *above, last = text.split("/")
+        name = last.strip().lower()
+        if not name or "\0" in text:
             return None
+        places = [self._base]
+        if self._base.parent.is_relative_to(self._root):
+            places.append(self._base.parent)
+        # .../wood/oak.png of another machine is wood/oak.png here.
+        for depth in (2, 1):
+            if len(above) >= depth and ".." not in above[-depth:] and all(above[-depth:]):
+                tail = "/".join([*above[-depth:], last])
+                for place in places:
+                    target = Path(os.path.realpath(place / tail))
+                    if target.is_relative_to(self._root) and target.is_file():
+                        return target
         folders = [self._base]
-        for place in (self._base, self._base.parent):
-            if place.is_relative_to(self._root):
-                for folder in _entries(place, TEXTURE_FOLDERS):
-                    folders += [folder, *_entries(folder, TEXTURE_FOLDERS)]
+        for place in places:
+            for folder in _entries(place, TEXTURE_FOLDERS):
+                folders += [folder, *_entries(folder, TEXTURE_FOLDERS)]
         for folder in folders:
             for candidate in _entries(folder, (name,)):
                 target = Path(os.path.realpath(candidate))
                 if target.is_file() and target.is_relative_to(self._root):
                     return target
         return None
+
+
+def _shown(reference: str) -> str:
+    """A reference as messages show it: quoted, cut where it is long."""
+    return repr(reference if len(reference) <= 80 else reference[:77] + "...")
 
 
 def _entries(folder: Path, names: tuple[str, ...]) -> list[Path]:

@@ -2,21 +2,36 @@
 
 The format is read directly rather than through a library, since the pipeline needs exactly the
 base colour and the geometry, and needs them right: sparse and normalised accessors, the texture
-coordinates and the transform that the base-colour texture asks for, Draco data that is refused
-when it cannot be decoded, and only the base-colour image decoded. Extensions that a file *requires*
-and that are not known here are refused (``unsupported_feature``).
+coordinates and the transform that a texture asks for, the rest pose of skins and morph targets,
+compressed data that is refused when it cannot be decoded, and only those images decoded that show.
+Extensions that a file *requires* and that are not known here are refused
+(``unsupported_feature``). ``docs/gltf.md`` lists every feature.
+
+- ``gltf_data``: buffers, views and accessors; ``draco``, ``meshopt``: their compressed forms;
+- ``gltf_pose``: transforms, instances, morph targets, skins;
+- ``gltf_materials``: materials, textures.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
 from pipeline.meshes.files import References
 from pipeline.meshes.gltf_data import Array, GltfData, item, parse_json, split_glb, whole
+from pipeline.meshes.gltf_materials import Materials
+from pipeline.meshes.gltf_pose import (
+    Morph,
+    Skins,
+    instance_transforms,
+    local_transform,
+    morph_weights,
+    skin_vertices,
+)
 from pipeline.meshes.parts import (
     F64,
     IDENTITY,
@@ -28,22 +43,29 @@ from pipeline.meshes.parts import (
     check_graph,
     require,
 )
-from pipeline.meshes.textures import decode_texture
-from pipeline.scene import U8, AlphaMode, Material, MeshError
 
-# Extensions that change nothing that is read here, or that are applied.
+# Extensions that are applied, or that change nothing that is read here.
 _KNOWN_EXTENSIONS = {
-    "KHR_draco_mesh_compression",
-    "KHR_mesh_quantization",
-    "KHR_texture_transform",
+    "EXT_mesh_gpu_instancing",
+    "EXT_meshopt_compression",
+    "EXT_texture_avif",
     "EXT_texture_webp",
+    "KHR_animation_pointer",
+    "KHR_draco_mesh_compression",
     "KHR_lights_punctual",
+    "KHR_mesh_quantization",
+    "KHR_meshopt_compression",
+    "KHR_node_visibility",
+    "KHR_texture_basisu",
+    "KHR_texture_transform",
     "KHR_xmp",
     "KHR_xmp_json_ld",
-    "KHR_animation_pointer",
+    "MSFT_texture_dds",
 }
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
-_SPECULAR_GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
+
+# A part, and whether a skin has placed it: then the transform of its node means nothing.
+_Placed = tuple[Part, bool]
 
 
 def read_glb(data: bytes, references: References, limits: Limits) -> list[Part]:
@@ -64,9 +86,12 @@ class _Reader:
         self._document = document
         self._data = GltfData(document, binary, references, limits)
         self._limits = limits
-        self._images: dict[int, U8] = {}
-        self._surfaces: dict[int, tuple[Surface, dict[str, Any]]] = {}
-        self._meshes: dict[int, list[Part]] = {}
+        self._nodes = [entry for entry in document.get("nodes", []) if isinstance(entry, dict)]
+        self._materials = Materials(self._data, limits)
+        self._skins = Skins(self._data, self._nodes)
+        self._meshes: dict[tuple[int, tuple[float, ...], int | None], list[_Placed]] = {}
+        self._deformed = 0  # vertices that a skin or a morph target has moved
+        self._without_surface = 0  # primitives of points or lines
 
     def parts(self) -> list[Part]:
         """All triangles of the scene, one part per primitive and instance."""
@@ -74,34 +99,39 @@ class _Reader:
             require(
                 name in _KNOWN_EXTENSIONS or str(name).startswith("KHR_materials_"),
                 "unsupported_feature",
-                f"requires the glTF extension {name}, which is not supported",
+                f"requires the glTF extension {str(name)[:80]}, which is not supported",
             )
         parts: list[Part] = []
         faces = 0
-        for mesh_index, transform in self._placed_meshes():
-            for part in self._mesh(mesh_index):
-                faces += len(part.faces)
-                require(
-                    faces <= self._limits.faces,
-                    "too_large",
-                    f"more than {self._limits.faces:,} faces after instancing",
-                )
-                parts.append(
-                    Part(
-                        part.vertices,
-                        part.faces,
-                        part.surface,
-                        part.normals,
-                        part.uv,
-                        part.color,
-                        transform,
+        for node, world in self._placed_meshes():
+            transforms = [world]
+            instancing = node.get("extensions", {}).get("EXT_mesh_gpu_instancing")
+            if instancing is not None:
+                transforms = list(world @ instance_transforms(self._data, instancing, self._limits))
+            for part, skinned in self._mesh(node):
+                for transform in [IDENTITY] if skinned else transforms:
+                    faces += len(part.faces)
+                    require(
+                        faces <= self._limits.faces,
+                        "too_large",
+                        f"more than {self._limits.faces:,} faces after instancing",
                     )
-                )
+                    require(
+                        len(parts) < self._limits.nodes,
+                        "too_large",
+                        f"more than {self._limits.nodes:,} primitives after instancing",
+                    )
+                    parts.append(replace(part, transform=transform))
+        require(
+            bool(parts) or not self._without_surface,
+            "no_faces",
+            f"only points or lines ({self._without_surface} primitives), no triangles",
+        )
         return parts
 
-    def _placed_meshes(self) -> Iterator[tuple[int, F64]]:
-        """(mesh index, world transform) of every node with a mesh, depth first."""
-        nodes = [entry for entry in self._document.get("nodes", []) if isinstance(entry, dict)]
+    def _placed_meshes(self) -> Iterator[tuple[dict[str, Any], F64]]:
+        """(node, world transform) of every visible node with a mesh, depth first."""
+        nodes = self._nodes
         children: list[list[int]] = [entry.get("children", []) for entry in nodes]
         roots = self._roots()
         for index in itertools.chain(roots, *children):
@@ -115,9 +145,12 @@ class _Reader:
         stack = [(root, IDENTITY) for root in reversed(roots)]
         while stack:
             index, parent = stack.pop()
-            world = parent @ _local_transform(nodes[index])
-            if "mesh" in nodes[index]:
-                yield whole(nodes[index], "mesh"), world
+            node = nodes[index]
+            if not node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True):
+                continue  # nor is anything below it
+            world = parent @ local_transform(node)
+            if "mesh" in node:
+                yield node, world
             stack.extend((child, world) for child in reversed(children[index]))
 
     def _roots(self) -> list[int]:
@@ -132,19 +165,30 @@ class _Reader:
         require(bool(roots) or not nodes, "cyclic_scene", "every node is the child of another")
         return roots
 
-    def _mesh(self, index: int) -> list[Part]:
-        if index not in self._meshes:
-            primitives = item(self._document, "meshes", index).get("primitives", [])
-            found = (self._primitive(primitive) for primitive in primitives)
-            self._meshes[index] = [part for part in found if part is not None]
-        return self._meshes[index]
+    def _mesh(self, node: dict[str, Any]) -> list[_Placed]:
+        """Primitives with faces of a node's mesh, in the pose that the node asks for."""
+        index = whole(node, "mesh")
+        mesh = item(self._document, "meshes", index)
+        weights = morph_weights(node, mesh)
+        skin = whole(node, "skin") if "skin" in node else None
+        key = (index, weights, skin)
+        if key not in self._meshes:
+            primitives = mesh.get("primitives", [])
+            found = (self._primitive(primitive, weights, skin) for primitive in primitives)
+            self._meshes[key] = [
+                placed for placed in found if placed is not None and len(placed[0].faces)
+            ]
+        return self._meshes[key]
 
-    def _primitive(self, primitive: dict[str, Any]) -> Part | None:
+    def _primitive(
+        self, primitive: dict[str, Any], weights: tuple[float, ...], skin: int | None
+    ) -> _Placed | None:
         """One primitive as a part, None for points and lines."""
         mode = primitive.get("mode", _TRIANGLES)
-        if mode not in {_TRIANGLES, _STRIP, _FAN}:
-            return None
         accessors = primitive["attributes"]
+        if mode not in {_TRIANGLES, _STRIP, _FAN}:
+            self._without_surface += 1
+            return None
         if "POSITION" not in accessors:
             return None
         draco = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
@@ -174,76 +218,76 @@ class _Reader:
         color = attribute("COLOR_0", (3, 4))
         if color is not None:
             color = _rgba(color)
-        surface = WHITE if color is not None else PLAIN
-        texture_info: dict[str, Any] = {}
+        surface, placing = WHITE if color is not None else PLAIN, None
         if "material" in primitive:
-            surface, texture_info = self._surface(whole(primitive, "material"))
-        uv = None
-        if surface.material.texture is not None:
-            uv = self._uv(attribute, texture_info)
-        return Part(positions, faces, surface, attribute("NORMAL", (3,)), uv, color)
+            surface, placing = self._materials.surface(whole(primitive, "material"))
+        uv, uv_name = None, ""
+        if placing is not None and _has_texture(surface):
+            uv_name = f"TEXCOORD_{placing.uv_set}"
+            uv = attribute(uv_name, (2,))
+        normals = attribute("NORMAL", (3,))
 
-    def _uv(self, attribute: Any, info: dict[str, Any]) -> Array | None:
-        """Coordinates for the base-colour texture: its set, its transform, origin bottom left."""
-        transform = info.get("extensions", {}).get("KHR_texture_transform", {})
-        uv_set = transform.get("texCoord", info.get("texCoord", 0))
-        uv = attribute(f"TEXCOORD_{uv_set}", (2,))
-        if uv is None:
-            return None
-        uv = uv.astype(np.float64)
-        if transform:
-            scale = np.asarray(transform.get("scale", [1, 1]), np.float64).reshape(2)
-            offset = np.asarray(transform.get("offset", [0, 0]), np.float64).reshape(2)
-            cos, sin = (f(float(transform.get("rotation", 0))) for f in (np.cos, np.sin))
-            # KHR_texture_transform: translation * rotation * scale. The rotation is counter-
-            # clockwise as seen with v pointing down, as the reference viewers have it: the sign of
-            # the sine in the extension's own shader listing is the other one.
-            uv = (uv * scale) @ np.array([[cos, -sin], [sin, cos]]) + offset
-        return np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
-
-    def _surface(self, index: int) -> tuple[Surface, dict[str, Any]]:
-        """A material and the texture info of its base-colour texture."""
-        if index in self._surfaces:
-            return self._surfaces[index]
-        entry = item(self._document, "materials", index)
-        pbr = entry.get("pbrMetallicRoughness", {})
-        factor, info = pbr.get("baseColorFactor"), pbr.get("baseColorTexture")
-        gloss = entry.get("extensions", {}).get(_SPECULAR_GLOSSINESS)
-        if gloss is not None:  # its diffuse colour takes the place of the base colour
-            factor, info = gloss.get("diffuseFactor"), gloss.get("diffuseTexture")
-        rgba = np.asarray([1, 1, 1, 1] if factor is None else factor, np.float64).reshape(4)
-        require(bool(np.isfinite(rgba).all()), "not_finite", f"materials[{index}] holds NaN")
-        mode = str(entry.get("alphaMode", "OPAQUE")).lower()
-        require(mode in {"opaque", "mask", "blend"}, "bad_header", f"alphaMode is {mode!r}")
-        red, green, blue, alpha = (float(value) for value in np.clip(rgba, 0, 1))
-        material = Material(
-            base_color=(red, green, blue, alpha),
-            texture=None if info is None else self._texture(whole(info, "index")),
-            alpha_mode=cast(AlphaMode, mode),
-            alpha_cutoff=float(entry.get("alphaCutoff", 0.5)),
-            double_sided=bool(entry.get("doubleSided", False)),
-        )
-        self._surfaces[index] = (Surface(material, explicit=factor is not None), info or {})
-        return self._surfaces[index]
-
-    def _texture(self, index: int) -> U8:
-        entry = item(self._document, "textures", index)
-        extensions = entry.get("extensions", {})
-        source = extensions.get("EXT_texture_webp", {}).get("source", entry.get("source"))
-        if source is None:
-            raise MeshError(
-                "unsupported_feature",
-                f"textures[{index}] has no image that can be read"
-                + (f" ({', '.join(sorted(extensions))})" if extensions else ""),
+        morph = Morph(self._data, primitive, weights, self._limits)
+        joints = _sets(attribute, "JOINTS") if skin is not None else None
+        shares = _sets(attribute, "WEIGHTS") if skin is not None else None
+        skinned = joints is not None and shares is not None
+        if (morph or skinned) and len(faces):
+            # Of the vertices in use alone: primitives may share the arrays of a whole scene.
+            rows, faces = self._used(faces, len(positions))
+            self._deformed += len(rows)
+            require(
+                self._deformed <= self._limits.vertices, "too_large", "too many vertices to pose"
             )
-        if source not in self._images:
-            image = item(self._document, "images", source)
-            if "bufferView" in image:
-                data = bytes(self._data.view(image["bufferView"]))
-            else:
-                data = self._data.resource(image.get("uri"), "missing_texture")
-            self._images[source] = decode_texture(data, self._limits, f"images[{source}]")
-        return self._images[source]
+
+            def posed(name: str, values: Array | None) -> Array | None:
+                if values is None:
+                    return None
+                require(len(values) == count, "bad_header", f"{name} is not one per vertex")
+                return morph.apply(name, values[rows], rows) if name else values[rows]
+
+            count = len(positions)
+            positions = cast(Array, posed("POSITION", positions))
+            normals, uv = posed("NORMAL", normals), posed(uv_name, uv)
+            color = posed("COLOR_0", color)
+            if skinned:
+                assert skin is not None
+                positions, normals, mirrored = skin_vertices(
+                    positions.astype(np.float64),
+                    None if normals is None else normals.astype(np.float64),
+                    cast(Array, posed("", joints)).astype(np.int64),
+                    cast(Array, posed("", shares)).astype(np.float64),
+                    self._skins.matrices(skin),
+                )
+                if mirrored:
+                    faces = faces[:, [0, 2, 1]]
+        if uv is not None and placing is not None:
+            uv = placing.apply(uv)
+        return Part(positions, faces, surface, normals, uv, color), skinned
+
+    def _used(self, faces: Array, count: int) -> tuple[Array, Array]:
+        """The vertices that faces name, ascending, and the faces in terms of these."""
+        lowest, highest = int(faces.min()), int(faces.max())
+        require(
+            lowest >= 0 and highest < count,
+            "bad_index",
+            f"a face refers to vertex {highest}, there are {count}",
+        )
+        rows = np.unique(faces)
+        return rows, np.searchsorted(rows, faces)
+
+
+def _has_texture(surface: Surface) -> bool:
+    material = surface.material
+    return material.texture is not None or material.emissive_texture is not None
+
+
+def _sets(attribute: Callable[[str, tuple[int, ...]], Array | None], name: str) -> Array | None:
+    """``name``_0, and ``name``_1 beside it where there is one: (V, 4) or (V, 8)."""
+    first, second = attribute(f"{name}_0", (4,)), attribute(f"{name}_1", (4,))
+    if first is None or second is None:
+        return first
+    require(len(first) == len(second), "bad_header", f"{name}_0 and {name}_1 differ in length")
+    return np.concatenate([first, second], axis=1)
 
 
 def _triangles(indices: Array, mode: int) -> Array:
@@ -268,25 +312,3 @@ def _rgba(color: Array) -> Array:
     if color.shape[1] == 4:
         return color
     return np.concatenate([color, np.ones((len(color), 1), color.dtype)], axis=1)
-
-
-def _local_transform(node: dict[str, Any]) -> F64:
-    """Parent-from-node matrix of a glTF node: its matrix, or T * R * S."""
-    if "matrix" in node:
-        return np.asarray(node["matrix"], np.float64).reshape(4, 4).T
-    matrix = np.eye(4)
-    if "rotation" in node:
-        x, y, z, w = np.asarray(node["rotation"], np.float64).reshape(4)
-        norm = x * x + y * y + z * z + w * w
-        if norm > 0:
-            s = 2 / norm
-            matrix[:3, :3] = [
-                [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
-                [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
-                [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
-            ]
-    if "scale" in node:
-        matrix[:3, :3] *= np.asarray(node["scale"], np.float64).reshape(1, 3)
-    if "translation" in node:
-        matrix[:3, 3] = np.asarray(node["translation"], np.float64).reshape(3)
-    return matrix

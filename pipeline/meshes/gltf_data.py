@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.meshes.draco import decode_draco
 from pipeline.meshes.files import References
 from pipeline.meshes.parts import Limits, require
 from pipeline.scene import MeshError
@@ -24,7 +25,7 @@ Array = NDArray[Any]
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _MAGIC, _JSON, _BIN = 0x46546C67, 0x4E4F534A, 0x004E4942
-_DECODER_MISSING = "no decoder: install the DracoPy package"
+_MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 
 def split_glb(data: bytes, limits: Limits) -> tuple[bytes, bytes]:
@@ -108,6 +109,8 @@ class GltfData:
         self._references = references
         self._limits = limits
         self._buffers: dict[int, bytes] = {}
+        self._expanded: dict[int, bytes] = {}  # decompressed buffer views
+        self._room = limits.file_bytes  # for all of them together
 
     def resource(self, uri: Any, missing: str) -> bytes:
         """Bytes of a ``data:`` URI or of a file in the asset's folder."""
@@ -145,21 +148,48 @@ class GltfData:
     def view(self, index: Any) -> memoryview:
         """The bytes of a buffer view."""
         entry = item(self.document, "bufferViews", index)
-        extensions = entry.get("extensions", {})
-        for name in ("EXT_meshopt_compression", "KHR_meshopt_compression"):
-            require(
-                name not in extensions,
-                "unsupported_feature",
-                f"bufferViews[{index}] is compressed with {name}, which is not supported",
-            )
+        length = whole(entry, "byteLength")
+        for name in _MESHOPT:
+            compressed = entry.get("extensions", {}).get(name)
+            if compressed is not None:
+                data = self._expand(index, compressed, name)
+                require(
+                    length <= len(data),
+                    "bad_header",
+                    f"bufferViews[{index}] claims {length:,} bytes, {name} holds {len(data):,}",
+                )
+                return memoryview(data)[:length]
+        return self._range(entry, f"bufferViews[{index}]")
+
+    def _range(self, entry: dict[str, Any], what: str) -> memoryview:
+        """The bytes of a buffer that an object with buffer, byteOffset and byteLength names."""
         data = self._buffer(whole(entry, "buffer"))
         offset, length = whole(entry, "byteOffset", 0), whole(entry, "byteLength")
         require(
             offset + length <= len(data),
             "bad_header",
-            f"bufferViews[{index}] claims bytes {offset:,} to {offset + length:,} of {len(data):,}",
+            f"{what} claims bytes {offset:,} to {offset + length:,} of {len(data):,}",
         )
         return memoryview(data)[offset : offset + length]
+
+    def _expand(self, index: int, compressed: dict[str, Any], name: str) -> bytes:
+        """The decompressed bytes of a buffer view; see ``pipeline.meshes.meshopt``."""
+        if index not in self._expanded:
+            # Here, since it takes numba, which most files have no use for.
+            from pipeline.meshes.meshopt import decode_view
+
+            what = f"{name} of bufferViews[{index}]"
+            count, stride = whole(compressed, "count"), whole(compressed, "byteStride")
+            self._room -= count * stride
+            require(self._room >= 0, "too_large", f"{what} unfolds to {count * stride:,} bytes")
+            self._expanded[index] = decode_view(
+                bytes(self._range(compressed, what)),
+                compressed.get("mode"),
+                compressed.get("filter", "NONE"),
+                count,
+                stride,
+            )
+        return self._expanded[index]
 
     def _strided(
         self, view_index: Any, offset: int, count: int, dtype: np.dtype[Any], columns: int
@@ -179,11 +209,13 @@ class GltfData:
             (count, columns), dtype, buffer=view, offset=offset, strides=(stride, dtype.itemsize)
         )
 
-    def accessor(self, index: Any) -> Array:
+    def accessor(self, index: Any, *, zeros: bool = False) -> Array:
         """An accessor as (count, columns). Integers marked ``normalized`` become floats.
 
-        Raises ``MeshError``: ``bad_header`` where it claims more than is there, ``undecoded``
-        where it has no data of its own, ``too_large`` past the limits.
+        ``zeros``: one without data is all zeros, as the specification has it; otherwise it is
+        taken for geometry that nobody decoded. Raises ``MeshError``: ``bad_header`` where it claims
+        more than is there, ``undecoded`` where it has no data of its own, ``too_large`` past the
+        limits.
         """
         entry = item(self.document, "accessors", index)
         count = whole(entry, "count")
@@ -199,7 +231,7 @@ class GltfData:
             values = self._strided(entry["bufferView"], offset, count, dtype, columns)
         else:
             require(
-                sparse is not None,
+                sparse is not None or zeros,
                 "undecoded",
                 f"accessors[{index}] has no data: the geometry was not decoded",
             )
@@ -232,30 +264,10 @@ class GltfData:
     def draco(self, extension: dict[str, Any]) -> tuple[dict[str, Array], Array]:
         """Attributes by name and face indices (F, 3) of a Draco-compressed primitive.
 
-        Raises ``undecoded`` where the data cannot be decoded, never zeros in its place.
+        Raises as ``pipeline.meshes.draco.decode_draco`` does.
         """
-        try:
-            import DracoPy
-        except ImportError:
-            raise MeshError(
-                "undecoded", f"Draco-compressed geometry and {_DECODER_MISSING}"
-            ) from None
-        blob = bytes(self.view(extension.get("bufferView")))
-        try:
-            decoded = DracoPy.decode(blob)
-            names = {ident: name for name, ident in extension["attributes"].items()}
-            attributes = {
-                names[attribute["unique_id"]]: np.asarray(attribute["data"])
-                for attribute in decoded.attributes
-                if attribute["unique_id"] in names
-            }
-            faces = np.asarray(decoded.faces, np.int64).reshape(-1, 3)
-        except Exception as error:  # the decoder raises anything on damaged bytes
-            raise MeshError(
-                "undecoded", f"Draco-compressed geometry cannot be decoded: {error}"
-            ) from None
-        require("POSITION" in attributes, "undecoded", "the Draco data holds no positions")
-        return attributes, faces
+        names = {ident: name for name, ident in extension["attributes"].items()}
+        return decode_draco(bytes(self.view(extension.get("bufferView"))), names, self._limits)
 
     def normalise_like(self, values: Array, accessor_index: Any) -> Array:
         """Decoded values as floats where the accessor says that they are normalised integers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def load_mesh(
     *,
     root: Path | None = None,
     data: bytes | None = None,
+    texture: str | None = None,
 ) -> Mesh:
     """Load one mesh file: glb, gltf, obj, ply, stl, off or dae, by its suffix.
 
@@ -99,26 +101,32 @@ def load_mesh(
     are ignored. Materials that are equal are merged.
 
     Args:
-        path: the file. References in it are resolved in its folder and nowhere else.
+        path: the file. References in it are resolved in its folder and, of textures and with
+            ``root``, under that; nowhere else.
         up_axis: ``auto`` takes what the format says: +y for glTF, ``<up_axis>`` for COLLADA, and
             +y for obj, ply, stl and off, which do not say. ``+x -x +y -y +z -z`` name the axis
             that points up in the file and override that. The mesh is turned by a proper rotation.
         limits: caps on sizes and counts; the default is ``Limits()``.
-        root: a folder above ``path`` within which obj, ply and dae textures may be looked for by
-            name in sibling folders (``../textures``). Default: the file's own folder.
+        root: a folder above ``path`` within which obj, ply and dae textures may lie, where their
+            references say or, by their name, in sibling folders (``../textures``). Default: the
+            file's own folder.
         data: the file's bytes where the caller has read them already.
+        texture: an image in the file's folder for the materials of an obj file whose library names
+            no texture at all.
 
-    Colours: base-colour factor and texture, vertex colours. glTF is linear as specified; colours of
-    the other formats are taken as sRGB, as common viewers do. ``has_color`` is true with a texture,
-    with vertex colours that are not all white, or with base-colour factors given by the asset that
-    say more than one neutral grey: a hue, several greys, or one darker than a fifth of white.
+    Colours: base-colour factor and texture, vertex colours, emission. glTF is linear as specified;
+    colours of the other formats are taken as sRGB, as common viewers do. ``has_color`` is true with
+    a texture, with vertex colours that are not all white, or with base-colour factors (emission
+    added) given by the asset that say more than one neutral grey: a hue, several greys, or one
+    darker than a fifth of white.
 
     Raises:
         MeshError: stage ``load``; kinds ``missing_file``, ``not_a_file``, ``unreadable``,
             ``unsupported_format``, ``empty_file``, ``bad_header``, ``parse_error``, ``too_large``,
             ``outside_reference``, ``missing_buffer``, ``missing_material``, ``missing_texture``,
-            ``bad_texture``, ``unsupported_feature``, ``undecoded``, ``cyclic_scene``,
-            ``bad_index``, ``not_finite``, ``no_faces``, ``zero_extent``.
+            ``bad_texture``, ``unsupported_texture``, ``unsupported_feature``, ``needs_library``,
+            ``undecoded``, ``cyclic_scene``, ``bad_index``, ``not_finite``, ``no_faces``,
+            ``zero_extent``.
         ValueError: ``up_axis`` is none of the above.
 
     """
@@ -132,7 +140,7 @@ def load_mesh(
         data = read_file(path, limits.file_bytes, "the mesh file")
     require(len(data) <= limits.file_bytes, "too_large", f"the file has {len(data):,} bytes")
     require(bool(data), "empty_file", "the file has zero bytes")
-    references = References(path.parent, root, limits, used_bytes=len(data))
+    references = References(path.parent, root, limits, used_bytes=len(data), texture=texture)
     try:
         parts, file_axis = reader(data, references, limits)
         axis = file_axis if up_axis == "auto" else up_axis
@@ -169,7 +177,11 @@ def _assemble(parts: Sequence[Part], rotation: F64, limits: Limits) -> Mesh:
     require(bool((high > low).any()), "zero_extent", "all vertices coincide (undecoded geometry?)")
 
     materials, face_material = _merge_materials(placed)
-    textured = any(material.texture is not None for material in materials)
+    textured = any(
+        image is not None
+        for material in materials
+        for image in (material.texture, material.emissive_texture)
+    )
     return Mesh(
         vertices=centred,
         faces=faces,
@@ -230,8 +242,7 @@ def _place(part: Part, rotation: F64) -> Part:
     surface = part.surface
     if uv is not None:
         uv = np.where(np.isfinite(uv), uv, 0.0)
-    elif surface.material.texture is not None:
-        # An image without coordinates says nothing about any point.
+    else:  # an image without coordinates says nothing about any point
         surface = Surface(_without_texture(surface.material), surface.explicit)
     if color is not None:
         color = np.clip(np.nan_to_num(color, nan=1.0), 0, 1)
@@ -240,13 +251,9 @@ def _place(part: Part, rotation: F64) -> Part:
 
 
 def _without_texture(material: Material) -> Material:
-    return Material(
-        material.base_color,
-        None,
-        material.alpha_mode,
-        material.alpha_cutoff,
-        material.double_sided,
-    )
+    if material.emissive_texture is not None:
+        material = replace(material, emissive=(0.0, 0.0, 0.0), emissive_texture=None)
+    return material if material.texture is None else replace(material, texture=None)
 
 
 def _turn_normals(
@@ -319,6 +326,9 @@ def _merge_materials(parts: Sequence[Part]) -> tuple[tuple[Material, ...], I32]:
             material.alpha_mode,
             material.alpha_cutoff,
             material.double_sided,
+            material.unlit,
+            material.emissive,
+            id(material.emissive_texture),
         )
         if key not in merged:
             merged[key] = len(materials)
@@ -332,9 +342,11 @@ def _says_color(parts: Sequence[Part]) -> bool:
     """Whether vertex colours or explicit base-colour factors say a colour; see ``load_mesh``."""
     if any(part.color is not None for part in parts):
         return True
-    factors = np.array([p.surface.material.base_color[:3] for p in parts if p.surface.explicit])
-    if not len(factors):
+    said = [part.surface.material for part in parts if part.surface.explicit]
+    if not said:
         return False
+    factors = np.array([material.base_color[:3] for material in said])
+    factors = np.minimum(factors + np.array([material.emissive for material in said]), 1)
     hue = factors.max(axis=1) - factors.min(axis=1)
     different = np.abs(factors - factors[0]).max()
     return bool(hue.max() > 0.02 or different > 0.05 or factors.min() < 0.2)

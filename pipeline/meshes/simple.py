@@ -37,7 +37,7 @@ def read_ply(data: bytes, references: References, limits: Limits) -> list[Part]:
     """The part of a PLY file, with vertex or face colours (sRGB) or a texture."""
     from trimesh.exchange.ply import load_ply
 
-    image_name = _check_ply(data, limits)
+    image_name = check_ply_header(data, limits)
     with quiet_parsing():
         # The texture is read here, under the limits, and not by the library.
         loaded: dict[str, Any] = load_ply(io.BytesIO(data), skip_materials=True)
@@ -67,7 +67,7 @@ def read_ply(data: bytes, references: References, limits: Limits) -> list[Part]:
     return [Part(vertices, faces, PLAIN, normals)]
 
 
-def _check_ply(data: bytes, limits: Limits) -> str | None:
+def check_ply_header(data: bytes, limits: Limits) -> str | None:
     """Compare what the header claims with the bytes that follow; the texture's name if any."""
     require(data[:4].strip() == b"ply", "bad_header", "not a PLY file: it does not start with ply")
     end = re.search(rb"\nend_header[ \t\r]*\n", data[:_PLY_HEADER_BYTES])

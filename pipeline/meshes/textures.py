@@ -6,14 +6,15 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
+from pipeline.meshes.ktx2 import KTX1_MAGIC, KTX2_MAGIC, decode_ktx2
 from pipeline.meshes.parts import Limits
 from pipeline.scene import U8, MeshError
 
 # Decoders that hostile bytes may reach. PIL would try every plug-in it has.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "GIF", "TIFF", "DDS", "PPM")
-_KTX = (b"\xabKTX 11\xbb", b"\xabKTX 20\xbb")
+_AVIF_BRANDS = (b"ftypavif", b"ftypavis")
 
 
 def decode_texture(data: bytes, limits: Limits, what: str) -> U8:
@@ -21,16 +22,26 @@ def decode_texture(data: bytes, limits: Limits, what: str) -> U8:
 
     Images larger than ``limits.max_texture_side`` are reduced by a whole factor (box filter; JPEG
     while decoding). Raises ``MeshError``: ``bad_texture`` for bytes that are no image,
-    ``unsupported_feature`` for KTX containers, ``too_large`` past ``limits.texture_pixels``.
+    ``unsupported_texture`` for KTX containers that glTF does not know, ``needs_library`` where an
+    optional decoder is not installed, ``too_large`` past ``limits.texture_pixels``.
     """
-    if data[:8] in _KTX:
-        raise MeshError("unsupported_feature", f"{what} is a KTX texture, which is not supported")
+    if data.startswith(KTX1_MAGIC):
+        raise MeshError("unsupported_texture", f"{what} is a KTX 1 texture; glTF has KTX 2 only")
+    if data.startswith(KTX2_MAGIC):
+        return _reduced(Image.fromarray(decode_ktx2(data, limits, what)), limits)
+    formats: tuple[str, ...] = _FORMATS
+    if data[4:12] in _AVIF_BRANDS:
+        if not features.check("avif"):
+            raise MeshError(
+                "needs_library", f"{what} is AVIF: install pillow 11.3 or later, built with AVIF"
+            )
+        formats = ("AVIF",)
     if not data:
         raise MeshError("bad_texture", f"{what} is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of sizes that the check below refuses anyway
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 return _pixels(image, limits, what)
         except MeshError:
             raise
@@ -61,8 +72,10 @@ def _pixels(image: Image.Image, limits: Limits, what: str) -> U8:
     if image.mode.startswith("I"):  # 16 bit grey: convert() would clip instead of scale
         grey = np.asarray(image, np.int64) >> 8
         decoded = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8), "L")
-    decoded = decoded.convert("RGBA")
-    factor = -(-max(decoded.size) // side)
-    if factor > 1:
-        decoded = decoded.reduce(factor)
-    return np.asarray(decoded, np.uint8)
+    return _reduced(decoded.convert("RGBA"), limits)
+
+
+def _reduced(image: Image.Image, limits: Limits) -> U8:
+    """Pixels of an RGBA image, its sides divided by a whole factor where they are too large."""
+    factor = -(-max(image.size) // limits.max_texture_side)
+    return np.asarray(image.reduce(factor) if factor > 1 else image, np.uint8)

@@ -166,6 +166,14 @@ def _materials(text: bytes, references: References, limits: Limits) -> dict[str,
             entries.update(_parse_mtl(library))
             if name == whole_line:
                 break
+    mapped = [entries[name] for name in sorted(used) if name in entries]
+    if references.texture and not any(entry.map_diffuse for entry in mapped):
+        for entry in mapped:
+            entry.map_diffuse = references.texture
+    references.require(
+        [path for entry in mapped for path in (entry.map_diffuse, entry.map_alpha) if path],
+        missing="missing_texture",
+    )
     images: dict[tuple[str | None, str | None], U8] = {}
     return {
         name: _surface(entries[name], references, limits, images)

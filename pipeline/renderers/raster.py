@@ -47,7 +47,7 @@ class RasterRenderer:
     @property
     def version(self) -> str:
         """Changes when the same input gives other bytes."""
-        return "1"
+        return "2"
 
     def compile_cached(self) -> None:
         """Compile every kernel: see ``compile_cached`` of the module."""
@@ -59,18 +59,24 @@ class RasterRenderer:
         Raises ``MeshError`` (stage ``render``) for arrays that do not fit together, and
         ``ValueError`` for settings that cannot be drawn.
         """
-        scale, pixels = config.supersample, config.image_size
-        if not 1 <= scale <= MAX_SUPERSAMPLE or not 1 <= pixels <= MAX_SIZE // scale:
-            raise ValueError(
-                f"image_size {pixels} with supersample {scale}: supersample is 1 to "
-                f"{MAX_SUPERSAMPLE}, and image_size times supersample at most {MAX_SIZE}"
-            )
+        check_size(config)
+        pixels = config.image_size
         prepared = prepare(mesh, config.crease_angle_deg)
         background = np.array(config.background, np.uint8)
         images = np.empty((len(cameras), pixels, pixels, 4), np.uint8)
         images.view(np.uint32)[...] = np.array([*background, 0], np.uint8).view(np.uint32)
         _draw(prepared, cameras, config, SRGB_TO_LINEAR[background], images)
         return images
+
+
+def check_size(config: RenderConfig) -> None:
+    """Raise ``ValueError`` for a size or supersampling that cannot be drawn."""
+    scale, pixels = config.supersample, config.image_size
+    if not 1 <= scale <= MAX_SUPERSAMPLE or not 1 <= pixels <= MAX_SIZE // scale:
+        raise ValueError(
+            f"image_size {pixels} with supersample {scale}: supersample is 1 to "
+            f"{MAX_SUPERSAMPLE}, and image_size times supersample at most {MAX_SIZE}"
+        )
 
 
 def _draw(
@@ -105,12 +111,12 @@ def _draw(
     layers = np.zeros((size, size, 4) if has_blend else (0, 0, 0), np.float32)
     surface = (
         light, mesh.normals, mesh.corner_normal, mesh.uv, mesh.vertex_color, mesh.face_material,
-        mesh.factors, mesh.texture_of, mesh.first_level, mesh.levels, mesh.base_texels,
-        mesh.mip_texels, SRGB_TO_LINEAR16,
+        mesh.factors, mesh.texture_of, mesh.emissive_of, mesh.first_level, mesh.levels,
+        mesh.base_texels, mesh.mip_texels, SRGB_TO_LINEAR16,
     )  # fmt: skip
     for view, pose in enumerate(cameras.poses):
         row_lo, row_hi = np.full(size, size, np.int64), np.zeros(size, np.int64)
-        ray = _rays(pose, focal, size)
+        ray = rays(pose, focal, size)
         project(
             mesh.vertices, pose.astype(np.float32), np.float32(focal), np.float32(size / 2), screen
         )
@@ -131,12 +137,12 @@ def _draw(
             background, setups, tags, ramp, *fragments, *row, layers, images[view],
         )  # fmt: skip
         if has_blend:
-            draw_by_sample(screen, mesh.faces, _back_to_front(mesh, pose), True, *by_sample)
+            draw_by_sample(screen, mesh.faces, back_to_front(mesh, pose), True, *by_sample)
             resolve(layers, scale, background, LINEAR_TO_SRGB, images[view])
             layers[...] = 0
 
 
-def _rays(pose: NDArray[np.float64], focal: float, size: int) -> NDArray[np.float32]:
+def rays(pose: NDArray[np.float64], focal: float, size: int) -> NDArray[np.float32]:
     """Direction through sample (x, y) in object space as row 0 + x row 1 + y row 2: (3, 3)."""
     half = size / 2
     in_camera = np.array(
@@ -148,7 +154,7 @@ def _rays(pose: NDArray[np.float64], focal: float, size: int) -> NDArray[np.floa
     return ray
 
 
-def _back_to_front(mesh: Prepared, pose: NDArray[np.float64]) -> NDArray[np.int64]:
+def back_to_front(mesh: Prepared, pose: NDArray[np.float64]) -> NDArray[np.int64]:
     """Indices of the blended faces, farthest middle first; ties in the order of the file."""
     corners = mesh.vertices[mesh.faces[mesh.n_solid :]].astype(np.float64)
     x, y, z = corners.sum(1).T
@@ -163,7 +169,10 @@ def compile_cached() -> None:
     user's cache folder (``NUMBA_CACHE_DIR`` overrides both).
     """
     texture = np.full((4, 4, 4), 128, np.uint8)
-    materials = (Material(texture=texture), Material(texture=texture, alpha_mode="blend"))
+    materials = (
+        Material(texture=texture, emissive=(0.5, 0.5, 0.5)),
+        Material(texture=texture, alpha_mode="blend"),
+    )
     vertices = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
     normals = np.tile(np.array([0, 0, 1], np.float32), (4, 1))

@@ -7,7 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.renderers.raster_fragments import (
+    CUTOFF,
     FACTOR,
+    GLOW,
     HALF,
     ONE,
     ZERO,
@@ -15,20 +17,22 @@ from pipeline.renderers.raster_fragments import (
     B,
     G,
     R,
+    add_emission,
     apply_texture,
+    emission_fragments,
     encode_srgb,
     light_fragments,
     set_up,
     surface_fragments,
 )
 from pipeline.renderers.raster_jit import jit
-from pipeline.renderers.raster_visibility import depth_plane, row_stride, spans
+from pipeline.renderers.raster_visibility import depth_bits, depth_plane, row_stride, spans
 
 NOT_QUITE_OPAQUE = np.float32(254.5 / 255)
 
 
 @jit
-def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, row_lo, row_hi, starts, ends, ray, light, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, first_level, levels, base_texels, mip_texels, decode16, st, ramp, frag, frag_int, layers):  # fmt: skip  # noqa: E501
+def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, row_lo, row_hi, starts, ends, ray, light, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, emissive_of, first_level, levels, base_texels, mip_texels, decode16, st, ramp, frag, frag_int, layers):  # fmt: skip  # noqa: E501
     """Draw the faces ``order`` with colour and alpha at every sample.
 
     Not ``composite``, the second half of pass 1: ``keys`` take the samples whose alpha reaches
@@ -36,7 +40,7 @@ def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, 
     them that are opaque: these hide what is behind them, however well the faces are sorted later.
 
     ``composite``: blend over ``layers`` (size, size, 4), premultiplied linear RGBA, wherever the
-    sample is nearer than ``keys``.
+    sample is not behind ``keys``. Opaque parts come here twice, and cover themselves.
     """
     has_color = len(vertex_color) > 0
     for index in range(len(order)):
@@ -45,8 +49,8 @@ def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, 
         za, zb, zc = screen[ia, 2], screen[ib, 2], screen[ic, 2]
         if min(za, min(zb, zc)) <= ZERO:
             continue
-        dzdx, dzdy, good = depth_plane(screen, ia, ib, ic)
-        if not good:
+        dzdx, dzdy, offset = depth_plane(screen, ia, ib, ic)
+        if offset < 0:
             continue
         xa, ya = screen[ia, 0], screen[ia, 1]
         y0, y1 = spans(
@@ -57,11 +61,8 @@ def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, 
         z_lo, z_hi = min(za, min(zb, zc)), max(za, max(zb, zc))
         material = face_material[f]
         texture = texture_of[material]
-        set_up(
-            f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors,
-            texture >= 0, st,
-        )  # fmt: skip
-        cutoff = st[FACTOR + 4] if f < n_solid else NOT_QUITE_OPAQUE
+        set_up(f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors, st)
+        cutoff = st[FACTOR + CUTOFF] if f < n_solid else NOT_QUITE_OPAQUE
         for row in range(y0, y1):
             start, n = starts[row], ends[row] - starts[row]
             if n <= 0:
@@ -73,18 +74,28 @@ def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, 
                 levels, frag, frag_int,
             )  # fmt: skip
             apply_texture(
-                0, n, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int
+                R, 0, n, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int
             )
+            if composite and len(emissive_of):
+                emission_fragments(
+                    st, emissive_of[material], x, y, ONE, np.float32(scale), n, 0, ramp,
+                    first_level, levels, frag, frag_int,
+                )  # fmt: skip
+                apply_texture(
+                    GLOW, 0, n, first_level, levels, base_texels, mip_texels, decode16, frag,
+                    frag_int,
+                )  # fmt: skip
+                add_emission(0, n, frag)
             row_lo[row] = min(row_lo[row], start)
             row_hi[row] = max(row_hi[row], start + n)
             z_row = za + (x - xa) * dzdx + (y - ya) * dzdy
             p = row * row_stride(size) + start
             for i in range(n):
                 z = min(max(z_row + ramp[i] * dzdx, z_lo), z_hi)
-                bits = np.int64(np.float32(z).view(np.int32)) << np.int64(32)
+                bits = depth_bits(z, offset)
                 alpha = min(max(frag[A, i], ZERO), ONE)
                 if composite:
-                    if bits > keys[p + i]:
+                    if bits >= keys[p + i] >> np.int64(32):
                         keep = ONE - alpha
                         layer = layers[row, start + i]
                         layer[0] = layer[0] * keep + alpha * frag[R, i]
@@ -92,7 +103,7 @@ def draw_by_sample(screen, faces, order, composite, n_solid, size, scale, keys, 
                         layer[2] = layer[2] * keep + alpha * frag[B, i]
                         layer[3] = layer[3] * keep + alpha
                 elif alpha >= cutoff:
-                    keys[p + i] = max(keys[p + i], bits | np.int64(f + 1))
+                    keys[p + i] = max(keys[p + i], bits << np.int64(32) | np.int64(f + 1))
 
 
 @jit

@@ -26,18 +26,20 @@ MANTISSA = np.float32(1 / (1 << 23))
 
 # A set-up face, float32: screen position of corner 0; growth of the screen barycentrics of corners
 # 1 and 2 per sample in x and y; 1/w; normals; uv; d(U, V)/dx, d(U, V)/dy, dW/dx, dW/dy where
-# U = u/w and W = 1/w; vertex colours; linear RGBA factor and alpha cutoff.
+# U = u/w and W = 1/w; vertex colours; the material's row of ``Prepared.factors``.
 X0, Y0, A1, B1, A2, B2, IW, NORMAL, UV, UV_GRADIENT, COLOR, FACTOR, SETUP_SIZE = (
-    0, 1, 2, 3, 4, 5, 6, 9, 18, 24, 30, 42, 47,
+    0, 1, 2, 3, 4, 5, 6, 9, 18, 24, 30, 42, 52,
 )  # fmt: skip
-# Rows of the fragment buffers: linear RGBA, texture coordinates, mip level; and for fragments of
-# mixed pixels their place in samples and how many samples they cover.
-R, G, B, A, U, V, LOD, FX, FY, WEIGHT, FRAGMENT_ROWS = range(11)
+# Columns of ``Prepared.factors`` after linear RGBA.
+CUTOFF, NO_LIGHT, EMISSION, USES_UV, N_FACTORS = 4, 5, 6, 9, 10
+# Rows of the fragment buffers: linear RGBA, texture coordinates, mip level; for fragments of mixed
+# pixels their place in samples and how many samples they cover; and emission, RGB and unused.
+R, G, B, A, U, V, LOD, FX, FY, WEIGHT, GLOW, FRAGMENT_ROWS = (*range(11), 14)
 TEXTURE, FACE, SLOT, SAMPLES, FRAGMENT_INTS = range(5)
 
 
 @jit
-def set_up(f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors, textured, st):  # fmt: skip  # noqa: E501
+def set_up(f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors, st):  # fmt: skip  # noqa: E501
     """Everything of one face that shading needs, into ``st`` (SETUP_SIZE,)."""
     ia, ib, ic = faces[f, 0], faces[f, 1], faces[f, 2]
     xa, ya, wa = screen[ia, 0], screen[ia, 1], screen[ia, 2]
@@ -54,7 +56,7 @@ def set_up(f, screen, faces, normals, corner_normal, uv, vertex_color, material,
         st[NORMAL + k] = normals[na, k]
         st[NORMAL + 3 + k] = normals[nb, k]
         st[NORMAL + 6 + k] = normals[nc, k]
-    if textured:
+    if factors[material, USES_UV] > ZERO:
         for k in range(2):
             ta, tb, tc = uv[ia, k], uv[ib, k], uv[ic, k]
             st[UV + k], st[UV + 2 + k], st[UV + 4 + k] = ta, tb, tc
@@ -70,7 +72,7 @@ def set_up(f, screen, faces, normals, corner_normal, uv, vertex_color, material,
             st[COLOR + k] = vertex_color[ia, k]
             st[COLOR + 4 + k] = vertex_color[ib, k]
             st[COLOR + 8 + k] = vertex_color[ic, k]
-    for k in range(5):
+    for k in range(N_FACTORS):
         st[FACTOR + k] = factors[material, k]
 
 
@@ -103,8 +105,9 @@ def light_fragments(st, x, y, step, n, at, ray, light, ramp, frag):
     """R, G and B of fragments [at, at + n) of one face, at samples (x + i step, y): factor x light.
 
     The two-sided Lambert head light, ambient + diffuse |cos|, with the angle between the
-    interpolated normal and the ray from the camera. ``ray`` (3, 3): the direction through sample
-    (x, y) in object space is row 0 + x row 1 + y row 2, so that normals need no transform.
+    interpolated normal and the ray from the camera; or 1 of an unlit material. ``ray`` (3, 3): the
+    direction through sample (x, y) in object space is row 0 + x row 1 + y row 2, so that normals
+    need no transform.
 
     A plain loop over locals: LLVM makes vector code of it, without changing a bit.
     """
@@ -121,7 +124,8 @@ def light_fragments(st, x, y, step, n, at, ray, light, ramp, frag):
     oy = ray[0, 1] + x * ray[1, 1] + y * ray[2, 1]
     oz = ray[0, 2] + x * ray[1, 2] + y * ray[2, 2]
     fr, fg, fb = st[FACTOR], st[FACTOR + 1], st[FACTOR + 2]
-    ambient, diffuse = light[0], light[1]
+    lit = st[FACTOR + NO_LIGHT] <= ZERO
+    ambient, diffuse = light[0] if lit else ONE, light[1] if lit else ZERO
     for i in range(n):
         t = ramp[i]
         q0, q1, q2 = _corner_weights(c1, a1, c2, a2, t, w0, w1, w2)
@@ -157,8 +161,18 @@ def surface_fragments(st, texture, has_color, x, y, step, pixel, n, at, ramp, fi
             for i in range(n):
                 q0, q1, q2 = _corner_weights(c1, a1, c2, a2, ramp[i], w0, w1, w2)
                 frag[R + k, at + i] *= (q0 * v0 + q1 * v1 + q2 * v2) / (q0 + q1 + q2)
-    if texture < 0:
-        return
+    if texture >= 0:
+        place_texture(st, texture, x, y, step, pixel, n, at, ramp, first_level, levels, frag)
+
+
+@jit_inline
+def place_texture(st, texture, x, y, step, pixel, n, at, ramp, first_level, levels, frag):
+    """Where fragments [at, at + n) lie in a texture: U, V and LOD; see ``surface_fragments``."""
+    at, n = np.uint64(at), np.uint64(n)
+    dx, dy = x - st[X0], y - st[Y0]
+    c1, c2 = st[A1] * dx + st[B1] * dy, st[A2] * dx + st[B2] * dy
+    a1, a2 = st[A1] * step, st[A2] * step
+    w0, w1, w2 = st[IW], st[IW + 1], st[IW + 2]
     u0, v0, u1, v1 = st[UV], st[UV + 1], st[UV + 2], st[UV + 3]
     u2, v2 = st[UV + 4], st[UV + 5]
     first = first_level[texture]
@@ -182,6 +196,29 @@ def surface_fragments(st, texture, has_color, x, y, step, pixel, n, at, ramp, fi
 
 
 @jit_inline
+def emission_fragments(st, texture, x, y, step, pixel, n, at, ramp, first_level, levels, frag, frag_int):  # fmt: skip  # noqa: E501
+    """Emission of fragments [at, at + n) before its texture, and where they lie in that.
+
+    Call it when the base colour is done: U, V, LOD and TEXTURE are used again.
+    """
+    for i in range(np.uint64(at), np.uint64(at + n)):
+        frag[GLOW, i] = st[FACTOR + EMISSION]
+        frag[GLOW + 1, i] = st[FACTOR + EMISSION + 1]
+        frag[GLOW + 2, i] = st[FACTOR + EMISSION + 2]
+        frag_int[TEXTURE, i] = texture
+    if texture >= 0:
+        place_texture(st, texture, x, y, step, pixel, n, at, ramp, first_level, levels, frag)
+
+
+@jit_inline
+def add_emission(start, stop, frag):
+    """Add the emission of fragments [start, stop) to their colour; light beyond 1 is cut off."""
+    for k in range(3):
+        for i in range(np.uint64(start), np.uint64(stop)):
+            frag[R + k, i] = min(frag[R + k, i] + frag[GLOW + k, i], ONE)
+
+
+@jit_inline
 def _texel(is_base, p, base_texels, mip_texels, decode16):
     """Linear RGBA of texel ``p``, 16 bits each, as two pairs of 32-bit lanes: (R, B), (G, A)."""
     if is_base:
@@ -194,8 +231,10 @@ def _texel(is_base, p, base_texels, mip_texels, decode16):
 
 
 @jit
-def apply_texture(start, stop, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int):  # fmt: skip  # noqa: E501
-    """Multiply fragments [start, stop) by their texture: trilinear, in linear light, repeating.
+def apply_texture(to, start, stop, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int):  # fmt: skip  # noqa: E501
+    """Multiply rows ``to``.. (RGBA) of fragments [start, stop) by their texture.
+
+    Trilinear, in linear light, repeating.
 
     Integer arithmetic on two channels at a time. The place between two texels has 8 bits, as in
     graphics hardware, so that the four weights of a level sum to 2**16 exactly.
@@ -243,10 +282,10 @@ def apply_texture(start, stop, first_level, levels, base_texels, mip_texels, dec
             weight = part
             level += 1
             step += 1
-        frag[R, i] *= red
-        frag[G, i] *= green
-        frag[B, i] *= blue
-        frag[A, i] *= alpha
+        frag[to, i] *= red
+        frag[to + 1, i] *= green
+        frag[to + 2, i] *= blue
+        frag[to + 3, i] *= alpha
 
 
 @jit_inline

@@ -10,6 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.renderers.raster_fragments import (
+    CUTOFF,
+    EMISSION,
+    N_FACTORS,
+    NO_LIGHT,
+    USES_UV,
+)
 from pipeline.renderers.raster_jit import SRGB_TO_LINEAR16, jit, jit_inline
 from pipeline.scene import Material, Mesh, MeshError
 
@@ -28,6 +35,7 @@ MAX_VALENCE = 64
 """Above so many corners at one point the pairwise crease test gives way to a linear one."""
 
 OPAQUE, MASK, BLEND = 0, 1, 2
+NOTHING = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,9 @@ class Prepared:
     uv: NDArray[np.float32]  # (V, 2), or (1, 2) when no texture is used
     vertex_color: NDArray[np.float32]  # (V, 4), or (0, 4)
     face_material: NDArray[np.int32]  # (F,)
-    factors: NDArray[np.float32]  # (M, 5): linear RGBA, alpha cutoff
+    factors: NDArray[np.float32]  # (M, 10): linear RGBA; see CUTOFF and what follows it
     texture_of: NDArray[np.int32]  # (M,) texture index or -1
+    emissive_of: NDArray[np.int32]  # (M,) the same of emissive textures; (0,) if nothing emits
     first_level: NDArray[np.int32]  # (T + 1,) first row of each texture in levels
     levels: NDArray[np.int64]  # (L, 3): offset in texels, width, height
     base_texels: NDArray[np.uint32]  # all levels 0: a texel's 4 bytes, sRGB and alpha
@@ -68,7 +77,7 @@ def prepare(mesh: Mesh, crease_angle_deg: float) -> Prepared:
         faces = _frozen(faces[order], np.int32)
         face_material = _frozen(face_material[order], np.int32)
     normals, corner_normal = _normals(mesh, vertices, faces, crease_angle_deg)
-    texture_of, textures = _distinct_textures(mesh, modes)
+    texture_of, emissive_of, textures = _distinct_textures(mesh, modes)
     first_level, levels, base, mip = _mip_maps(textures)
     uv = mesh.uv if mesh.uv is not None and textures else np.zeros((1, 2), np.float32)
     color = mesh.vertex_color
@@ -82,13 +91,26 @@ def prepare(mesh: Mesh, crease_angle_deg: float) -> Prepared:
         uv=_frozen(uv, np.float32),
         vertex_color=_frozen(np.zeros((0, 4)) if color is None else color, np.float32),
         face_material=face_material,
-        factors=np.array([[*m.base_color, m.alpha_cutoff] for m in mesh.materials], np.float32),
+        factors=_factors(mesh, (texture_of >= 0) | (emissive_of >= 0)),
         texture_of=texture_of,
+        emissive_of=emissive_of if any(any(m.emissive) for m in mesh.materials) else NOTHING,
         first_level=first_level,
         levels=levels,
         base_texels=base,
         mip_texels=mip,
     )
+
+
+def _factors(mesh: Mesh, uses_uv: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """What shading needs of every material, (M, N_FACTORS); columns as in ``raster_fragments``."""
+    factors = np.zeros((len(mesh.materials), N_FACTORS), np.float32)
+    for row, material in zip(factors, mesh.materials, strict=True):
+        row[:CUTOFF] = material.base_color
+        row[CUTOFF] = material.alpha_cutoff
+        row[NO_LIGHT] = material.unlit
+        row[EMISSION : EMISSION + 3] = material.emissive
+    factors[:, USES_UV] = uses_uv
+    return factors
 
 
 def _frozen(array: NDArray[Any], dtype: type[T]) -> NDArray[T]:
@@ -123,9 +145,9 @@ def _check(mesh: Mesh, faces: NDArray[np.int32], face_material: NDArray[np.int32
         if array is not None and array.shape != (n_vertices, width):
             raise MeshError("bad_shape", f"{name} is not ({n_vertices}, {width})", stage="render")
     for material in mesh.materials:
-        texture = material.texture
-        if texture is not None and (texture.ndim != 3 or texture.shape[2] != 4 or not texture.size):
-            raise MeshError("bad_shape", "a texture is not (height, width, 4)", stage="render")
+        for image in (material.texture, material.emissive_texture):
+            if image is not None and (image.ndim != 3 or image.shape[2] != 4 or not image.size):
+                raise MeshError("bad_shape", "a texture is not (height, width, 4)", stage="render")
 
 
 def _mode(material: Material, mesh: Mesh) -> int:
@@ -318,21 +340,27 @@ def _crease_normals(vertices, faces, point_of, n_points, cos_crease):
 
 def _distinct_textures(
     mesh: Mesh, modes: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], list[tuple[NDArray[np.uint8], bool]]]:
-    """Texture index per material (-1: none), and each texture with whether its alpha counts."""
+) -> tuple[NDArray[np.int32], NDArray[np.int32], list[tuple[NDArray[np.uint8], bool]]]:
+    """Texture and emissive texture per material (-1: none); each with whether its alpha counts."""
     index: dict[tuple[int, bool], int] = {}
     textures: list[tuple[NDArray[np.uint8], bool]] = []
-    texture_of = np.full(len(mesh.materials), -1, np.int32)
-    for i, material in enumerate(mesh.materials):
-        if material.texture is None or mesh.uv is None:
-            continue
-        uses_alpha = bool(modes[i] != OPAQUE)
-        key = (id(material.texture), uses_alpha)
+
+    def place(image: NDArray[np.uint8] | None, uses_alpha: bool) -> int:
+        if image is None or mesh.uv is None:
+            return -1
+        key = (id(image), uses_alpha)
         if key not in index:
             index[key] = len(textures)
-            textures.append((np.ascontiguousarray(material.texture, np.uint8), uses_alpha))
-        texture_of[i] = index[key]
-    return texture_of, textures
+            textures.append((np.ascontiguousarray(image, np.uint8), uses_alpha))
+        return index[key]
+
+    materials = list(zip(mesh.materials, modes != OPAQUE, strict=True))
+    texture_of = [place(material.texture, bool(alpha)) for material, alpha in materials]
+    emissive_of = [
+        place(material.emissive_texture, False) if any(material.emissive) else -1
+        for material, _ in materials
+    ]
+    return np.array(texture_of, np.int32), np.array(emissive_of, np.int32), textures
 
 
 def _mip_maps(

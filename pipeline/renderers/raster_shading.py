@@ -14,6 +14,7 @@ from pipeline.renderers.raster_fragments import (
     FACE,
     FX,
     FY,
+    GLOW,
     HALF,
     ONE,
     SAMPLES,
@@ -23,7 +24,9 @@ from pipeline.renderers.raster_fragments import (
     B,
     G,
     R,
+    add_emission,
     apply_texture,
+    emission_fragments,
     encode_srgb,
     light_fragments,
     set_up,
@@ -125,8 +128,8 @@ def _split(keys, py, px, size, scale, frag, frag_int, at):
 
 
 @jit
-def _surface_row(n_runs, end, middle, step, row_int, setups, tags, screen, faces, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, ramp, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int):  # fmt: skip  # noqa: E501
-    """Vertex colour and texture of all fragments of a row: see ``shade``."""
+def _surface_row(n_runs, end, middle, step, row_int, setups, tags, screen, faces, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, emissive_of, ramp, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int):  # fmt: skip  # noqa: E501
+    """Vertex colour, texture and emission of all fragments of a row: see ``shade``."""
     has_color = len(vertex_color) > 0
     slots = len(tags) - 1
     pixels = row_int.shape[1]
@@ -145,9 +148,8 @@ def _surface_row(n_runs, end, middle, step, row_int, setups, tags, screen, faces
         if tags[f & slots] != f:  # another face of this row has taken the slot
             tags[f & slots] = f
             set_up(
-                f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors,
-                texture >= 0, st,
-            )  # fmt: skip
+                f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors, st
+            )
         surface_fragments(
             st, texture, has_color, x, y, step, step, n, at, ramp, first_level, levels, frag,
             frag_int,
@@ -155,13 +157,42 @@ def _surface_row(n_runs, end, middle, step, row_int, setups, tags, screen, faces
     if len(levels):
         for start, stop in ((0, whole), (pixels, end)):
             apply_texture(
-                start, stop, first_level, levels, base_texels, mip_texels, decode16, frag,
+                R, start, stop, first_level, levels, base_texels, mip_texels, decode16, frag,
                 frag_int,
             )  # fmt: skip
+    if not len(emissive_of):
+        return
+    whole = 0
+    for item in range(n_runs + end - pixels):
+        if item < n_runs:
+            f, n, at = row_int[RUN_FACE, item], row_int[RUN_LENGTH, item], whole
+            x, y = (np.float32(row_int[RUN_PIXEL, item]) + HALF) * step, middle
+            whole += n
+        else:
+            n, at = np.int64(1), pixels + item - n_runs
+            f, x, y = frag_int[FACE, at], frag[FX, at], frag[FY, at]
+        st = setups[f & slots]
+        material = face_material[f]
+        if tags[f & slots] != f:
+            tags[f & slots] = f
+            set_up(
+                f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors, st
+            )
+        emission_fragments(
+            st, emissive_of[material], x, y, step, step, n, at, ramp, first_level, levels, frag,
+            frag_int,
+        )  # fmt: skip
+    for start, stop in ((0, whole), (pixels, end)):
+        if len(levels):
+            apply_texture(
+                GLOW, start, stop, first_level, levels, base_texels, mip_texels, decode16, frag,
+                frag_int,
+            )  # fmt: skip
+        add_emission(start, stop, frag)
 
 
 @jit
-def shade(screen, faces, size, scale, keys, row_lo, row_hi, ray, light, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, first_level, levels, base_texels, mip_texels, decode16, encode, background, setups, tags, ramp, frag, frag_int, row_int, sums, layers, image):  # fmt: skip  # noqa: E501
+def shade(screen, faces, size, scale, keys, row_lo, row_hi, ray, light, normals, corner_normal, uv, vertex_color, face_material, factors, texture_of, emissive_of, first_level, levels, base_texels, mip_texels, decode16, encode, background, setups, tags, ramp, frag, frag_int, row_int, sums, layers, image):  # fmt: skip  # noqa: E501
     """Pass 2: colour once per visible face and pixel, weighted by the samples that it covers.
 
     Writes ``image`` (S, S, 4) uint8, or, when ``layers`` (size, size, 4) is not empty, each
@@ -224,13 +255,11 @@ def shade(screen, faces, size, scale, keys, row_lo, row_hi, ray, light, normals,
         for run in range(n_runs):
             f, n = row_int[RUN_FACE, run], row_int[RUN_LENGTH, run]
             st = setups[f & slots]
-            material = face_material[f]
-            texture = texture_of[material]
             if tags[f & slots] != f:
                 tags[f & slots] = f
                 set_up(
-                    f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors,
-                    texture >= 0, st,
+                    f, screen, faces, normals, corner_normal, uv, vertex_color, face_material[f],
+                    factors, st,
                 )  # fmt: skip
             x = (np.float32(row_int[RUN_PIXEL, run]) + HALF) * step
             light_fragments(st, x, middle, step, n, whole, ray, light, ramp, frag)
@@ -238,20 +267,18 @@ def shade(screen, faces, size, scale, keys, row_lo, row_hi, ray, light, normals,
         for i in range(pixels, end):
             f = np.int64(frag_int[FACE, i])
             st = setups[f & slots]
-            material = face_material[f]
-            texture = texture_of[material]
             if tags[f & slots] != f:
                 tags[f & slots] = f
                 set_up(
-                    f, screen, faces, normals, corner_normal, uv, vertex_color, material, factors,
-                    texture >= 0, st,
+                    f, screen, faces, normals, corner_normal, uv, vertex_color, face_material[f],
+                    factors, st,
                 )  # fmt: skip
             light_fragments(st, frag[FX, i], frag[FY, i], step, 1, i, ray, light, ramp, frag)
-        if has_color or len(levels) > 0:
+        if has_color or len(levels) > 0 or len(emissive_of) > 0:
             _surface_row(
                 n_runs, end, middle, step, row_int, setups, tags, screen, faces, normals,
-                corner_normal, uv, vertex_color, face_material, factors, texture_of, ramp,
-                first_level, levels, base_texels, mip_texels, decode16, frag, frag_int,
+                corner_normal, uv, vertex_color, face_material, factors, texture_of, emissive_of,
+                ramp, first_level, levels, base_texels, mip_texels, decode16, frag, frag_int,
             )  # fmt: skip
         # 3. Out.
         at = 0

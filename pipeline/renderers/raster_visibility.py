@@ -6,6 +6,12 @@ Coordinates: *samples*. A picture of S x S pixels with s x s samples a pixel is 
 Keys: the visibility buffer holds one int64 a sample, ``bits(1/w) << 32 | face + 1``. 1/w is
 positive, so that its bits order as the number does and the largest key is the nearest face,
 whatever the order in which faces are drawn; 0 is empty. Rows are ``row_stride(size)`` long.
+
+The bits are rounded down to steps of 2**-16 of the depth. Below that only rounding decides, and
+surfaces that coincide, of which there are many, would show through each other at random: so the
+later face wins, as it does where depths are exactly equal. A face seen from behind is set two
+steps back: of a surface that is there twice, once for each side, the side that faces the camera is
+seen.
 """
 # Kernels take their types from numba, at the call.
 # mypy: disable-error-code="no-untyped-def"
@@ -23,6 +29,8 @@ NEAR = np.float32(1e-3)
 FAR_AWAY = np.float32(1e5)
 MIN_AREA = np.float32(1e-12)  # square samples, doubled; below it gradients could overflow
 BLOCK_MASK = np.uint64(7)
+DEPTH_STEP = np.int64(256)  # of the bits of a float32
+BACK_OFFSET = 2 * DEPTH_STEP
 
 
 @jit
@@ -98,16 +106,24 @@ def spans(xa, ya, xb, yb, xc, yc, size, starts, ends):
 
 
 @jit_inline
+def depth_bits(z, offset):
+    """The depth part of a key, for 1/w ``z`` of a face set back by ``offset``."""
+    return (np.int64(np.float32(z).view(np.int32)) & -DEPTH_STEP) - offset
+
+
+@jit_inline
 def depth_plane(screen, ia, ib, ic):
-    """Gradient of 1/w in x and y; (0, 0) and False for a triangle without area."""
+    """Gradient of 1/w in x and y, and what the face is set back by; -1 for one without area."""
     xa, ya, za = screen[ia, 0], screen[ia, 1], screen[ia, 2]
     ux, uy, uz = screen[ib, 0] - xa, screen[ib, 1] - ya, screen[ib, 2] - za
     vx, vy, vz = screen[ic, 0] - xa, screen[ic, 1] - ya, screen[ic, 2] - za
     det = ux * vy - vx * uy
     if not abs(det) > MIN_AREA:
-        return ZERO, ZERO, False
+        return ZERO, ZERO, np.int64(-1)
     r = ONE / det
-    return (uz * vy - vz * uy) * r, (ux * vz - vx * uz) * r, True
+    # Rows go down: a face that winds counter-clockwise, seen from the front, has a negative area.
+    offset = BACK_OFFSET if det > ZERO else np.int64(0)
+    return (uz * vy - vz * uy) * r, (ux * vz - vx * uz) * r, offset
 
 
 @jit
@@ -124,8 +140,8 @@ def visibility(screen, faces, n_opaque, size, keys, row_lo, row_hi, starts, ends
         # Most faces of a dense mesh fall between the samples.
         if _ceil(min(xa, min(xb, xc)) - HALF) >= _ceil(max(xa, max(xb, xc)) - HALF):
             continue
-        dzdx, dzdy, good = depth_plane(screen, ia, ib, ic)
-        if not good:
+        dzdx, dzdy, offset = depth_plane(screen, ia, ib, ic)
+        if offset < 0:
             continue
         y0, y1 = spans(xa, ya, xb, yb, xc, yc, size, starts, ends)
         z_lo, z_hi = min(za, min(zb, zc)), max(za, max(zb, zc))
@@ -146,6 +162,6 @@ def visibility(screen, faces, n_opaque, size, keys, row_lo, row_hi, starts, ends
                 x = ramp[base + i]
                 # Clamped: the plane of a sliver may run away between its samples.
                 z = min(max(z_row + (x - left) * dzdx, z_lo), z_hi)
-                key = (np.int64(np.float32(z).view(np.int32)) << np.int64(32)) | face
+                key = depth_bits(z, offset) << np.int64(32) | face
                 key = key if (x >= left) & (x < right) else np.int64(0)
                 keys[p + i] = max(keys[p + i], key)

@@ -4,11 +4,20 @@ A shard set is a folder (a local path or a URI that pyarrow or fsspec understand
 
 - ``manifest.json``: how every row was made (``Manifest``); all parts share it,
 - ``part-*.parquet``: one row per object (``schema``), written atomically, named by content,
-- ``failures-*.parquet``: one row per object that could not become a row.
+- ``failures-*.parquet``: one row per object that could not become a row,
+- ``images-*.parquet``: where the set keeps its views, one side file per part (``images``).
 
-``ShardSet.open`` reads one; ``write_part`` and ``write_failures`` add to one.
+``ShardSet.open`` reads one; ``write_part`` and ``write_failures`` add to one. ``ImageSet.open``
+reads the kept views.
 """
 
+from pipeline.shards.images import (
+    ImageBatch,
+    ImageSet,
+    KeptImages,
+    clean_orphans,
+    write_part_with_images,
+)
 from pipeline.shards.manifest import (
     CONTRACT_VERSION,
     Manifest,
@@ -26,14 +35,19 @@ __all__ = [
     "POINT_SCALE",
     "Batch",
     "Failure",
+    "ImageBatch",
+    "ImageSet",
+    "KeptImages",
     "Manifest",
     "Row",
     "RowGroup",
     "ShardSet",
     "TeacherInfo",
+    "clean_orphans",
     "create_or_open",
     "decode_xyz",
     "read_manifest",
     "write_failures",
     "write_part",
+    "write_part_with_images",
 ]

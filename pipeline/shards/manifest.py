@@ -17,6 +17,7 @@ CONTRACT_VERSION = 2
 # Fields that came with a version, and are absent from sets that do without: a set says the lowest
 # version that can read it, so older installations read whatever they can.
 _SINCE = {"thumbnails": 2, "kept_images": 2}
+_SINCE_NO_FINGERPRINT = 2
 FORMAT = "mrd3d-shards"
 MANIFEST = "manifest.json"
 
@@ -32,7 +33,9 @@ class TeacherInfo:
     """Which image-text model made the embeddings, and how to recognise it again.
 
     ``fingerprint_image`` and ``fingerprint_text`` are its L2-normalised embeddings, ``width``
-    floats each, of one fixed image and one fixed text (see ``pipeline.teacher``).
+    floats each, of one fixed image and one fixed text (see ``pipeline.teacher``). Both are empty
+    where they are not known: embeddings that others made and released come without the means to
+    compute them. Such a teacher is recognised by its name alone.
     """
 
     model: str
@@ -48,12 +51,21 @@ class TeacherInfo:
         """Short name for tables and messages."""
         return f"{self.model}/{self.pretrained}" if self.pretrained else self.model
 
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether the model can be recognised by what it computes, not by its name only."""
+        return bool(self.fingerprint_image and self.fingerprint_text)
+
     def mismatch(self, other: TeacherInfo) -> str | None:
         """Why embeddings of the two cannot be compared, or None when they can."""
         if self.width != other.width:
             return f"width {self.width} against {other.width}"
         if _quick_gelu(self) != _quick_gelu(other):
             return "one was made with QuickGELU, the other with GELU"
+        if not (self.has_fingerprint and other.has_fingerprint):
+            if (self.model, self.pretrained) != (other.model, other.pretrained):
+                return f"{self.label} against {other.label}, and no fingerprint to compare"
+            return None
         for part in ("image", "text"):
             ours = np.asarray(getattr(self, f"fingerprint_{part}"), np.float64)
             theirs = np.asarray(getattr(other, f"fingerprint_{part}"), np.float64)
@@ -91,6 +103,7 @@ class Manifest:
         """Find the version."""
         if self.contract_version == 0:
             used = [since for name, since in _SINCE.items() if getattr(self, name)]
+            used += [] if self.teacher.has_fingerprint else [_SINCE_NO_FINGERPRINT]
             object.__setattr__(self, "contract_version", max(used, default=1))
 
     @property
@@ -176,6 +189,9 @@ class Manifest:
             raise InputError(f"{name}: up_axis {self.up_axis!r}, shards are always +y; {remedy}")
         if not 0 < self.teacher.logit_scale < 1e6:
             raise InputError(f"{name}: teacher.logit_scale is not a positive number; {remedy}")
+        neither = not (self.teacher.fingerprint_image or self.teacher.fingerprint_text)
+        if neither and self.contract_version >= _SINCE_NO_FINGERPRINT:
+            return
         for part in ("fingerprint_image", "fingerprint_text"):
             values = getattr(self.teacher, part)
             try:

@@ -25,6 +25,7 @@ from pipeline.shards.schema import (
     FAILURE_SCHEMA,
     VERSION_KEY,
     Failure,
+    Row,
     decode_xyz,
     row_schema,
 )
@@ -63,6 +64,9 @@ class Batch:
     text_embeds: NDArray[np.float16] | None  # (sum K, D), rows of all objects after another
     text_offsets: NDArray[np.int64] | None  # (B + 1,): object b has rows [b] to [b + 1]
     source: list[str] | None = None  # path or URL relative to the source's root
+    # Read as the column ``thumbnail_embed``; of sets without thumbnails all False.
+    thumbnail_embeds: NDArray[np.float16] | None = None  # (B, D); zeros where there is none
+    has_thumbnail: NDArray[np.bool_] | None = None  # (B,)
 
     def __len__(self) -> int:
         return len(self.uid)
@@ -143,12 +147,47 @@ class ShardSet:
         file = self._file(group.part, check)
         try:
             table = file.read_row_group(group.index, columns=wanted, use_threads=False)
-            batch = self._decode(table, group, asked is None or "image_embeds" in asked)
+            batch = self._decode(table, group, asked)
         except _READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         if check:
             verified.update(wanted)
         return batch
+
+    def rows(self, group: RowGroup) -> list[Row]:
+        """One row group as the rows that were written, with every column, for writing them again.
+
+        Embeddings are float16, coordinates those of the int16 ones. Raises as ``read`` does.
+        """
+        batch = self.read(group)
+        names = ["dataset", "sha256", "n_faces", "n_vertices", "n_bytes"]
+        try:
+            table = self._file(group.part).read_row_group(
+                group.index, columns=names, use_threads=False
+            )
+            others = table.to_pylist()
+        except _READ_ERRORS as error:
+            raise self._damaged(group.part, error) from error
+        xyz = batch.xyz_float()
+        parts: Any = batch  # every column was read: none is None
+        return [
+            Row(
+                uid=batch.uid[at],
+                source=parts.source[at],
+                category=parts.category[at],
+                split=parts.split[at],
+                xyz=xyz[at],
+                rgb=parts.rgb[at],
+                has_color=bool(parts.has_color[at]),
+                image_embeds=parts.image_embeds[at],
+                texts=parts.texts[at],
+                text_sources=parts.text_sources[at],
+                text_embeds=batch.texts_of(at),
+                thumbnail_embed=parts.thumbnail_embeds[at] if parts.has_thumbnail[at] else None,
+                **other,
+            )
+            for at, other in enumerate(others)
+        ]
 
     def batches(
         self,
@@ -199,7 +238,7 @@ class ShardSet:
         if columns is None:
             return names
         wanted = ["uid", *columns]
-        unknown = set(wanted) - set(names) - {"image_embeds"}  # absent in sets without views
+        unknown = set(wanted) - set(names) - {"image_embeds", "thumbnail_embed"}  # may be absent
         if unknown:
             raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
         return [name for name in names if name in wanted]
@@ -259,8 +298,12 @@ class ShardSet:
             what = f"column {wrong[0]} is" if wrong else "the columns are"
             raise InputError(f"{show}: {what} not as the manifest says; {REMEDY}")
 
-    def _decode(self, table: pa.Table, group: RowGroup, with_images: bool) -> Batch:
+    def _decode(self, table: pa.Table, group: RowGroup, asked: list[str] | None) -> Batch:
         """Arrow columns to numpy views. Raises ``ValueError`` for damaged ones."""
+
+        def wanted(name: str) -> bool:
+            return asked is None or name in asked
+
         n, v, d = self.manifest.n_points, self.manifest.n_views, self.manifest.teacher.width
         names = table.schema.names
         size = table.num_rows
@@ -279,8 +322,16 @@ class ShardSet:
         if "text_embeds" in names:
             embeds, offsets = _variable_view(table.column("text_embeds"), d)
         image = numbers("image_embeds", "<f2", (v, d))
-        if v == 0 and with_images:
+        if v == 0 and wanted("image_embeds"):
             image = np.zeros((size, 0, d), np.float16)
+        thumbnails, there = None, None
+        if wanted("thumbnail_embed"):
+            thumbnails, there = np.zeros((size, d), np.float16), np.zeros(size, np.bool_)
+            if "thumbnail_embed" in names:
+                column = table.column("thumbnail_embed")
+                there = column.is_valid().to_numpy()
+                # Bytes of missing values are undefined: they stay zeros.
+                thumbnails[there] = _fixed_view(column, "<f2").reshape(size, d)[there]
         color = table.column("has_color").to_numpy() if "has_color" in names else None
         return Batch(
             uid=table.column("uid").to_pylist(),
@@ -295,6 +346,8 @@ class ShardSet:
             text_embeds=embeds,
             text_offsets=offsets,
             source=values("source"),
+            thumbnail_embeds=thumbnails,
+            has_thumbnail=there,
         )
 
 

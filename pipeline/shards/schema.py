@@ -41,6 +41,7 @@ class Row:
     n_faces: int
     n_vertices: int
     n_bytes: int
+    thumbnail_embed: NDArray[np.floating] | None = None  # (D,) L2-normalised; set has thumbnails
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ FAILURE_SCHEMA = pa.schema(
 
 
 def row_schema(manifest: Manifest) -> pa.Schema:
-    """Arrow schema of the parts of a set; ``image_embeds`` is absent when there are no views."""
+    """Arrow schema of the parts of a set.
+
+    ``image_embeds`` is absent when there are no views, ``thumbnail_embed`` without thumbnails.
+    """
     n, v, d = manifest.n_points, manifest.n_views, manifest.teacher.width
     columns = [
         pa.field("uid", pa.string(), nullable=False),
@@ -76,6 +80,7 @@ def row_schema(manifest: Manifest) -> pa.Schema:
         pa.field("rgb", pa.binary(3 * n), nullable=False),
         pa.field("has_color", pa.bool_(), nullable=False),
         pa.field("image_embeds", pa.binary(2 * v * d), nullable=False),
+        pa.field("thumbnail_embed", pa.binary(2 * d)),
         pa.field("texts", pa.list_(pa.string()), nullable=False),
         pa.field("text_sources", pa.list_(pa.string()), nullable=False),
         pa.field("text_embeds", pa.binary(), nullable=False),
@@ -84,8 +89,11 @@ def row_schema(manifest: Manifest) -> pa.Schema:
         pa.field("n_vertices", pa.int64(), nullable=False),
         pa.field("n_bytes", pa.int64(), nullable=False),
     ]
-    if v == 0:
-        columns = [column for column in columns if column.name != "image_embeds"]
+    absent = {
+        *(["image_embeds"] if v == 0 else []),
+        *([] if manifest.thumbnails else ["thumbnail_embed"]),
+    }
+    columns = [column for column in columns if column.name not in absent]
     metadata = {
         VERSION_KEY: str(manifest.contract_version).encode(),
         CONFIG_KEY: manifest.config_hash.encode(),
@@ -116,6 +124,16 @@ def encode_rows(rows: Sequence[Row], manifest: Manifest) -> pa.Table:
         columns["image_embeds"] = _fixed(
             np.stack([np.asarray(r.image_embeds, "<f2") for r in rows]),
             schema.field("image_embeds").type,
+        )
+    if manifest.thumbnails:
+        columns["thumbnail_embed"] = pa.array(
+            [
+                None
+                if r.thumbnail_embed is None
+                else np.asarray(r.thumbnail_embed, "<f2").tobytes()
+                for r in rows
+            ],
+            schema.field("thumbnail_embed").type,
         )
     arrays = []
     for field in schema:
@@ -201,6 +219,12 @@ def _check_row(row: Row, manifest: Manifest) -> None:
         "image_embeds": (row.image_embeds, (v, d), "f"),
         "text_embeds": (row.text_embeds, (k, d), "f"),
     }
+    if row.thumbnail_embed is not None:
+        if not manifest.thumbnails:
+            raise ValueError(
+                f"{row.uid}: thumbnail_embed is there, the manifest says no thumbnails"
+            )
+        shapes["thumbnail_embed"] = (row.thumbnail_embed, (d,), "f")
     for name, (array, shape, kind) in shapes.items():
         if array.shape != shape:
             raise ValueError(f"{row.uid}: {name} has shape {array.shape}, expected {shape}")
@@ -210,7 +234,10 @@ def _check_row(row: Row, manifest: Manifest) -> None:
     # 1e-4: rounding of a vertex at distance 1 must pass, a cloud in millimetres must not.
     if not np.isfinite(row.xyz).all() or np.abs(row.xyz).max(initial=0) > 1 + 1e-4:
         raise ValueError(f"{row.uid}: xyz leaves [-1, 1] or is not finite")
-    for name, embeds in (("image_embeds", row.image_embeds), ("text_embeds", row.text_embeds)):
+    for name in ("image_embeds", "text_embeds", "thumbnail_embed"):
+        embeds = getattr(row, name)
+        if embeds is None:
+            continue
         if not np.isfinite(embeds).all():
             raise ValueError(f"{row.uid}: {name} is not finite")
         norms = np.linalg.norm(np.asarray(embeds, np.float32), axis=-1)

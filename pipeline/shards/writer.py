@@ -18,7 +18,7 @@ from pipeline.shards.storage import Storage, parquet_footer
 ROW_GROUP_ROWS = 64
 
 # Noise to a compressor: stored as it is. Colours are not, many objects have few of them.
-_UNCOMPRESSED = ("xyz", "image_embeds", "text_embeds")
+_UNCOMPRESSED = ("xyz", "image_embeds", "thumbnail_embed", "text_embeds")
 # No dictionary for raw numbers, and no min/max statistics, which would copy whole clouds into the
 # footer.
 _DICTIONARY = ("dataset", "category", "split", "error")
@@ -32,8 +32,14 @@ def write_part(root: str | Path, manifest: Manifest, rows: Sequence[Row]) -> str
     Raises ``ValueError`` for rows that break the contract (see ``encode_rows``), ``InputError``
     when the folder cannot be written.
     """
-    table = encode_rows(rows, manifest)
-    return _write(root, table, "part", rows[0].uid)
+    name, data = encode_part(manifest, rows)
+    Storage.at(root).write(name, data)
+    return name
+
+
+def encode_part(manifest: Manifest, rows: Sequence[Row]) -> tuple[str, bytes]:
+    """Name and content of the part file of ``rows``. Raises ``ValueError`` as ``write_part``."""
+    return _encode(encode_rows(rows, manifest), "part", rows[0].uid)
 
 
 def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
@@ -41,10 +47,12 @@ def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
 
     Raises as ``write_part`` does.
     """
-    return _write(root, encode_failures(failures), "failures", failures[0].uid)
+    name, data = _encode(encode_failures(failures), "failures", failures[0].uid)
+    Storage.at(root).write(name, data)
+    return name
 
 
-def _write(root: str | Path, table: pa.Table, kind: str, first_uid: str) -> str:
+def _encode(table: pa.Table, kind: str, first_uid: str) -> tuple[str, bytes]:
     names = table.schema.names
     codecs = {
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: "lz4"
@@ -62,10 +70,9 @@ def _write(root: str | Path, table: pa.Table, kind: str, first_uid: str) -> str:
         write_page_checksum=True,  # 4 bytes a page; the reader checks each page once
     ) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    data = sink.getvalue().to_pybytes()
+    data = bytes(sink.getvalue().to_pybytes())
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", first_uid)[:48]
     # The second hash is of the footer, the one place that page checksums do not cover.
     footer = content_hash(parquet_footer(pa.BufferReader(data)))
     name = f"{kind}-{slug}-{table.num_rows:05d}-{content_hash(data)[:16]}-{footer[:8]}.parquet"
-    Storage.at(root).write(name, data)
-    return name
+    return name, data

@@ -81,6 +81,19 @@ def shards(quick: bool) -> list[Table]:
     return [Table("Reading shards", columns, rows, notes)]
 
 
+def imports(quick: bool) -> list[Table]:
+    """The import of released embeddings."""
+    from tests.bench.bench_import import run
+
+    rows = run(count=64 if quick else 512)
+    columns = ["stage", "ms an object", "objects/s", "hours for 876,000"]
+    notes = (
+        "Archives in the release's format: 10,000 points, 12 views and 17 more vectors of 1,280 "
+        "numbers. Processes share archives out among themselves, so the hours divide by the cores."
+    )
+    return [Table("Importing the OpenShape release", columns, rows, notes)]
+
+
 def job(quick: bool) -> list[Table]:
     """Ray against a plain loop."""
     from tests.bench.bench_job import run
@@ -120,6 +133,7 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "render": render,
     "stages": stages,
     "shards": shards,
+    "imports": imports,
     "job": job,
     "cores": cores,
     "memory": memory,

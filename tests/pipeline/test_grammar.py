@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -362,3 +363,28 @@ def test_vocabulary__no_adjective_makes_another_colour_of_a_colour(name: str) ->
 def test_vocabulary__no_name_or_synonym_belongs_to_two_classes() -> None:
     nouns = [noun for name in CLASSES for noun in (name, *REGISTRY[name].synonyms)]
     assert len(set(nouns)) == len(nouns)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("car", {"estate", "hatchback"}),
+        ("train", {"steam", "diesel", "passenger", "freight"}),
+        ("piano", {"grand", "upright"}),
+        ("bridge", {"arch", "beam", "suspension", "truss"}),
+    ],
+)
+def test_captions__a_style_that_is_a_noun_stands_before_the_noun(
+    name: str, kinds: set[str]
+) -> None:
+    shape = REGISTRY[name]
+    nouns = {noun.split()[0] for noun in (shape.name, *shape.synonyms)}
+    seen = 0
+    for seed in range(40):
+        for caption in draw(seed, 3, name).captions:
+            words = re.split(r" with(?:out)? ", caption)[0].split()
+            for word, following in pairwise(words):
+                if word in kinds and word not in nouns:
+                    seen += 1
+                    assert following in kinds | nouns, caption
+    assert seen >= 5

@@ -84,7 +84,9 @@ def deep_json() -> bytes:
 
 def meshopt() -> bytes:
     def edit(document: dict[str, Any], _: Builder) -> None:
-        document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": {"buffer": 0}}
+        settings = {"buffer": 0, "byteLength": 96, "byteStride": 12, "count": 8}
+        compressed = {**settings, "mode": "ATTRIBUTES"}
+        document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": compressed}
 
     return edited(edit)
 
@@ -106,9 +108,9 @@ def with_image(uri: str) -> bytes:
     return builder.glb()
 
 
-def basisu() -> bytes:
+def unknown_texture() -> bytes:
     builder, _ = quad_glb(png(np.zeros((2, 2, 3), np.uint8)))
-    builder.document["textures"] = [{"extensions": {"KHR_texture_basisu": {"source": 0}}}]
+    builder.document["textures"] = [{"extensions": {"ACME_texture": {"source": 0}}}]
     return builder.glb()
 
 
@@ -284,11 +286,11 @@ CASES: dict[str, tuple[dict[str, bytes | str], str]] = {
         {"a.glb": changed(extensionsRequired=["ACME_cloth"])},
         "unsupported_feature",
     ),
-    "meshopt": ({"a.glb": meshopt()}, "unsupported_feature"),
-    "basisu texture": ({"a.glb": basisu()}, "unsupported_feature"),
+    "meshopt": ({"a.glb": meshopt()}, "undecoded"),
+    "texture of an unknown extension": ({"a.glb": unknown_texture()}, "unsupported_texture"),
     "ktx2 texture": (
         {"a.glb": quad_glb(b"\xabKTX 20\xbb\r\n\x1a\n" + b"\0" * 60)[1]},
-        "unsupported_feature",
+        "bad_texture",
     ),
     "missing texture": ({"a.glb": with_image("wood.png")}, "missing_texture"),
     "missing texture obj": (obj_with_map("wood.png"), "missing_texture"),

@@ -345,7 +345,7 @@ def test_draco__damaged_data_or_no_decoder_is_a_failure_never_zeros(
     monkeypatch.setitem(__import__("sys").modules, "DracoPy", None)
     with pytest.raises(MeshError, match="DracoPy") as missing:
         load_bytes(tmp_path, "b.glb", whole)
-    assert missing.value.kind == "undecoded"
+    assert missing.value.kind == "needs_library"
 
 
 def test_draco__ignored_extension_with_empty_accessors_is_undecoded(tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cameras import ring
+from pipeline.cameras import make_cameras, ring
 from pipeline.common import InputError
 from pipeline.datasets.base import Asset, Record
-from pipeline.preview import GAP, contact_sheet, preview_dataset, render_preview
+from pipeline.preview import (
+    GAP,
+    contact_sheet,
+    parse_views,
+    preview_dataset,
+    render_preview,
+)
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.raster import RasterRenderer
 from pipeline.scene import Material, Mesh, MeshError
@@ -159,5 +165,39 @@ class Ten:
 
 def test_preview_dataset__counts_what_was_drawn_and_what_failed(tmp_path: Path) -> None:
     path = tmp_path / "sheet.jpg"
-    assert preview_dataset(Ten(), path, tiles=10, image_size=32) == (9, 1)
+    config = RenderConfig(image_size=32)
+    assert preview_dataset(Ten(), path, tiles=10, config=config) == (9, 1)
     assert path.is_file()
+
+
+def test_preview_dataset__all_views_of_an_object_share_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    config = RenderConfig(image_size=24, background=(0, 0, 0))
+    drawn = preview_dataset(
+        Ten(), path, tiles=11, cameras=make_cameras("ulip", 4), config=config, view="all,thumbnail"
+    )
+    assert drawn == (10, 0)
+    with Image.open(path) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    assert sheet.shape[1] == 5 * (24 + GAP) + GAP
+    assert sheet[GAP, GAP].tolist() == [0, 0, 0]  # the background that was asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", ([0], False)),
+        ("2, 0", ([2, 0], False)),
+        ("all", ([0, 1, 2], False)),
+        ("thumbnail", ([], True)),
+        ("all,Thumbnail", ([0, 1, 2], True)),
+    ],
+)
+def test_parse_views__numbers_all_and_thumbnail(text: str, expected: object) -> None:
+    assert parse_views(text, 3) == expected
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "", "front", "0,,1", "²"])
+def test_parse_views__unknown_view_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--view .*use all, thumbnail or numbers of 0 to 2"):
+        parse_views(text, 3)

@@ -28,11 +28,17 @@ from pipeline.shards import (
     write_failures,
     write_part,
 )
+from pipeline.shards.schema import row_schema
 from pipeline.shards.writer import ROW_GROUP_ROWS
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set, unit
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COUNT = st.integers(0, 2**63 - 1)
+COLUMN_OF = {
+    "text_offsets": "text_embeds",
+    "thumbnail_embeds": "thumbnail_embed",
+    "has_thumbnail": "thumbnail_embed",
+}
 
 
 @st.composite
@@ -68,6 +74,9 @@ def rows_of(draw: st.DrawFn, manifest: Manifest, uid: str) -> Row:
         n_faces=draw(COUNT),
         n_vertices=draw(COUNT),
         n_bytes=draw(COUNT),
+        thumbnail_embed=draw(embeddings(1, d))[0]
+        if manifest.thumbnails and draw(st.booleans())
+        else None,
     )
 
 
@@ -78,6 +87,7 @@ def sets(draw: st.DrawFn) -> tuple[Manifest, list[list[Row]]]:
         n_points=draw(st.integers(1, 5)),
         n_views=draw(st.integers(0, 3)),
         width=draw(st.integers(1, 5)),
+        thumbnails=draw(st.booleans()),
     )
     sizes = draw(
         st.lists(st.sampled_from([1, 2, 63, 64, 65, 127, 128, 129, 150]), min_size=1, max_size=3)
@@ -114,6 +124,12 @@ def assert_row_equals(batch: Batch, at: int, row: Row) -> None:
     np.testing.assert_allclose(batch.xyz_float()[at], batch.xyz[at] / POINT_SCALE, atol=1e-7)
     np.testing.assert_array_equal(batch.image_embeds[at], row.image_embeds.astype(np.float16))
     np.testing.assert_array_equal(batch.texts_of(at), row.text_embeds.astype(np.float16))
+    assert batch.thumbnail_embeds is not None
+    assert batch.has_thumbnail is not None
+    assert batch.has_thumbnail[at] == (row.thumbnail_embed is not None)
+    none = np.zeros(row.text_embeds.shape[1])
+    thumbnail = none if row.thumbnail_embed is None else row.thumbnail_embed
+    np.testing.assert_array_equal(batch.thumbnail_embeds[at], thumbnail.astype(np.float16))
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,6 +167,7 @@ def test_round_trip__any_rows_are_read_back_within_quantisation(
                 "rgb",
                 "has_color",
                 "image_embeds",
+                "thumbnail_embed",
                 "texts",
                 "text_sources",
                 "text_embeds",
@@ -158,12 +175,15 @@ def test_round_trip__any_rows_are_read_back_within_quantisation(
         )
     ),
     n_views=st.sampled_from([0, 2]),
+    thumbnails=st.booleans(),
 )
 def test_columns__asked_ones_are_equal_and_the_others_are_none(
-    columns: set[str], n_views: int
+    columns: set[str], n_views: int, thumbnails: bool
 ) -> None:
-    manifest = make_manifest(n_views=n_views)
+    manifest = make_manifest(n_views=n_views, thumbnails=thumbnails)
     rows = [make_row(manifest, f"toy/{i}", n_texts=i % 4 % 3) for i in range(70)]
+    if thumbnails:
+        rows[65] = replace(rows[65], thumbnail_embed=np.eye(4, dtype=np.float32)[1])
     with tempfile.TemporaryDirectory() as root:
         make_set(root, manifest, [rows])
         shards = ShardSet.open(root)
@@ -172,7 +192,7 @@ def test_columns__asked_ones_are_equal_and_the_others_are_none(
         assert some.uid == whole.uid == [row.uid for row in rows[64:]]
         for name in vars(whole):
             got, want = getattr(some, name), getattr(whole, name)
-            asked = name == "uid" or ("text_embeds" if name == "text_offsets" else name) in columns
+            asked = name == "uid" or COLUMN_OF.get(name, name) in columns
             if not asked:
                 assert got is None
             elif isinstance(want, np.ndarray):
@@ -256,6 +276,45 @@ def test_remote__a_set_in_an_fsspec_store_works() -> None:
     for index, row in enumerate(rows):
         assert_row_equals(batches[index // 64], index % 64, row)
     assert [failure.uid for failure in shards.failures()] == ["toy/x"]
+
+
+def test_rows__are_those_that_were_written_and_can_be_written_again(tmp_path: Any) -> None:
+    manifest = make_manifest(thumbnails=True)
+    rows = [
+        make_row(
+            manifest,
+            f"toy/{i:02d}",
+            n_texts=i % 3,
+            thumbnail_embed=np.eye(4, dtype=np.float32)[i % 4] if i % 2 else None,
+        )
+        for i in range(70)
+    ]
+    (name,) = make_set(tmp_path / "a", manifest, [rows])
+    shards = ShardSet.open(tmp_path / "a")
+    back = [row for group in shards.row_groups for row in shards.rows(group)]
+    assert [row.sha256 for row in back] == [row.sha256 for row in rows]
+    assert make_set(tmp_path / "b", manifest, [back]) == [name]
+
+
+def test_thumbnails__sets_without_them_have_the_schema_of_version_1() -> None:
+    manifest = make_manifest()
+    assert manifest.contract_version == 1
+    assert "thumbnail_embed" not in row_schema(manifest).names
+    with_them = make_manifest(thumbnails=True)
+    assert with_them.contract_version == 2
+    assert "thumbnail_embed" in row_schema(with_them).names
+
+
+def test_thumbnails__one_in_a_set_without_is_a_programming_error(tmp_path: Any) -> None:
+    manifest = make_manifest()
+    row = make_row(manifest, "toy/1", thumbnail_embed=np.eye(4, dtype=np.float32)[0])
+    with pytest.raises(ValueError, match="toy/1: thumbnail_embed is there"):
+        write_part(tmp_path, manifest, [row])
+    manifest = make_manifest(thumbnails=True)
+    cases: list[Any] = [np.zeros(4, np.float32), np.ones(3, np.float32), np.ones(4, np.uint8)]
+    for bad in cases:
+        with pytest.raises(ValueError, match="toy/1: thumbnail_embed"):
+            write_part(tmp_path, manifest, [replace(row, thumbnail_embed=bad)])
 
 
 def test_failures__round_trip_in_the_order_of_files(tmp_path: Any) -> None:

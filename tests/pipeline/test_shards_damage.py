@@ -16,7 +16,15 @@ import pytest
 
 from pipeline.catalog import clean_temporaries
 from pipeline.common import InputError
-from pipeline.shards import Failure, Manifest, ShardSet, create_or_open, write_failures, write_part
+from pipeline.shards import (
+    CONTRACT_VERSION,
+    Failure,
+    Manifest,
+    ShardSet,
+    create_or_open,
+    write_failures,
+    write_part,
+)
 from pipeline.shards.schema import CONFIG_KEY, VERSION_KEY, encode_rows, row_schema
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set
 
@@ -171,7 +179,7 @@ ALIEN: dict[str, tuple[str, bytes | Callable[[Manifest], bytes]]] = {
         "another shard set",
         lambda m: parquet(encode_rows([make_row(m, "toy/1")], make_manifest(sampling_seed=8))),
     ),
-    "newer": ("upgrade mrd3d", altered(with_metadata(version=b"2"))),
+    "newer": ("upgrade mrd3d", altered(with_metadata(version=str(CONTRACT_VERSION + 1).encode()))),
     "version word": ("upgrade mrd3d", altered(with_metadata(version=b"\xffnew"))),
     "wrong config": ("another shard set", altered(with_metadata(config=b"0" * 16))),
     "column dropped": ("column rgb", altered(lambda t: t.drop_columns(["rgb"]))),

@@ -284,6 +284,38 @@ def test_create_or_open__fingerprints_are_compared_by_cosine(part: str, tmp_path
     assert "cosine -1.000" in str(opposite.teacher.mismatch(ours.teacher))
 
 
+def nameless(**changes: Any) -> Manifest:
+    """A manifest whose teacher is known by name only."""
+    teacher = replace(make_manifest().teacher, fingerprint_image=[], fingerprint_text=[], **changes)
+    return make_manifest(teacher=teacher)
+
+
+def test_unknown_fingerprint__round_trip_in_version_2(tmp_path: Path) -> None:
+    ours = nameless()
+    assert ours.contract_version == 2
+    create_or_open(tmp_path, ours)
+    assert read_manifest(tmp_path) == ours
+    assert create_or_open(tmp_path, nameless()) == ours
+    assert not ours.teacher.has_fingerprint
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_unknown_fingerprint__half_of_one_is_damage(part: str, tmp_path: Path) -> None:
+    value = as_value(make_manifest(thumbnails=True))
+    value["teacher"][f"fingerprint_{part}"] = []
+    assert_refused(json.dumps(value), tmp_path, "fingerprint")
+
+
+def test_unknown_fingerprint__teachers_are_compared_by_name() -> None:
+    known, ours = make_manifest().teacher, nameless().teacher
+    assert ours.mismatch(known) is None
+    assert known.mismatch(ours) is None
+    other = nameless(pretrained="v2").teacher
+    assert "toy/v1 against toy/v2, and no fingerprint" in str(known.mismatch(other))
+    assert ours.mismatch(nameless(model="b").teacher) is not None
+    assert ours.mismatch(nameless(width=8).teacher) == "width 4 against 8"
+
+
 def test_mismatch__other_width_is_told() -> None:
     ours, other = make_manifest().teacher, make_manifest(width=8).teacher
     assert ours.mismatch(other) == "width 4 against 8"

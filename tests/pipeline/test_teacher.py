@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,26 @@ def test_load_matching__same_weights_pass_and_others_are_refused(
     other = write_teacher(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match=r"fingerprints differ.*--teacher"):
         load_matching(teacher.info, f"local-dir:{other}")
+
+
+def test_load_matching__without_a_fingerprint_a_file_of_the_model_is_taken_on_trust(
+    folder: Path, teacher: Teacher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = replace(teacher.info, fingerprint_image=[], fingerprint_text=[], pretrained="tag")
+    # A folder is not a file of the model that the name tells.
+    with pytest.raises(InputError, match="no fingerprint to compare"):
+        load_matching(nameless, f"local-dir:{folder}")
+    weights = folder / "open_clip_model.safetensors"
+    label = replace(teacher.info, pretrained=f"{weights.name}@sha256:0")
+    found = replace(nameless, model="ViT-B-32")
+    with pytest.MonkeyPatch.context() as patch:
+        fake = copy.copy(teacher)
+        fake.info = replace(label, model="ViT-B-32")
+        patch.setattr("pipeline.teacher.load_teacher", lambda *_, **__: fake)
+        assert load_matching(found, f"ViT-B-32:{weights}") is fake
+        assert "without a fingerprint" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(InputError, match="no fingerprint to compare"):
+            load_matching(replace(found, model="ViT-L-14"), f"ViT-B-32:{weights}")
 
 
 def test_load_matching__quickgelu_variant_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Other projects' released embeddings and clouds, read safely and written as shards."""
