@@ -4,52 +4,45 @@
 
 Streaming with bounded memory; the shards are the only checkpoint (``pipeline.catalog.pending``).
 The order of rows is kept, so that the same command writes the same files whatever the number of
-workers.
+workers. With teachers on the CPU the two pools are one (``pipeline.stages.EmbedStage``).
+
+Several teachers make several shard sets in one pass: every object is rendered once.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
+import re
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.cameras import thumbnail_json
-from pipeline.captions import DEFAULT_TEMPLATES
-from pipeline.catalog import clean_temporaries, pending
-from pipeline.common import InputError, content_hash, versions
+from pipeline.captions import DEFAULT_TEMPLATES, CaptionJoin
+from pipeline.catalog import clean_temporaries, pending_sets
+from pipeline.cluster import available, running
+from pipeline.common import InputError, versions
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
 from pipeline.lock import exclusive
-from pipeline.objects import (
-    IsolatedProcessor,
-    ObjectSettings,
-    Processed,
-    prefer_throughput,
-    teacher_size,
-)
+from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
 from pipeline.resize import compile_cached as compile_resize
-from pipeline.shards import (
-    Failure,
-    Manifest,
-    TeacherInfo,
-    create_or_open,
-    write_failures,
-    write_part,
-    write_part_with_images,
+from pipeline.shards import Manifest, TeacherInfo, create_or_open
+from pipeline.spool import Spool, Todo, spooled, with_split
+from pipeline.stages import (
+    EmbedStage,
+    EncodeSettings,
+    EncodeStage,
+    RenderStage,
+    Target,
+    Written,
+    unpack,
+    write_stage,
 )
-from pipeline.shards.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -57,20 +50,23 @@ class EmbedOptions:
     """One run of the job."""
 
     objects: ObjectSettings
-    out: str
-    teacher: str = "demo"
+    out: str  # of several teachers: each has a folder in it
+    teachers: tuple[str, ...] = ("demo",)
+    teacher_options: dict[str, Any] = field(default_factory=dict)  # of ``pipeline.teacher.Teacher``
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    workers: int | None = None  # render workers; None: one per CPU
-    device: str = "auto"  # of the teacher: auto, cpu, cuda
+    device: str = "auto"  # of the teachers: auto, cpu, cuda
     address: str | None = None  # of a running Ray cluster; None: start one here
+    workers: int | None = None  # render workers; None: one per CPU
+    worker_cpus: float = 1.0  # that a render worker counts for
+    encoders: int | None = None  # on GPUs; None: one per GPU
+    encoder_gpus: float = 1.0  # that an encoder counts for
+    object_store_bytes: int | None = 1 << 30  # of a Ray that is started here
     rows_per_part: int = 256
-    chunk: int = 16  # objects handed to a worker at once
     timeout_s: float = 120.0  # per object
     max_failures: float = 0.05  # fraction
     retry_failures: bool = False
     limit: int | None = None  # at most that many records of the source, from its start
     holdout: float = 0.0  # fraction of objects, by uid, put into the split "test"
-    object_store_bytes: int = 1 << 30
 
 
 @dataclass
@@ -84,20 +80,23 @@ class EmbedSummary:
     start_seconds: float = 0.0  # until the graph began
     stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over workers
     reasons: dict[str, int] = field(default_factory=dict)
+    # See ``encode.Encoder`` and ``captions.CaptionJoin.counts``.
+    texts: dict[str, int] = field(default_factory=dict)
+    sets: dict[str, str] = field(default_factory=dict)  # shard set by teacher
+    limit: float = 0.05  # failed fraction above which the run counts as failed
 
     @property
     def too_many_failures(self) -> bool:
-        """Set by ``embed`` through ``limit``."""
+        """Whether more objects failed than ``limit`` allows."""
         total = self.embedded + self.failed
         return total > 0 and self.failed > self.limit * total
 
-    limit: float = 0.05
 
-
-def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
-    """The manifest of the set that ``options`` describe."""
+def build_manifest(options: EmbedOptions, teacher: TeacherInfo, first: bool = True) -> Manifest:
+    """The manifest of the set that ``options`` describe; the ``first`` one keeps the pictures."""
     objects = options.objects
     renderer = get_renderer(objects.renderer)
+    captions = objects.captions.to_json()
     libraries = versions(
         "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow", "fpsample"
     )
@@ -107,6 +106,7 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
             "name": objects.dataset.name,
             "options": objects.dataset.options,
             "holdout": options.holdout,
+            **({"captions": captions} if captions else {}),
         },
         n_points=objects.n_points,
         n_fps=objects.n_fps,
@@ -124,13 +124,38 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo) -> Manifest:
         templates=list(options.templates),
         versions={**libraries, **getattr(renderer, "versions", dict)()},
         thumbnails=objects.thumbnail,
-        kept_images=objects.keep_images,
+        kept_images=objects.keep_images if first else None,
     )
 
 
-def for_teacher(objects: ObjectSettings, teacher: TeacherInfo) -> ObjectSettings:
-    """``objects`` with views no larger than the teacher reads them."""
-    return replace(objects, encode_sizes=(teacher_size(teacher),))
+def for_teachers(objects: ObjectSettings, *teachers: TeacherInfo) -> ObjectSettings:
+    """``objects`` with views at the sizes that the teachers read, and no larger."""
+    return replace(objects, encode_sizes=tuple(dict.fromkeys(map(teacher_size, teachers))))
+
+
+def set_names(teachers: tuple[str, ...], out: str) -> list[str]:
+    """The shard set of each teacher: ``out`` itself, or of several a folder each in it.
+
+    Raises ``InputError`` where two teachers are the same or would share a folder.
+    """
+    if len(teachers) == 1:
+        return [out]
+    names = [_set_name(spec) for spec in teachers]
+    for name, spec in zip(names, teachers, strict=True):
+        if names.count(name) > 1:
+            raise InputError(
+                f"--teacher {spec}: another one has the same name {name!r}; name each once, and "
+                "give local files different names"
+            )
+    return [f"{out.rstrip('/')}/{name}" for name in names]
+
+
+def _set_name(spec: str) -> str:
+    """A folder's name for a teacher. Of a path or a repository the last part only."""
+    model, _, rest = spec.partition(":")
+    last = rest.rstrip("/").rsplit("/", 1)[-1]
+    told = last if model in ("hf-hub", "local-dir") else f"{model}-{last}" if last else model
+    return re.sub(r"[^a-z0-9._]+", "-", told.lower()).strip("-._") or "teacher"
 
 
 def embed(options: EmbedOptions) -> EmbedSummary:
@@ -139,230 +164,54 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     Raises ``InputError`` for bad options, an unreadable source, a set made with other options, or
     another run at work on the same folder.
     """
-    from pipeline.teacher import load_teacher
-
     begun = time.perf_counter()
-    device = _device(options.device)
-    teacher = load_teacher(options.teacher, "cpu").info
-    manifest = create_or_open(options.out, build_manifest(options, teacher))
-    options = replace(options, objects=for_teacher(options.objects, teacher))
-    with exclusive(options.out):
-        clean_temporaries(options.out)
-        with _spooled(options) as (spool, total, skipped):
-            summary = EmbedSummary(skipped=skipped, limit=options.max_failures)
-            if total:
-                _run(options, manifest, device, spool, total, summary, begun)
+    with ExitStack() as stack:
+        captions = stack.enter_context(CaptionJoin(options.objects.captions.files))
+        # Before anything is written: a file that names no object must not leave an empty set.
+        captions.probe(islice(options.objects.dataset.records(), options.limit))
+        targets = prepare(options)
+        objects = for_teachers(options.objects, *(t.manifest.teacher for t in targets.targets))
+        for target in targets.targets:
+            stack.enter_context(exclusive(target.out))
+            clean_temporaries(target.out)
+        summary = EmbedSummary(
+            limit=options.max_failures, sets={t.spec: t.out for t in targets.targets}
+        )
+        with to_do(options, targets, captions) as (spool, seen):
+            summary.skipped = seen - spool.total
+            if spool.total:
+                _run(replace(options, objects=objects), targets, spool, summary, begun)
+        if options.objects.captions.files:
+            summary.texts.update(captions.counts)
+            for line in captions.lines():
+                note(line)
     return summary
 
 
-def _run(
-    options: EmbedOptions,
-    manifest: Manifest,
-    device: str,
-    spool: str,
-    total: int,
-    summary: EmbedSummary,
-    begun: float,
-) -> None:
-    warm_up = getattr(get_renderer(options.objects.renderer), "compile_cached", None)
-    if warm_up:
-        warm_up()  # once, before the workers fan out and all compile the same thing
-    compile_resize()
-    with _ray(options) as cpus:
-        reasons: Counter[str] = Counter()
-        stages: Counter[str] = Counter()
-        graph = _graph(options, manifest, device, spool, total, cpus)
-        start = time.perf_counter()
-        summary.start_seconds = start - begun
-        with ProgressBar("embed", total, "objects") as bar:
-            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for row in batch.to_pylist():
-                    summary.embedded += row["rows"]
-                    summary.failed += row["failures"]
-                    reasons.update(pickle.loads(row["reasons"]))
-                    stages.update(pickle.loads(row["seconds"]))
-                    bar.advance(row["rows"] + row["failures"], f"{summary.failed} failed")
-        summary.seconds = time.perf_counter() - start
-        summary.reasons = dict(reasons.most_common())
-        summary.stage_seconds = {k: round(v, 3) for k, v in stages.items()}
-    lost = total - summary.embedded - summary.failed
-    if lost:
-        raise RuntimeError(f"{lost} of {total} objects were lost by the job; run it again")
+def prepare(options: EmbedOptions, write: bool = True) -> EncodeSettings:
+    """Load the teachers once to learn what they are, and open or start their shard sets.
 
+    ``write=False`` leaves sets that are not there yet unstarted. Raises ``InputError`` as
+    ``embed`` does.
+    """
+    from pipeline.teacher import load_teacher
 
-def _graph(
-    options: EmbedOptions, manifest: Manifest, device: str, spool: str, total: int, cpus: int
-) -> Any:
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    workers = options.workers or max(1, cpus - 1)
-    cuda = device == "cuda"
-    encoders = max(1, _resource("GPU")) if cuda else 1
-    chunks = -(-total // options.chunk)
-    write: Any = _write_stage  # Ray's own types of a batch function leave no room for Arrow tables
-    return (
-        ray.data.from_arrow([pa.table({"id": [index]}) for index in range(chunks)])
-        .map_batches(
-            _RenderStage,
-            fn_constructor_args=(options.objects, spool, options.timeout_s),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(workers, chunks)),
-            num_cpus=1,
-        )
-        .map_batches(
-            _EncodeStage,
-            fn_constructor_args=(
-                options.teacher,
-                manifest,
-                device,
-                max(1, (os.cpu_count() or 1) // 2),
-            ),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=encoders),
-            num_gpus=1 if cuda else None,
-            # On a CPU the encoder shares the cores with the render workers: the kernel balances
-            # them better than a fixed share would.
-            num_cpus=None if cuda else 0,
-        )
-        .map_batches(
-            write,
-            fn_args=(options.out, manifest),
-            batch_size=options.rows_per_part,
-            batch_format="pyarrow",
-            num_cpus=0,
-        )
-    )
-
-
-def _resource(kind: str) -> int:
-    """How much of a resource the cluster has."""
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(resources.get(kind, 0))
-
-
-def _record(row: dict[str, Any]) -> Record:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    return Record(**values)
-
-
-class _RenderStage:
-    """Ray actor: reads its chunk of records from the spool and processes them in a child."""
-
-    def __init__(self, settings: ObjectSettings, spool: str, timeout_s: float) -> None:
-        self._processor = IsolatedProcessor(settings, timeout_s)
-        root, _, name = spool.rpartition("/")
-        storage = Storage.at(root)
-        self._spool = pq.ParquetFile(storage.filesystem.open_input_file(storage.join(name)))
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for index in batch.column("id").to_pylist():
-            rows = self._spool.read_row_group(index).to_pylist()
-            records = [_record(row) for row in rows]
-            for item in self._processor.packed(records):
-                yield _table([item])
-
-
-class _EncodeStage:
-    """Ray actor: holds the teacher and turns processed objects into rows."""
-
-    def __init__(self, spec: str, manifest: Manifest, device: str, threads: int) -> None:
-        import torch
-
-        from pipeline.encode import Encoder
-        from pipeline.teacher import load_matching
-
-        torch.set_num_threads(threads)
-        prefer_throughput()
-        batch_size = 256 if device == "cuda" else 32
-        teacher = load_matching(
-            manifest.teacher, spec, device, batch_size=batch_size, fixed_batch=True
-        )
-        self._encoder = Encoder(teacher, manifest.templates)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        items = _unpack(batch)
-        start = time.perf_counter()
-        good = [item for item in items if isinstance(item, Processed)]
-        rows = iter(self._encoder.encode(good))
-        seconds = (time.perf_counter() - start) / max(1, len(good))
-        encoded = []
-        for item in items:
-            if isinstance(item, Processed):
-                encoded.append((next(rows), {**item.seconds, "encode": seconds}, item.kept))
-            else:
-                encoded.append((item, {}, None))
-        return _pack(encoded)
-
-
-def _write_stage(batch: pa.Table, out: str, manifest: Manifest) -> pa.Table:
-    items = _unpack(batch)
-    start = time.perf_counter()
-    rows = [item for item, _, _ in items if not isinstance(item, Failure)]
-    failures = [item for item, _, _ in items if isinstance(item, Failure)]
-    kept = [images for _, _, images in items if images is not None]
-    if rows and manifest.kept_images:
-        write_part_with_images(out, manifest, rows, kept)
-    elif rows:
-        write_part(out, manifest, rows)
-    if failures:
-        write_failures(out, failures)
-    stages: Counter[str] = Counter({"write": time.perf_counter() - start})
-    for _, seconds, _ in items:
-        stages.update(seconds)
-    reasons = Counter(f"{item.stage}: {item.error}" for item in failures)
-    return pa.table(
-        {
-            "rows": [len(rows)],
-            "failures": [len(failures)],
-            "reasons": [pickle.dumps(dict(reasons))],
-            "seconds": [pickle.dumps(dict(stages))],
-        }
-    )
-
-
-def _pack(items: list[Any]) -> pa.Table:
-    # Between our own workers only: never written to disk, never read from a user's file.
-    return _table([pickle.dumps(item, protocol=5) for item in items])
-
-
-def _table(items: list[bytes]) -> pa.Table:
-    return pa.table({"item": pa.array(items, pa.large_binary())})
-
-
-def _unpack(batch: pa.Table) -> list[Any]:
-    return [pickle.loads(item.as_buffer()) for item in batch.column("item")]
+    device = _device(options.device, options.address)
+    outs = set_names(options.teachers, options.out)
+    targets = []
+    for place, (spec, out) in enumerate(zip(options.teachers, outs, strict=True)):
+        info = load_teacher(spec, "cpu").info
+        manifest = build_manifest(options, info, first=place == 0)
+        targets.append(Target(spec, out, create_or_open(out, manifest) if write else manifest))
+    return EncodeSettings(tuple(targets), device, options.objects.captions, options.teacher_options)
 
 
 @contextmanager
-def _spooled(options: EmbedOptions) -> Iterator[tuple[str, int, int]]:
-    """Write the records that are still to do to a temporary file that workers can read.
-
-    Yields its address, how many there are, and how many were done before. The file holds one row
-    group per chunk, so neither the driver nor a worker ever holds all records.
-    """
-    names = [
-        ("uid", pa.string()),
-        ("dataset", pa.string()),
-        ("source", pa.string()),
-        ("key", pa.string()),
-        ("category", pa.string()),
-        ("split", pa.string()),
-        ("texts", pa.list_(pa.string())),
-        ("text_sources", pa.list_(pa.string())),
-    ]
-    schema = pa.schema(names)
-    storage = Storage.at(options.out)
-    name = f".tmp-records-{uuid.uuid4().hex[:12]}.parquet"
-    total, seen = 0, 0
+def to_do(
+    options: EmbedOptions, targets: EncodeSettings, captions: CaptionJoin
+) -> Iterator[tuple[Spool, int]]:
+    """Spool the records that a set lacks; yields the spool and how many records there are."""
+    seen = 0
 
     def counted() -> Iterator[Record]:
         nonlocal seen
@@ -370,88 +219,123 @@ def _spooled(options: EmbedOptions) -> Iterator[tuple[str, int, int]]:
             seen += 1
             yield with_split(record, options.holdout)
 
-    try:
-        with (
-            storage.filesystem.open_output_stream(storage.join(name)) as stream,
-            pq.ParquetWriter(stream, schema) as writer,
-        ):
-            chunk: list[dict[str, Any]] = []
-            for record in pending(options.out, counted(), retry_failures=options.retry_failures):
-                chunk.append(asdict(record))
-                total += 1
-                if len(chunk) == options.chunk:
-                    writer.write_table(pa.Table.from_pylist(chunk, schema))
-                    chunk = []
-            if chunk:
-                writer.write_table(pa.Table.from_pylist(chunk, schema))
-        yield f"{_absolute(storage)}/{name}", total, seen - total
-    finally:
-        if storage.exists(name):
-            storage.filesystem.delete_file(storage.join(name))
+    outs = [target.out for target in targets.targets]
+    lacking = pending_sets(outs, counted(), retry_failures=options.retry_failures)
+
+    def todo() -> Iterator[Todo]:
+        for record, places in lacking:
+            (joined,) = captions.join([record])
+            yield Todo(joined, places)
+
+    with spooled(outs[0], todo()) as spool:
+        yield spool, seen
 
 
-def with_split(record: Record, holdout: float) -> Record:
-    """Put a record without a split into "test" or "train", by a hash of its uid.
+def _run(
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    spool: Spool,
+    summary: EmbedSummary,
+    begun: float,
+) -> None:
+    compile_all(options.objects.renderer)
+    with running(options.address, options.workers, options.object_store_bytes) as cpus:
+        reasons: Counter[str] = Counter()
+        stages: dict[str, float] = {}
+        texts: Counter[str] = Counter()
+        graph = _graph(options, targets, spool, cpus)
+        start = time.perf_counter()
+        summary.start_seconds = start - begun
+        with ProgressBar("embed", spool.total, "objects") as bar:
+            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for done in unpack(batch):
+                    assert isinstance(done, Written)
+                    summary.embedded += done.rows
+                    summary.failed += done.failures
+                    reasons.update(done.reasons)
+                    for stage, spent in done.seconds.items():
+                        stages[stage] = stages.get(stage, 0.0) + spent
+                    texts.update(done.texts)
+                    bar.advance(done.rows + done.failures, f"{summary.failed} failed")
+        summary.seconds = time.perf_counter() - start
+        summary.reasons = dict(reasons.most_common())
+        summary.texts = dict(sorted(texts.items()))
+        summary.stage_seconds = {k: round(v, 3) for k, v in stages.items()}
+    lost = spool.total - summary.embedded - summary.failed
+    if lost:
+        raise RuntimeError(f"{lost} of {spool.total} objects were lost by the job; run it again")
 
-    The same uid lands in the same split whatever else is in the set.
-    """
-    if not holdout or record.split is not None:
-        return record
-    place = int(content_hash(f"split/{record.uid}")[:13], 16) / 16**13
-    return replace(record, split="test" if place < holdout else "train")
+
+def compile_all(renderer: str) -> None:
+    """Compile once what the workers share, before they fan out and all compile the same thing."""
+    from pipeline.meshes.meshopt import compile_cached as compile_meshopt
+
+    warm_up = getattr(get_renderer(renderer), "compile_cached", None)
+    if warm_up:
+        warm_up()
+    compile_resize()
+    compile_meshopt()
 
 
-def _absolute(storage: Storage) -> str:
-    return storage.path if storage.is_local else storage.root.rstrip("/")
+def _graph(options: EmbedOptions, targets: EncodeSettings, spool: Spool, cpus: int) -> Any:
+    import ray.data
+    from ray.data import ActorPoolStrategy
 
-
-@contextmanager
-def _ray(options: EmbedOptions) -> Iterator[int]:
-    """Join the cluster at ``address``, or start a local Ray and stop it afterwards."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    import ray.data  # sets its own loggers up when it is imported
-
-    for name in ("ray", "ray.data", "ray.util"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():  # a caller's own session: used, and left running
-        yield max(1, _resource("CPU"))
-        return
-    local: dict[str, Any] = {
-        # One more than the render workers hold for good: the tasks between them need a slot, and
-        # without one the graph would wait for ever.
-        "num_cpus": (options.workers or os.cpu_count() or 1) + 1,
-        "object_store_memory": options.object_store_bytes,
-        "include_dashboard": False,
-    }
-    try:
-        ray.init(
-            address=options.address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if options.address else local),
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.memory_usage_poll_interval_s = None  # would walk all pages of every worker each second
+    workers = options.workers or max(1, int((cpus - 1) / options.worker_cpus))
+    tasks = list(spool.tasks(workers))
+    graph: Any = ray.data.from_arrow(tasks)
+    render = (options.objects, spool.address, options.timeout_s)
+    pool = ActorPoolStrategy(size=min(workers, len(tasks)))
+    if targets.device == "cuda":
+        encoders = options.encoders or max(1, int(available("GPU") / options.encoder_gpus))
+        graph = graph.map_batches(
+            RenderStage,
+            fn_constructor_args=render,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=options.worker_cpus,
+        ).map_batches(
+            EncodeStage,
+            fn_constructor_args=(targets,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=encoders),
+            num_gpus=options.encoder_gpus,
         )
-    except ConnectionError as error:
-        raise InputError(
-            f"--address {options.address}: no Ray cluster answers there; start one with "
-            "`ray start --head`, or leave the option out"
-        ) from error
-    try:
-        yield max(1, _resource("CPU"))
-    finally:
-        ray.shutdown()
+    else:
+        graph = graph.map_batches(
+            EmbedStage,
+            fn_constructor_args=(*render, targets),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=options.worker_cpus,
+        )
+    write: Any = write_stage  # Ray's own types of a batch function leave no room for Arrow tables
+    return graph.map_batches(
+        write,
+        fn_args=(targets.targets,),
+        batch_size=options.rows_per_part,
+        batch_format="pyarrow",
+        num_cpus=0,
+    )
 
 
-def _device(name: str) -> str:
+def _device(name: str, address: str | None) -> str:
+    """``cpu`` or ``cuda``. The machine that drives a cluster need not have a GPU itself."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and address is None and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible to torch; use --device cpu")
     return name
 
@@ -463,5 +347,11 @@ def tell(summary: EmbedSummary, out: str) -> None:
         f"{out}: {summary.embedded} embedded, {summary.failed} failed, "
         f"{summary.skipped} were there already; {rate:.1f} objects/s"
     )
+    if len(summary.sets) > 1:
+        for teacher, path in summary.sets.items():
+            note(f"  {teacher}: {path}")
     for reason, count in summary.reasons.items():
         note(f"  {count} x {reason}")
+    told = [f"{n} {key.replace('_', ' ')}" for key, n in summary.texts.items() if n]
+    if told:
+        note(f"  texts: {', '.join(told)}")

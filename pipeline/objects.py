@@ -232,11 +232,6 @@ class IsolatedProcessor:
 
     def __call__(self, records: Sequence[Record]) -> Iterator[Processed | Failure]:
         """Process ``records`` in order; the next one is under way while one is handed out."""
-        for item in self.packed(records):
-            yield pickle.loads(item)
-
-    def packed(self, records: Sequence[Record]) -> Iterator[bytes]:
-        """The same, each item pickled: to be passed on without being opened on the way."""
         from pebble import ProcessExpired
 
         futures = [
@@ -245,14 +240,12 @@ class IsolatedProcessor:
         ]
         for record, future in zip(records, futures, strict=True):
             try:
-                item = future.result()
+                yield pickle.loads(future.result())
             except FutureTimeoutError:
-                lost = failure(record, "process", "timeout", f"took over {self._timeout_s:g} s")
-                item = pickle.dumps(lost)
+                yield failure(record, "process", "timeout", f"took over {self._timeout_s:g} s")
             except ProcessExpired as error:
                 reason = f"the worker died (exit code {error.exitcode})"
-                item = pickle.dumps(failure(record, "process", "crash", reason))
-            yield item
+                yield failure(record, "process", "crash", reason)
 
     def close(self) -> None:
         """Stop the child."""

@@ -18,6 +18,9 @@ Representation = Literal["normalised_similarity", "similarity", "distance"]
 Discrepancy = Literal["jeffreys", "kl", "reverse_kl", "l1", "l2", "huber"]
 Weighting = Literal["mixture", "uncertainty", "fixed"]
 Centre = Literal["none", "teacher", "both"]
+AlignKind = Literal["infonce", "siglip", "multi_positive"]
+LearnTau = Literal["none", "student", "both"]
+DIVERGENCES = ("jeffreys", "kl", "reverse_kl")  # compare rows that sum to one
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -25,6 +28,9 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+
+
+TEMPERATURES = ("teacher_intra", "student_intra", "teacher_cross", "student_cross")
 
 
 class Section(BaseModel):
@@ -41,8 +47,11 @@ class DataConfig(Section):
     val_fraction: BelowOne = 0.01  # of the shapes, chosen by hash of the uid
     splits: tuple[str, ...] = ("train",)  # rows of other splits are not read; without a split: are
     shuffle_groups: Count = 32  # row groups mixed with one another at a time
-    image_sampling: Literal["one", "mean"] = "one"  # one random view, or the mean of all
-    text_sampling: Literal["one", "mean"] = "one"  # one random text, or the mean of all
+    # Which of an object's views a batch has: a random one, the mean of all, or all as positives.
+    image_sampling: Literal["one", "mean", "all"] = "one"
+    thumbnail: Share = 0.5  # probability that a thumbnail, where there is one, stands for the view
+    # Texts likewise; "source": a random source (name, caption ...), then a random text of it.
+    text_sampling: Literal["one", "source", "mean", "all"] = "one"
     cache_mib: Whole = 4096  # a set that fits is kept in memory, quantised
     prefetch: Count = 4  # batches made ahead by the reading thread
 
@@ -75,12 +84,20 @@ class ModelConfig(Section):
 class AlignConfig(Section):
     """Contrastive alignment with the teacher's embeddings (``trainer.losses.align``)."""
 
+    kind: AlignKind = "infonce"
     image_weight: NonNegative = 1.0
     text_weight: NonNegative = 1.0
-    logit_scale: Annotated[float, Field(gt=0.0, le=100.0)] = (
-        1 / 0.07
-    )  # initial multiplier of cosines
+    # Initial multiplier of cosines; SigLIP's authors begin at 10.
+    logit_scale: Annotated[float, Field(ge=1.0, le=100.0)] = 1 / 0.07
     learn_scale: bool = True
+    shared_scale: bool = True  # one scale (and bias) for images and texts, or one each
+    logit_bias: float = -10.0  # siglip: initial bias of the logits
+    learn_bias: bool = True
+    # Which pairs are no negatives of one another, though they are different objects.
+    drop_same_category: bool = False  # both have this category name
+    drop_same_text: bool = False  # their text embeddings are equal
+    drop_image_above: Share = 1.0  # image term: teacher cosine of their images; 1: none dropped
+    drop_text_above: Share = 1.0  # text term: teacher cosine of their texts; 1: none dropped
 
 
 class DistillConfig(Section):
@@ -94,6 +111,8 @@ class DistillConfig(Section):
     intra_image: bool = True
     intra_text: bool = True
     cross: bool = True
+    cross_text: bool = True  # part of cross: point-text like image-text
+    cross_image: bool = True  # part of cross: point-image like text-image
     weighting: Weighting = "mixture"
     floor: Annotated[float, Field(ge=0.0, le=1 / 3)] = (
         0.1  # mixture: no term falls below this weight
@@ -107,18 +126,38 @@ class DistillConfig(Section):
     tau_student_intra: Positive = 0.1
     tau_teacher_cross: Positive = 0.1
     tau_student_cross: Positive = 0.1
+    learn_tau: LearnTau = "none"  # which temperatures are learned, from the values above
+    tau_min: Positive = 0.01  # bounds of learned temperatures
+    tau_max: Positive = 1.0
     huber_delta: Positive = 1.0
+    queue: Whole = 0  # objects of past batches kept as further columns of the relations
+    detach_columns: bool = False  # the student's features get gradients as rows only
 
     @model_validator(mode="after")
     def _legal(self) -> DistillConfig:
-        divergences = ("jeffreys", "kl", "reverse_kl")
-        if self.discrepancy in divergences and self.representation != "normalised_similarity":
+        if self.discrepancy in DIVERGENCES and self.representation != "normalised_similarity":
             raise ValueError(
-                f"discrepancy {self.discrepancy} needs representation normalised_similarity"
+                f"discrepancy {self.discrepancy} needs representation normalised_similarity, not "
+                f"{self.representation}; take l1, l2 or huber with it"
             )
         if self.enabled and not (self.intra_image or self.intra_text or self.cross):
             raise ValueError("all terms are off; set enabled = false instead")
+        if self.cross and not (self.cross_text or self.cross_image):
+            raise ValueError("cross_text and cross_image are both off; set cross = false instead")
+        if self.learn_tau != "none":
+            self._check_learned()
         return self
+
+    def _check_learned(self) -> None:
+        if self.representation != "normalised_similarity":
+            raise ValueError(
+                f"learn_tau {self.learn_tau} needs representation normalised_similarity: "
+                f"{self.representation} has no temperature"
+            )
+        for name in TEMPERATURES:
+            value = getattr(self, f"tau_{name}")
+            if not self.tau_min <= value <= self.tau_max:
+                raise ValueError(f"tau_{name} {value} is not between tau_min and tau_max")
 
 
 class LossConfig(Section):
@@ -144,10 +183,19 @@ class LossConfig(Section):
     @property
     def needs_text(self) -> bool:
         """Whether some term reads text embeddings."""
-        distill = self.distill
-        return self.align.text_weight > 0 or (
-            distill.enabled and (distill.intra_text or distill.cross)
+        align, distill = self.align, self.distill
+        drops = align.drop_same_text and align.image_weight > 0
+        return (
+            align.text_weight > 0
+            or drops
+            or (distill.enabled and (distill.intra_text or distill.cross))
         )
+
+    @property
+    def needs_category(self) -> bool:
+        """Whether some term reads category names."""
+        align = self.align
+        return align.drop_same_category and (align.image_weight > 0 or align.text_weight > 0)
 
 
 class OptimConfig(Section):
@@ -195,6 +243,17 @@ class Recipe(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     ema: EmaConfig = EmaConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        for name in ("image", "text"):
+            every = getattr(self.data, f"{name}_sampling") == "all"
+            if every and self.loss.align.kind == "infonce":
+                raise ValueError(
+                    f"data.{name}_sampling all needs loss.align.kind multi_positive or siglip: "
+                    "infonce has one positive a row"
+                )
+        return self
 
 
 def recipe_names() -> list[str]:
@@ -261,7 +320,9 @@ def _explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     given = first["input"]
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key or 'recipe'}: {message}{shown}; correct it in the recipe or with --set {key}=..."
+    if not key:
+        return f"{message}; correct it in the recipe or with --set"
+    return f"{key}: {message}{shown}; correct it in the recipe or with --set {key}=..."
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

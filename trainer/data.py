@@ -1,14 +1,19 @@
 """Shards to batches: shuffled, sampled, resumable, read ahead by a thread.
 
-The order of an epoch and every random choice in it (which view, which text) are functions of
-(seed, epoch, row), so a position is two numbers, (epoch, batch), and resuming costs nothing.
+The order of an epoch and every random choice in it (which view, thumbnail or not, which text) are
+functions of (seed, epoch, row), so a position is two numbers, (epoch, batch), and resuming costs nothing.
 The order does not depend on whether the set is kept in memory or streamed.
 
 Shuffling: row groups are permuted, taken ``shuffle_groups`` at a time, and their rows permuted
 among one another. Memory when streaming: two such windows, each
 ``shuffle_groups * 64 * (9 * n_points + 2 D (V + texts))`` bytes.
 
-Shape suffixes: B rows of a batch, R rows of a block, N points, D embedding width.
+An object has several views, perhaps a thumbnail, and any number of texts. A batch takes one of
+them at random, or their mean, or all of them, with the mean standing for the object
+(``data.image_sampling``, ``data.thumbnail``, ``data.text_sampling``). See ``trainer.sampling``.
+
+Shape suffixes: B rows of a batch, R rows of a block, N points, D embedding width, S vectors of
+all objects of a batch.
 """
 
 from __future__ import annotations
@@ -24,11 +29,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.shards import POINT_SCALE, ShardSet
+from pipeline.shards import POINT_SCALE
+from trainer.config import DataConfig
 from trainer.index import Corpus, GroupAddress
-
-IntArray = NDArray[np.int64]
-HalfArray = NDArray[np.float16]
+from trainer.losses.features import Features, Several
+from trainer.sampling import (
+    Block,
+    Chosen,
+    Draws,
+    IntArray,
+    read_block,
+    sample_images,
+    sample_texts,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,10 @@ class CloudBatch:
     text: Tensor | None  # (B, D) float16; zeros where has_text is False
     has_text: Tensor  # (B,) bool
     next: Position  # where the run stands after this batch
+    # All vectors of the objects and the place of each one's object, where asked for.
+    image_all: tuple[Tensor, Tensor] | None = None  # (S, D) float16, (S,) int64
+    text_all: tuple[Tensor, Tensor] | None = None
+    category: Tensor | None = None  # (B,) int64, -1 for none
 
     def __len__(self) -> int:
         return len(self.row)
@@ -60,12 +77,19 @@ class CloudBatch:
         def moved(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)
 
+        def several(pair: tuple[Tensor, Tensor] | None) -> Several | None:
+            return None if pair is None else Several(moved(pair[0]).float(), moved(pair[1]))
+
         return DeviceBatch(
             xyz=moved(self.xyz).float() / POINT_SCALE,
             rgb=moved(self.rgb).float() / 255,
             image=None if self.image is None else moved(self.image).float(),
             text=None if self.text is None else moved(self.text).float(),
             has_text=moved(self.has_text),
+            row=moved(torch.from_numpy(self.row)),
+            image_all=several(self.image_all),
+            text_all=several(self.text_all),
+            category=None if self.category is None else moved(self.category),
         )
 
 
@@ -78,124 +102,26 @@ class DeviceBatch:
     image: Tensor | None  # (B, D) float32
     text: Tensor | None  # (B, D) float32
     has_text: Tensor  # (B,) bool
+    row: Tensor  # (B,) int64 global row numbers
+    image_all: Several | None = None
+    text_all: Several | None = None
+    category: Tensor | None = None  # (B,) int64, -1 for none
 
     def __len__(self) -> int:
         return len(self.xyz)
 
-
-@dataclass(frozen=True)
-class Block:
-    """Some rows in memory; embeddings of all rows lie after another (``offsets``, R + 1)."""
-
-    row: IntArray  # (R,) global row numbers, ascending
-    xyz: NDArray[np.int16]  # (R, N, 3)
-    rgb: NDArray[np.uint8]
-    image: HalfArray  # (sum V, D)
-    image_offsets: IntArray
-    text: HalfArray  # (sum K, D)
-    text_offsets: IntArray
-
-    @property
-    def n_bytes(self) -> int:
-        """Size in memory."""
-        return sum(array.nbytes for array in vars(self).values())
-
-
-def read_block(
-    corpus: Corpus,
-    sets: Sequence[ShardSet],
-    groups: Sequence[GroupAddress],
-    mask: NDArray[np.bool_],
-) -> Block:
-    """The rows of ``groups`` that ``mask`` (over global rows) keeps, points cut to the prefix.
-
-    ``sets`` are those of the corpus as the calling thread has opened them.
-    """
-    n_points, width = corpus.data.n_points, corpus.teacher.width
-    columns = ["xyz", "rgb"]
-    columns += ["image_embeds"] if corpus.loss.needs_image else []
-    columns += ["text_embeds"] if corpus.loss.needs_text else []
-    parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("row", "xyz", "rgb", "image", "text", "image_n", "text_n")
-    }
-    for address in sorted(groups, key=lambda item: item.start):
-        size = address.group.n_rows
-        keep = np.flatnonzero(mask[address.start : address.start + size])
-        if len(keep) == 0:
-            continue
-        batch = sets[address.source].read(address.group, columns)
-        assert batch.xyz is not None
-        assert batch.rgb is not None
-        parts["row"].append(address.start + keep)
-        parts["xyz"].append(batch.xyz[keep, :n_points])
-        parts["rgb"].append(batch.rgb[keep, :n_points])
-        views = 0
-        if corpus.loss.needs_image and batch.image_embeds is not None:
-            views = batch.image_embeds.shape[1]
-            parts["image"].append(batch.image_embeds[keep].reshape(-1, width))
-        parts["image_n"].append(np.full(len(keep), views, np.int64))
-        counts = np.zeros(len(keep), np.int64)
-        if batch.text_embeds is not None and batch.text_offsets is not None:
-            counts = np.diff(batch.text_offsets)[keep]
-            parts["text"] += [batch.texts_of(int(row)) for row in keep]
-        parts["text_n"].append(counts)
-
-    def joined(name: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate(parts[name]) if parts[name] else empty
-
-    none = np.zeros((0, width), np.float16)
-    return Block(
-        row=joined("row", np.zeros(0, np.int64)),
-        xyz=joined("xyz", np.zeros((0, n_points, 3), np.int16)),
-        rgb=joined("rgb", np.zeros((0, n_points, 3), np.uint8)),
-        image=joined("image", none),
-        image_offsets=_offsets(joined("image_n", np.zeros(0, np.int64))),
-        text=joined("text", none),
-        text_offsets=_offsets(joined("text_n", np.zeros(0, np.int64))),
-    )
-
-
-def _offsets(counts: IntArray) -> IntArray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-
-
-def pick_one(
-    values_KD: HalfArray, offsets: IntArray, rows: IntArray, draw_B: NDArray[np.float64]
-) -> tuple[HalfArray, NDArray[np.bool_]]:
-    """One of each row's vectors, chosen by a number in [0, 1); zeros and False where none is."""
-    counts = offsets[rows + 1] - offsets[rows]
-    there = counts > 0
-    out = np.zeros((len(rows), values_KD.shape[1]), np.float16)
-    chosen = offsets[rows] + np.minimum((draw_B * counts).astype(np.int64), counts - 1)
-    out[there] = values_KD[chosen[there]]
-    return out, there
-
-
-def pick_mean(
-    values_KD: HalfArray, offsets: IntArray, rows: IntArray
-) -> tuple[HalfArray, NDArray[np.bool_]]:
-    """Normalised mean of each row's vectors; zeros and False where there is none."""
-    counts = offsets[rows + 1] - offsets[rows]
-    out = np.zeros((len(rows), values_KD.shape[1]), np.float16)
-    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        if count:
-            mean = values_KD[offsets[row] : offsets[row] + count].astype(np.float32).mean(0)
-            out[place] = mean / max(float(np.linalg.norm(mean)), 1e-12)
-    return out, counts > 0
-
-
-@dataclass(frozen=True)
-class Draws:
-    """One number in [0, 1) per global row for the view, one for the text."""
-
-    view: NDArray[np.float64]
-    text: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, seed: int, epoch: int, n_rows: int) -> Draws:
-        """Those of an epoch. Epoch -1 is the validation slice: always the same."""
-        rng = np.random.default_rng([seed, 7919, epoch + 1])
-        return cls(rng.random(n_rows), rng.random(n_rows))
+    def features(self, point_BD: Tensor) -> Features:
+        """What the losses read, given the student's features."""
+        return Features(
+            point_BD,
+            self.image,
+            self.text,
+            self.has_text,
+            image_all=self.image_all,
+            text_all=self.text_all,
+            category=self.category,
+            row=self.row,
+        )
 
 
 class Batches:
@@ -223,6 +149,7 @@ class Batches:
         """Upper estimate of the training rows' size in memory: 3 texts a row are assumed."""
         corpus = self.corpus
         views = max(shards.manifest.n_views for shards in corpus.sets)
+        views += any(shards.manifest.thumbnails for shards in corpus.sets)
         vectors = views * corpus.loss.needs_image + 3 * corpus.loss.needs_text
         return corpus.n_train * (9 * corpus.data.n_points + 2 * vectors * corpus.teacher.width)
 
@@ -310,30 +237,23 @@ def _take(pending: list[tuple[Block, IntArray]], count: int) -> list[tuple[Block
     return taken
 
 
-def assemble(
-    block: Block, rows: IntArray, draws: Draws, image_sampling: str, text_sampling: str
-) -> dict[str, NDArray[Any]]:
+def assemble(block: Block, rows: IntArray, draws: Draws, data: DataConfig) -> Sample:
     """The arrays of a batch for some global rows of a block."""
     local = np.searchsorted(block.row, rows)
+    image = sample_images(block, local, rows, draws, data)
+    text = sample_texts(block, local, rows, draws, data)
+    return Sample(rows, block.xyz[local], block.rgb[local], image, text)
 
-    def pick(
-        name: str, sampling: str, draw: NDArray[np.float64]
-    ) -> tuple[HalfArray, NDArray[np.bool_]]:
-        values, offsets = getattr(block, name), getattr(block, f"{name}_offsets")
-        if sampling == "mean":
-            return pick_mean(values, offsets, local)
-        return pick_one(values, offsets, local, draw[rows])
 
-    image, _ = pick("image", image_sampling, draws.view)
-    text, has_text = pick("text", text_sampling, draws.text)
-    return {
-        "row": rows,
-        "xyz": block.xyz[local],
-        "rgb": block.rgb[local],
-        "image": image,
-        "text": text,
-        "has_text": has_text,
-    }
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of one block as they go into a batch."""
+
+    row: IntArray  # (B,)
+    xyz: NDArray[np.int16]  # (B, N, 3)
+    rgb: NDArray[np.uint8]
+    image: Chosen
+    text: Chosen
 
 
 def collate(
@@ -345,24 +265,37 @@ def collate(
     pin: bool = False,
 ) -> CloudBatch:
     """One batch from rows of one or more blocks, without modalities that the loss ignores."""
-    data = corpus.data
-    pieces = [
-        assemble(block, rows, draws, data.image_sampling, data.text_sampling)
-        for block, rows in taken
-    ]
+    pieces = [assemble(block, rows, draws, corpus.data) for block, rows in taken]
 
-    def tensor(name: str) -> Tensor:
-        value = torch.from_numpy(np.concatenate([piece[name] for piece in pieces]))
+    def tensor(arrays: Sequence[NDArray[Any]]) -> Tensor:
+        value = torch.from_numpy(np.concatenate(arrays))
         return value.pin_memory() if pin else value
 
+    def every(found: Sequence[Chosen]) -> tuple[Tensor, Tensor] | None:
+        """All vectors, the places of their objects counted through the pieces."""
+        values, owners, start = [], [], 0
+        for piece, chosen in zip(pieces, found, strict=True):
+            if chosen.every is None:
+                return None
+            values.append(chosen.every[0])
+            owners.append(chosen.every[1] + start)
+            start += len(piece.row)
+        return tensor(values), tensor(owners)
+
+    row = np.concatenate([piece.row for piece in pieces])
+    images, texts = [piece.image for piece in pieces], [piece.text for piece in pieces]
+    image, text = corpus.loss.needs_image, corpus.loss.needs_text
     return CloudBatch(
-        row=np.concatenate([piece["row"] for piece in pieces]),
-        xyz=tensor("xyz"),
-        rgb=tensor("rgb"),
-        image=tensor("image") if corpus.loss.needs_image else None,
-        text=tensor("text") if corpus.loss.needs_text else None,
-        has_text=tensor("has_text"),
+        row=row,
+        xyz=tensor([piece.xyz for piece in pieces]),
+        rgb=tensor([piece.rgb for piece in pieces]),
+        image=tensor([chosen.values for chosen in images]) if image else None,
+        text=tensor([chosen.values for chosen in texts]) if text else None,
+        has_text=tensor([chosen.there for chosen in texts]),
         next=after,
+        image_all=every(images) if image else None,
+        text_all=every(texts) if text else None,
+        category=None if corpus.category is None else tensor([corpus.category[row]]),
     )
 
 

@@ -1,14 +1,24 @@
-"""Neighbourhoods of point clouds in plain PyTorch: kNN, ball query, farthest-point sampling.
+"""Neighbourhoods of point clouds: kNN, ball query, grouping, farthest-point sampling.
 
-Shape suffixes: B clouds, N points, S centroids, K neighbours. Coordinates are float32, on any
-device; indices are int64. Distances are computed from coordinate differences, not from the
-expansion |a|^2 - 2ab + |b|^2, whose cancellation misorders near neighbours.
+Shape suffixes: B clouds, N points, S centroids, K neighbours, C channels. Coordinates are
+float32, on any device; indices are int64. Distances are computed from coordinate differences,
+not from the expansion |a|^2 - 2ab + |b|^2, whose cancellation misorders near neighbours.
+
+``knn``, ``ball_query`` and ``group_points`` run on Triton kernels (``trainer.triton_grouping``)
+for clouds on a GPU, and in plain PyTorch (``plain_knn``, ``plain_ball_query``, ``plain_group``)
+elsewhere. The plain ones are the definition; MRD3D_TRITON=0 in the environment asks for them.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from types import ModuleType
+
 import torch
 from torch import Tensor
+
+from pipeline.console import note
 
 # Elements of one block of the (B, S, N) distance table: 16 Mi float32 are 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
@@ -35,6 +45,35 @@ def _squared_distances(centroids_BS3: Tensor, xyz_BN3: Tensor) -> Tensor:
     return distance.square_()
 
 
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels, or None with a note that says why they are not used."""
+    if os.environ.get("MRD3D_TRITON", "1") == "0":
+        note("grouping: plain PyTorch, as MRD3D_TRITON=0 asks")
+        return None
+    try:
+        from trainer import triton_grouping
+    except ImportError as error:
+        note(f"grouping: plain PyTorch, several times slower; Triton is not usable here ({error})")
+        return None
+    return triton_grouping
+
+
+@torch.compiler.disable
+def _fused(
+    name: str, points: Tensor, centroids: Tensor, k: int, radius: float | None
+) -> Tensor | None:
+    """Result of a kernel, None where the plain version has to do it.
+
+    A compiled backbone calls it between its graphs, as it stands.
+    """
+    kernels = _kernels()
+    if kernels is None or (radius is None and not kernels.knn_fits(points.shape[1])):
+        return None
+    found: Tensor = getattr(kernels, name)(points, centroids, k, radius)
+    return found
+
+
 @torch.no_grad()
 def knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
     """(B, S, K) indices of the ``k`` points nearest to each centroid, in no particular order.
@@ -42,8 +81,63 @@ def knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
     Exact. Among points at the same distance any may be taken, the same ones each time on the
     same machine. Raises ``ValueError`` when a cloud has fewer than ``k`` points.
     """
+    _require_neighbours(xyz_BN3, k)
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, None) if xyz_BN3.is_cuda else None
+    return plain_knn(centroids_BS3, xyz_BN3, k) if found is None else found
+
+
+@torch.no_grad()
+def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
+    """(B, S, K) indices of the first ``k`` points within ``radius``, as PointNet++ takes them.
+
+    "First" is by index; a ball with fewer points is padded with its first one, and an empty ball
+    holds the point nearest to the centroid. Points exactly on the sphere are inside.
+    """
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if xyz_BN3.is_cuda else None
+    return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
+
+
+def group_points(
+    points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None
+) -> Tensor:
+    """(B, S, K, 3 + C): offset from the centroid, then the channels, of each one's neighbours.
+
+    The first three channels of ``points_BNC`` are the coordinates. ``radius`` asks for the ball
+    query, None for the nearest neighbours. On a GPU search and gather are one kernel, unless a
+    gradient of the points is wanted. Raises ``ValueError`` for nearest neighbours when a cloud
+    has fewer than ``k`` points.
+    """
+    gradient = torch.is_grad_enabled() and (points_BNC.requires_grad or centroids_BS3.requires_grad)
+    if points_BNC.is_cuda and not gradient:
+        if radius is None:
+            _require_neighbours(points_BNC, k)
+        found = _fused("grouped", points_BNC, centroids_BS3, k, radius)
+        if found is not None:
+            return found
+    return plain_group(points_BNC, centroids_BS3, k, radius)
+
+
+def plain_group(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:
+    """``group_points`` in plain PyTorch."""
+    xyz_BN3 = points_BNC[..., :3]
+    if radius is None:
+        index_BSK = knn(centroids_BS3, xyz_BN3, k)
+    else:
+        index_BSK = ball_query(centroids_BS3, xyz_BN3, radius, k)
+    points_BSKC = gather_points(points_BNC, index_BSK)
+    offset_BSK3 = points_BSKC[..., :3] - centroids_BS3[:, :, None]
+    return torch.cat([offset_BSK3, points_BSKC], dim=-1)
+
+
+def _require_neighbours(xyz_BN3: Tensor, k: int) -> None:
     if not 1 <= k <= xyz_BN3.shape[1]:
         raise ValueError(f"{k} neighbours asked of clouds of {xyz_BN3.shape[1]} points")
+
+
+@torch.no_grad()
+def plain_knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
+    """``knn`` in plain PyTorch."""
+    _require_neighbours(xyz_BN3, k)
     step = _chunks(xyz_BN3.shape[0], centroids_BS3.shape[1], xyz_BN3.shape[1])
     found = [
         torch.cdist(part, xyz_BN3, compute_mode="donot_use_mm_for_euclid_dist")
@@ -55,12 +149,8 @@ def knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
-    """(B, S, K) indices of the first ``k`` points within ``radius``, as PointNet++ takes them.
-
-    "First" is by index; a ball with fewer points is padded with its first one, and an empty ball
-    holds the point nearest to the centroid. Points exactly on the sphere are inside.
-    """
+def plain_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
+    """``ball_query`` in plain PyTorch."""
     batch, n_points = xyz_BN3.shape[:2]
     step = _chunks(batch, centroids_BS3.shape[1], n_points)
     index_N = torch.arange(n_points, device=xyz_BN3.device)

@@ -62,6 +62,8 @@ class Corpus:
         n_texts = 0
         columns = ["split", *(["text_sources"] if self.loss.needs_text else [])]
         splits: list[str | None] = []
+        columns += ["category"] if self.loss.needs_category else []
+        names: list[str | None] = []
         for source, (root, shards) in enumerate(zip(self.roots, self.sets, strict=True)):
             if len(shards) == 0:
                 raise InputError(f"--shards {root}: no rows; run `pipeline embed` to fill it")
@@ -70,6 +72,7 @@ class Corpus:
                 batch = shards.read(group, columns)
                 uids += batch.uid
                 splits += batch.split or []
+                names += batch.category or []
                 n_texts += sum(len(sources) > 0 for sources in batch.text_sources or [])
         self._check_duplicates(uids)
         if self.loss.needs_text and n_texts == 0:
@@ -78,6 +81,10 @@ class Corpus:
                 "loss.align.text_weight=0 loss.distill.intra_text=false loss.distill.cross=false"
             )
         self.n_with_text = n_texts
+        # Per row the number of its category name, -1 for none; None where no loss reads it.
+        self.category: NDArray[np.int64] | None = None
+        if self.loss.needs_category:
+            self.category = self._numbers(names)
         held = np.array([is_held_out(uid, self.data.val_fraction) for uid in uids], np.bool_)
         self.uid_hash = content_hash("\n".join(sorted(uids)))
         used = np.array([split in (None, *self.data.splits) for split in splits], np.bool_)
@@ -157,6 +164,16 @@ class Corpus:
                     f"takes {centroids} centroids from them; embed the set again, or "
                     f"--set model.options.centroids={max(ordered, 1)}"
                 )
+
+    def _numbers(self, names: list[str | None]) -> NDArray[np.int64]:
+        """Equal names of all sets get equal numbers."""
+        number = {name: place for place, name in enumerate(sorted({n for n in names if n}))}
+        if not number:
+            raise InputError(
+                f"--shards {', '.join(self.roots)}: no row has a category; "
+                "--set loss.align.drop_same_category=false"
+            )
+        return np.array([number[name] if name else -1 for name in names], np.int64)
 
     def _check_duplicates(self, uids: list[str]) -> None:
         seen: set[str] = set()

@@ -1,30 +1,40 @@
 """Relations within and between modalities, and how far two of them are apart.
 
-The heart of multi-modal relation distillation (MRD, arXiv 2407.14007). No code of the paper was
-released: this is an implementation after the abstract and public summaries.
+The heart of multi-modal relation distillation (MRD, ECCV 2024, arXiv 2407.14007). No code of the
+paper was released: this is an implementation after the abstract and public summaries.
 
 Let u = f / |f| be normalised features of a batch. A *relation* is a table over pairs (i, j):
 row i says how object i of one modality stands to every object j of the same (intra-modal, psi)
 or another modality (cross-modal, phi). Three representations:
 
-- ``normalised_similarity``: R_ij = softmax_j(<u_i, v_j> / tau), kept as log-probabilities;
-- ``similarity``: R_ij = <u_i, v_j>, in [-1, 1];
-- ``distance``: R_ij = |u_i - v_j| / mean over pairs, as in relational knowledge distillation.
+- ``normalised_similarity``: R_ij = softmax_j(<u_i, v_j> / tau), kept as log-probabilities. The
+  one that MRD favours, with Jeffreys' divergence.
+- ``similarity``: R_ij = <u_i, v_j>, in [-1, 1].
+- ``distance``: R_ij = |u_i - v_j| / mu, mu the mean over all pairs: the distance-wise potential
+  of relational knowledge distillation (RKD, CVPR 2019, arXiv 1904.05068, eq. 7 and 8).
 
-Six discrepancies between a teacher's relation p and a student's q, each a mean over rows:
+Six discrepancies between a teacher's relation p and a student's q:
 
-- ``jeffreys``:   sum_j (p_j - q_j)(log p_j - log q_j) = KL(p|q) + KL(q|p)
-- ``kl``:         KL(p|q) = sum_j p_j (log p_j - log q_j)
-- ``reverse_kl``: KL(q|p) = sum_j q_j (log q_j - log p_j)
-- ``l1``, ``l2``, ``huber``: mean over pairs of |p - q|, (p - q)^2, Huber(p - q); for
-  ``normalised_similarity`` of the probabilities.
+- ``jeffreys``:   sum_j (p_j - q_j)(log p_j - log q_j) = KL(p|q) + KL(q|p), mean over rows
+- ``kl``:         KL(p|q) = sum_j p_j (log p_j - log q_j), mean over rows (forward)
+- ``reverse_kl``: KL(q|p) = sum_j q_j (log q_j - log p_j), mean over rows
+- ``l1``, ``l2``: |p - q|, (p - q)^2, mean over pairs; of ``normalised_similarity`` they compare
+  the probabilities
+- ``huber``:      (p - q)^2 / 2 up to delta, delta (|p - q| - delta / 2) beyond, mean over pairs
+  (RKD eq. 9 with delta = 1)
+
+Divergences compare rows that sum to one, so they need ``normalised_similarity``.
 
 With student logits a, q = softmax(a), the gradient of Jeffreys in a is
 (q - p) + q * (log(q / p) - KL(q|p)).
 
 All arithmetic is at least float32. Pairs outside the mask take no part: they are left out of the
 softmax by -inf, not multiplied by 0. Shape suffixes: B rows (local), G columns (all of the
-gathered batch; G = B on one device), D width.
+gathered batch, and a queue where there is one; G = B on one device without), D width.
+
+A batch that is spread over processes: every process has some rows and all columns. Its *share* is
+its sum divided by the counts of the whole batch, so that shares add up to the value of the whole;
+``mean`` and ``count`` bring in what concerns the whole.
 """
 
 from __future__ import annotations
@@ -33,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import Discrepancy, Representation
+from trainer.config import DIVERGENCES, Discrepancy, Representation
 
 
 def widen(values: Tensor) -> Tensor:
@@ -71,15 +81,21 @@ def relation(
     columns_GD: Tensor,
     mask_BG: Tensor,
     representation: Representation = "normalised_similarity",
-    tau: float = 0.1,
+    tau: float | Tensor = 0.1,
+    *,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """(B, G) relation of unit rows to unit columns; 0 outside the mask.
 
     ``normalised_similarity`` gives log-probabilities, which sum to one as probabilities over the
-    masked columns of a row. ``tau`` is read by that representation only.
+    masked columns of a row. ``tau`` is read by that representation only, ``mean`` (the mean
+    distance, by default that of these pairs) by ``distance`` only.
     """
     if representation == "distance":
-        return _distance(rows_BD, columns_GD, mask_BG)
+        distance_BG = distances(rows_BD, columns_GD, mask_BG)
+        if mean is None:
+            mean = distance_BG.sum() / mask_BG.sum().clamp(min=1)
+        return distance_BG / mean.clamp(min=1e-12)
     similarity_BG = rows_BD @ columns_GD.T
     if representation == "similarity":
         return similarity_BG.masked_fill(~mask_BG, 0.0)
@@ -90,7 +106,8 @@ def relation(
     return logits_BG.log_softmax(dim=1).masked_fill(~mask_BG, 0.0)
 
 
-def _distance(rows_BD: Tensor, columns_GD: Tensor, mask_BG: Tensor) -> Tensor:
+def distances(rows_BD: Tensor, columns_GD: Tensor, mask_BG: Tensor) -> Tensor:
+    """(B, G) Euclidean distances, 0 outside the mask and without gradient where features agree."""
     squared_BG = (
         rows_BD.square().sum(-1, keepdim=True)
         + columns_GD.square().sum(-1)
@@ -99,9 +116,7 @@ def _distance(rows_BD: Tensor, columns_GD: Tensor, mask_BG: Tensor) -> Tensor:
     # The root has an infinite slope at 0: equal features and masked pairs get no gradient.
     positive_BG = mask_BG & (squared_BG > 1e-12)
     distance_BG = torch.where(positive_BG, squared_BG, 1.0).sqrt()
-    distance_BG = torch.where(positive_BG, distance_BG, 0.0)
-    mean = distance_BG.sum() / mask_BG.sum().clamp(min=1)
-    return distance_BG / mean.clamp(min=1e-12)
+    return torch.where(positive_BG, distance_BG, 0.0)
 
 
 def discrepancy(
@@ -112,18 +127,21 @@ def discrepancy(
     *,
     log_probabilities: bool = True,
     huber_delta: float = 1.0,
+    count: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """How far the student's relation is from the teacher's: a non-negative scalar.
 
     Both come from ``relation`` with the same mask; ``log_probabilities`` says that they are of
     ``normalised_similarity``. Divergences are means over the rows with a valid pair, the others
-    means over the valid pairs. 0 when nothing is valid. Raises ``ValueError`` for a divergence
-    of relations that are not log-probabilities.
+    means over the valid pairs; ``count`` gives (rows, pairs) of the whole batch where these rows
+    are a part of it. 0 when nothing is valid. Raises ``ValueError`` for a divergence of relations
+    that are not log-probabilities.
     """
-    if kind in ("jeffreys", "kl", "reverse_kl"):
+    rows, pairs = count or (mask_BG.any(dim=1).sum(), mask_BG.sum())
+    if kind in DIVERGENCES:
         if not log_probabilities:
             raise ValueError(f"{kind} compares log-probabilities")
-        return _divergence(teacher_BG, student_BG, mask_BG, kind)
+        return _divergence(teacher_BG, student_BG, kind) / rows.clamp(min=1)
     if log_probabilities:
         teacher_BG, student_BG = teacher_BG.exp(), student_BG.exp()
     # Outside the mask both are equal (0, or 1 after exp): they add nothing.
@@ -133,15 +151,16 @@ def discrepancy(
         error_BG = (student_BG - teacher_BG).square()
     else:
         error_BG = F.huber_loss(student_BG, teacher_BG, reduction="none", delta=huber_delta)
-    return error_BG.sum() / mask_BG.sum().clamp(min=1)
+    return error_BG.sum() / pairs.clamp(min=1)
 
 
-def _divergence(teacher_BG: Tensor, student_BG: Tensor, mask_BG: Tensor, kind: str) -> Tensor:
-    log_ratio_BG = teacher_BG - student_BG  # 0 outside the mask
+def _divergence(teacher_BG: Tensor, student_BG: Tensor, kind: str) -> Tensor:
+    """Sum over rows and columns; both are 0 outside the mask, so masked pairs add nothing."""
+    log_ratio_BG = teacher_BG - student_BG
     if kind == "jeffreys":
         terms_BG = (teacher_BG.exp() - student_BG.exp()) * log_ratio_BG
     elif kind == "kl":
         terms_BG = teacher_BG.exp() * log_ratio_BG
     else:
         terms_BG = -student_BG.exp() * log_ratio_BG
-    return terms_BG.sum() / mask_BG.any(dim=1).sum().clamp(min=1)
+    return terms_BG.sum()

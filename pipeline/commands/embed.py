@@ -35,6 +35,7 @@ from pipeline.commands.options import (
     SubsetOption,
     UpAxisOption,
     ViewsOption,
+    byte_size,
     chosen_renderer,
     source_options,
 )
@@ -67,9 +68,13 @@ def embed(
     captioner: CaptionerOption = None,
     captioner_views: CaptionerViewsOption = 4,
     teacher: Annotated[
-        str,
-        typer.Option("--teacher", help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME."),
-    ] = "demo",
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="demo (default), MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME. Repeat it "
+            "to encode with several in one pass: each gets a shard set of its own in --out.",
+        ),
+    ] = None,
     cameras: CamerasOption = "ring",
     views: ViewsOption = None,
     fov: FovOption = None,
@@ -96,6 +101,21 @@ def embed(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Render workers; default: every CPU.")
     ] = None,
+    worker_cpus: Annotated[
+        float,
+        typer.Option(
+            "--worker-cpus", min=0.1, help="CPUs that a worker counts for; less where it waits."
+        ),
+    ] = 1.0,
+    encoders: Annotated[
+        int | None, typer.Option("--encoders", min=1, help="Encoders on GPUs; default: one each.")
+    ] = None,
+    encoder_gpus: Annotated[
+        float, typer.Option("--encoder-gpus", min=0.05, help="GPUs that an encoder counts for.")
+    ] = 1.0,
+    object_store: Annotated[
+        str, typer.Option("--object-store", help="Memory of Ray's object store, started here.")
+    ] = "1GB",
     device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
         "auto"
     ),
@@ -175,8 +195,12 @@ def embed(
         EmbedOptions(
             objects=objects,
             out=out,
-            teacher=teacher,
+            teachers=tuple(teacher or ["demo"]),
             workers=workers,
+            worker_cpus=worker_cpus,
+            encoders=encoders,
+            encoder_gpus=encoder_gpus,
+            object_store_bytes=byte_size("--object-store", object_store),
             device=device,
             address=address,
             rows_per_part=rows_per_part,

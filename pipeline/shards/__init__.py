@@ -17,6 +17,7 @@ from pipeline.shards.images import (
     KeptImages,
     clean_orphans,
     write_part_with_images,
+    write_table,
 )
 from pipeline.shards.manifest import (
     CONTRACT_VERSION,
@@ -50,4 +51,5 @@ __all__ = [
     "write_failures",
     "write_part",
     "write_part_with_images",
+    "write_table",
 ]

@@ -27,7 +27,7 @@ from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import RowGroup, ShardSet
 from pipeline.shards.schema import CONFIG_KEY, VERSION_KEY, Row
 from pipeline.shards.storage import Storage, parquet_footer
-from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part
+from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part, encode_table
 
 PREFIX, SUFFIX = "images-", ".parquet"
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -80,7 +80,34 @@ def write_part_with_images(
     does.
     """
     _check(manifest, rows, kept)
-    part, part_data = encode_part(manifest, rows)
+    return _write_pair(root, manifest, encode_part(manifest, rows), kept)
+
+
+def write_table(
+    root: str | Path,
+    manifest: Manifest,
+    table: pa.Table,
+    label: str,
+    kept: Sequence[KeptImages] | None = None,
+) -> str:
+    """Write rows that another set stored, with their pictures if any; the name of the part.
+
+    Raises ``ValueError`` as ``encode_table`` does, and for pictures that are not those of the rows.
+    """
+    named = encode_table(manifest, table, label)
+    if kept is None:
+        Storage.at(root).write(*named)
+        return named[0]
+    if manifest.kept_images is None or table.column("uid").to_pylist() != [k.uid for k in kept]:
+        raise ValueError("the pictures are not those of the rows, in their order")
+    return _write_pair(root, manifest, named, kept)[0]
+
+
+def _write_pair(
+    root: str | Path, manifest: Manifest, named: tuple[str, bytes], kept: Sequence[KeptImages]
+) -> tuple[str, str]:
+    """Write the pictures, then their part."""
+    part, part_data = named
     data = _encode(manifest, kept)
     footer = content_hash(parquet_footer(pa.BufferReader(data)))
     name = f"{_prefix(part)}{footer[:8]}{SUFFIX}"

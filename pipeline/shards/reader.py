@@ -122,14 +122,15 @@ class ShardSet:
     @cached_property
     def row_groups(self) -> list[RowGroup]:
         """Every row group of every part, in a fixed order."""
-        groups = []
-        for part in self.parts:
-            metadata = self._file(part).metadata
-            groups += [
-                RowGroup(part, index, metadata.row_group(index).num_rows)
-                for index in range(metadata.num_row_groups)
-            ]
-        return groups
+        return [group for part in self.parts for group in self.groups_of(part)]
+
+    def groups_of(self, part: str) -> list[RowGroup]:
+        """The row groups of one part. Raises ``InputError`` as ``read`` does."""
+        metadata = self._file(part).metadata
+        return [
+            RowGroup(part, index, metadata.row_group(index).num_rows)
+            for index in range(metadata.num_row_groups)
+        ]
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -153,6 +154,25 @@ class ShardSet:
         if check:
             verified.update(wanted)
         return batch
+
+    def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group as it is stored; only the ``columns`` if given, in the schema's order.
+
+        Page checksums are always compared, and text is checked to be UTF-8. Raises as ``read``
+        does, ``KeyError`` for a column that the set does not have.
+        """
+        names = self._schema.names if columns is None else list(columns)
+        for name in names:
+            self._schema.field(name)
+        file = self._file(group.part, True)
+        try:
+            table = file.read_row_group(group.index, columns=names, use_threads=False)
+            table.validate(full=True)
+            if table.num_rows != group.n_rows:
+                raise ValueError(f"{table.num_rows} rows where the footer says {group.n_rows}")
+        except _READ_ERRORS as error:
+            raise self._damaged(group.part, error) from error
+        return table
 
     def rows(self, group: RowGroup) -> list[Row]:
         """One row group as the rows that were written, with every column, for writing them again.

@@ -6,7 +6,7 @@ Shape suffixes: B rows, N points, V views, K texts of one object, D embedding wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class Row:
     source: str
     category: str | None
     split: str | None
-    xyz: NDArray[np.float32]  # (N, 3) in [-1, 1], +y up
+    # (N, 3) in [-1, 1], +y up; or int16, as ``quantised`` gives it
+    xyz: NDArray[np.float32] | NDArray[np.int16]
     rgb: NDArray[np.uint8]  # (N, 3) sRGB
     has_color: bool
     image_embeds: NDArray[np.floating]  # (V, D) L2-normalised
@@ -181,8 +182,36 @@ def decode_xyz(
     return floats
 
 
-def _quantise(xyz: NDArray[np.float32]) -> NDArray[np.int16]:
-    return np.rint(np.clip(xyz, -1, 1).astype(np.float64) * POINT_SCALE).astype("<i2")
+def quantised(row: Row) -> Row:
+    """``row`` with its arrays as they are stored: half the size to hand to a writer elsewhere.
+
+    Raises ``ValueError`` where xyz leaves [-1, 1].
+    """
+    _check_range(row)
+    thumbnail = row.thumbnail_embed
+    return replace(
+        row,
+        xyz=_quantise(row.xyz),
+        image_embeds=np.asarray(row.image_embeds, "<f2"),
+        text_embeds=np.asarray(row.text_embeds, "<f2"),
+        thumbnail_embed=None if thumbnail is None else np.asarray(thumbnail, "<f2"),
+    )
+
+
+def _check_range(row: Row) -> None:
+    if row.xyz.dtype == np.dtype("<i2"):  # checked when it was quantised
+        return
+    # 1e-4: rounding of a vertex at distance 1 must pass, a cloud in millimetres must not.
+    if not np.isfinite(row.xyz).all() or np.abs(row.xyz).max(initial=0) > 1 + 1e-4:
+        raise ValueError(f"{row.uid}: xyz leaves [-1, 1] or is not finite")
+
+
+def _quantise(xyz: NDArray[Any]) -> NDArray[np.int16]:
+    if xyz.dtype == np.dtype("<i2"):
+        return xyz
+    scaled = np.clip(xyz, -1, 1).astype(np.float64) * POINT_SCALE
+    stored: NDArray[np.int16] = np.rint(scaled).astype("<i2")
+    return stored
 
 
 def _fixed(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -214,7 +243,7 @@ def _check_row(row: Row, manifest: Manifest) -> None:
     if len(row.text_sources) != k:
         raise ValueError(f"{row.uid}: text_sources has {len(row.text_sources)} for {k} texts")
     shapes: dict[str, tuple[NDArray[Any], tuple[int, ...], str]] = {
-        "xyz": (row.xyz, (n, 3), "f"),
+        "xyz": (row.xyz, (n, 3), "i" if row.xyz.dtype == np.dtype("<i2") else "f"),
         "rgb": (row.rgb, (n, 3), "u"),
         "image_embeds": (row.image_embeds, (v, d), "f"),
         "text_embeds": (row.text_embeds, (k, d), "f"),
@@ -231,9 +260,7 @@ def _check_row(row: Row, manifest: Manifest) -> None:
         if array.dtype.kind != kind or (kind == "u" and array.dtype != np.uint8):
             expected = "uint8" if kind == "u" else "a float type"
             raise ValueError(f"{row.uid}: {name} is {array.dtype}, expected {expected}")
-    # 1e-4: rounding of a vertex at distance 1 must pass, a cloud in millimetres must not.
-    if not np.isfinite(row.xyz).all() or np.abs(row.xyz).max(initial=0) > 1 + 1e-4:
-        raise ValueError(f"{row.uid}: xyz leaves [-1, 1] or is not finite")
+    _check_range(row)
     for name in ("image_embeds", "text_embeds", "thumbnail_embed"):
         embeds = getattr(row, name)
         if embeds is None:

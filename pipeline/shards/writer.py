@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common import content_hash
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.schema import Failure, Row, encode_failures, encode_rows
+from pipeline.shards.schema import Failure, Row, encode_failures, encode_rows, row_schema
 from pipeline.shards.storage import Storage, parquet_footer
 
 # Small enough that a shuffle can read one at a time, large enough to read at full speed.
@@ -42,6 +42,18 @@ def encode_part(manifest: Manifest, rows: Sequence[Row]) -> tuple[str, bytes]:
     return _encode(encode_rows(rows, manifest), "part", rows[0].uid)
 
 
+def encode_table(manifest: Manifest, table: pa.Table, label: str) -> tuple[str, bytes]:
+    """Name and content of the part file of rows that another set stored (``ShardSet.table``).
+
+    ``label`` stands in the name where ``write_part`` puts the first uid; parts are read in the
+    order of their names. Raises ``ValueError`` for columns that are not those of the manifest.
+    """
+    schema = row_schema(manifest)
+    if not table.schema.equals(schema, check_metadata=False):
+        raise ValueError("the columns are not those that the manifest asks for")
+    return _encode(table.replace_schema_metadata(schema.metadata), "part", label)
+
+
 def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
     """Write ``failures`` (at least one) as one file and return its name.
 
@@ -52,7 +64,7 @@ def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
     return name
 
 
-def _encode(table: pa.Table, kind: str, first_uid: str) -> tuple[str, bytes]:
+def _encode(table: pa.Table, kind: str, label: str) -> tuple[str, bytes]:
     names = table.schema.names
     codecs = {
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: "lz4"
@@ -71,7 +83,7 @@ def _encode(table: pa.Table, kind: str, first_uid: str) -> tuple[str, bytes]:
     ) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     data = bytes(sink.getvalue().to_pybytes())
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", first_uid)[:48]
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label)[:48]
     # The second hash is of the footer, the one place that page checksums do not cover.
     footer = content_hash(parquet_footer(pa.BufferReader(data)))
     name = f"{kind}-{slug}-{table.num_rows:05d}-{content_hash(data)[:16]}-{footer[:8]}.parquet"

@@ -18,10 +18,11 @@ from pipeline.cameras import ring
 from pipeline.datasets.base import Record
 from pipeline.datasets.procedural import ProceduralDataset
 from pipeline.encode import Encoder
-from pipeline.job import EmbedOptions, build_manifest, embed, for_teacher
+from pipeline.job import EmbedOptions, build_manifest, embed, for_teachers
 from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, create_or_open, write_part
+from pipeline.stages import ENCODED_AT_ONCE
 from pipeline.teacher import load_teacher
 
 
@@ -42,10 +43,10 @@ def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, flo
     the job does; otherwise everything happens in this process.
     """
     torch.set_num_threads(1)
-    teacher = load_teacher(work.teacher, batch_size=32, fixed_batch=True)
+    teacher = load_teacher(work.teachers[0], batch_size=32, fixed_batch=True)
     manifest = create_or_open(work.out, build_manifest(work, teacher.info))
     encoder = Encoder(teacher, work.templates)
-    work = replace(work, objects=for_teacher(work.objects, teacher.info))
+    work = replace(work, objects=for_teachers(work.objects, teacher.info))
     records = list(work.objects.dataset.records())
     processor = IsolatedProcessor(work.objects) if isolated else None
 
@@ -58,8 +59,8 @@ def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, flo
     for begin in range(0, len(records), work.rows_per_part):
         rows = []
         part = records[begin : begin + work.rows_per_part]
-        for first in range(0, len(part), work.chunk):
-            done = list(processed(part[first : first + work.chunk]))
+        for first in range(0, len(part), ENCODED_AT_ONCE):
+            done = list(processed(part[first : first + ENCODED_AT_ONCE]))
             good = [item for item in done if isinstance(item, Processed)]
             for item in good:
                 for stage, value in item.seconds.items():

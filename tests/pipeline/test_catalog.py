@@ -140,12 +140,22 @@ def test_query__star_is_readable_and_blobs_are_in_the_full_view(root: str, rows:
     assert dict(zip(columns, found[0], strict=True)) == {
         name: getattr(row, name)
         for name in vars(row)
-        if name not in ("xyz", "rgb", "image_embeds", "text_embeds")
+        if name not in ("xyz", "rgb", "image_embeds", "thumbnail_embed", "text_embeds")
     }
     columns, found = query(root, "select rgb, text_embeds from shards_full where uid = 'toy/042'")
     assert columns == ["rgb", "text_embeds"]
     assert found[0][0] == row.rgb.tobytes()
     assert found[0][1] == row.text_embeds.astype("<f2").tobytes()
+
+
+def test_query__thumbnails_are_in_the_full_view_alone(tmp_path: Path) -> None:
+    manifest = make_manifest(thumbnails=True)
+    thumbnail = np.array([0, 1, 0, 0], np.float32)
+    rows = [make_row(manifest, "a", thumbnail_embed=thumbnail), make_row(manifest, "b")]
+    make_set(tmp_path, manifest, [rows])
+    assert "thumbnail_embed" not in query(tmp_path, "select * from shards")[0]
+    _, found = query(tmp_path, "select uid, thumbnail_embed from shards_full order by uid")
+    assert found == [("a", thumbnail.astype("<f2").tobytes()), ("b", None)]
 
 
 def test_query__aggregate_join_and_window_are_those_of_plain_python(

@@ -22,8 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.backbones.registry import Backbone
-from trainer.grouping import ball_query, gather_points, knn, prefix_centroids
+from trainer.backbones.layers import (
+    AXES,
+    BlockLadder,
+    DropPath,
+    drop_patches,
+    drop_path_rates,
+    strided,
+)
+from trainer.backbones.registry import require_choice, require_share
+from trainer.grouping import group_points, prefix_centroids
 
 IN_CHANNELS = 9  # offset, coordinates, colour
 HEAD_DIM = 64
@@ -45,14 +53,18 @@ class PointBertOptions:
     norm: Literal["batch", "layer", "none"] = "batch"  # of the MLP of a neighbourhood
     head_dim: int = HEAD_DIM
     patch_dropout: float = 0.0  # share of the tokens left out in training
+    drop_path: float = 0.0  # stochastic depth of the last block; rises linearly up to it
+    scan: Literal["stored", "strided"] = "stored"  # which points of a ball count as its first
+    axes: Literal["xyz", "xzy"] = "xyz"  # xzy: y and z exchanged, as released models want it
+    projection: bool = True  # False: the CLS token is the embedding
 
     def __post_init__(self) -> None:
-        if self.grouping not in ("ball", "knn"):
-            raise ValueError(f"grouping {self.grouping!r} is neither 'ball' nor 'knn'")
-        if self.norm not in ("batch", "layer", "none"):
-            raise ValueError(f"norm {self.norm!r} is none of 'batch', 'layer', 'none'")
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout {self.patch_dropout} is not in [0, 1)")
+        require_choice("grouping", self.grouping, ("ball", "knn"))
+        require_choice("norm", self.norm, ("batch", "layer", "none"))
+        require_choice("scan", self.scan, ("stored", "strided"))
+        require_choice("axes", self.axes, tuple(AXES))
+        require_share("patch_dropout", self.patch_dropout)
+        require_share("drop_path", self.drop_path)
         sizes = (self.dim, self.depth, self.heads, self.mlp_dim, self.centroids, self.neighbours)
         if min(*sizes, *self.local_dims) < 1 or self.radius <= 0:
             raise ValueError("every size must be positive")
@@ -132,8 +144,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, options: PointBertOptions) -> None:
+    def __init__(self, options: PointBertOptions, drop_path: float) -> None:
         super().__init__()
+        self.drop_path = DropPath(drop_path)
         self.norm_attention = nn.LayerNorm(options.dim)
         self.attention = Attention(options.dim, options.heads, options.head_dim)
         self.norm_mlp = nn.LayerNorm(options.dim)
@@ -145,53 +158,58 @@ class Block(nn.Module):
 
     def forward(self, tokens_BTC: Tensor) -> Tensor:
         """(B, T, C)."""
-        tokens_BTC = tokens_BTC + self.attention(self.norm_attention(tokens_BTC))
-        added: Tensor = self.mlp(self.norm_mlp(tokens_BTC))
-        return tokens_BTC + added
+        mixed_BTC = self.attention(self.norm_attention(tokens_BTC))
+        tokens_BTC = tokens_BTC + self.drop_path(mixed_BTC)
+        added_BTC: Tensor = self.drop_path(self.mlp(self.norm_mlp(tokens_BTC)))
+        return tokens_BTC + added_BTC
 
 
-class PointBert(Backbone):
+class PointBert(BlockLadder):
     """Point-BERT encoder; ``PRESETS`` has the sizes."""
+
+    after = ("project.",)
 
     def __init__(self, options: PointBertOptions, width: int) -> None:
         super().__init__()
+        if not options.projection and options.dim != width:
+            raise ValueError(f"without projection, dim {options.dim} must be the width {width}")
         self.options, self.width, self.centroids = options, width, options.centroids
+        self.tokens = options.centroids + 1
         self.local = LocalMlp(tuple(options.local_dims), options.norm)
         self.lift = nn.Linear(3 + options.local_dims[-1], options.dim)
         self.lift_norm = nn.LayerNorm(options.dim)
         self.cls_token = nn.Parameter(torch.randn(options.dim))
-        self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
-        self.project = nn.Linear(options.dim, width)
+        rates = drop_path_rates(options.drop_path, options.depth)
+        self.blocks = nn.ModuleList(Block(options, rate) for rate in rates)
+        self.project: nn.Module = nn.Identity()
+        if options.projection:
+            self.project = nn.Linear(options.dim, width)
 
-    def group(self, xyz_BN3: Tensor, centroids_BS3: Tensor) -> Tensor:
-        """(B, S, K) neighbour indices."""
-        options = self.options
-        if options.grouping == "knn":
-            return knn(centroids_BS3, xyz_BN3, options.neighbours)
-        return ball_query(centroids_BS3, xyz_BN3, options.radius, options.neighbours)
+    def no_decay(self) -> frozenset[str]:
+        """The CLS token."""
+        return frozenset({"cls_token"})
 
     def forward(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> Tensor:
         """(B, D) embeddings, not normalised.
 
         Raises ``ValueError`` when the clouds have fewer points than centroids or neighbours.
         """
+        options = self.options
+        if options.axes != "xyz":
+            xyz_BN3 = xyz_BN3[..., AXES[options.axes]]
         centroids_BS3 = prefix_centroids(xyz_BN3, self.centroids)
-        index_BSK = self.group(xyz_BN3, centroids_BS3)
-        points_BSK6 = gather_points(torch.cat([xyz_BN3, rgb_BN3], dim=-1), index_BSK)
-        offset_BSK3 = points_BSK6[..., :3] - centroids_BS3[:, :, None]
-        local_BSC = self.local(torch.cat([offset_BSK3, points_BSK6], dim=-1))
+        points_BN6 = torch.cat([xyz_BN3, rgb_BN3], dim=-1)
+        if options.scan == "strided":
+            points_BN6 = strided(points_BN6)
+        radius = options.radius if options.grouping == "ball" else None
+        points_BSK9 = group_points(points_BN6, centroids_BS3, options.neighbours, radius)
+        local_BSC = self.local(points_BSK9)
         tokens_BSC = self.lift_norm(self.lift(torch.cat([centroids_BS3, local_BSC], dim=-1)))
-        if self.training and self.options.patch_dropout > 0:
-            tokens_BSC = self._drop_patches(tokens_BSC)
+        if self.training and options.patch_dropout > 0:
+            tokens_BSC = drop_patches(tokens_BSC, options.patch_dropout)
         cls_B1C = self.cls_token.to(tokens_BSC.dtype).expand(len(tokens_BSC), 1, -1)
         tokens_BTC = torch.cat([cls_B1C, tokens_BSC], dim=1)
         for block in self.blocks:
             tokens_BTC = block(tokens_BTC)
         embedding: Tensor = self.project(tokens_BTC[:, 0])
         return embedding
-
-    def _drop_patches(self, tokens_BSC: Tensor) -> Tensor:
-        keep = max(1, round(tokens_BSC.shape[1] * (1 - self.options.patch_dropout)))
-        drawn = torch.rand(tokens_BSC.shape[:2], device=tokens_BSC.device)
-        index_BK1 = drawn.topk(keep, dim=1).indices[..., None]
-        return tokens_BSC.gather(1, index_BK1.expand(-1, -1, tokens_BSC.shape[-1]))

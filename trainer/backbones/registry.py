@@ -17,20 +17,34 @@ class Backbone(nn.Module, ABC):
 
     centroids: int  # leading points that must be in farthest-point order
     width: int  # D, the teacher's width
+    tokens: int  # that attend to one another, the CLS token included; 0: none do
 
     @abstractmethod
     def forward(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> Tensor:
         """(B, D) embeddings, not normalised."""
 
+    @property
+    @abstractmethod
+    def n_layers(self) -> int:
+        """Layers that layer decay tells apart; the last one learns at the full rate."""
+
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """Layer, 0 to ``n_layers`` - 1, of the parameter ``name`` of ``named_parameters``."""
+
+    def no_decay(self) -> frozenset[str]:
+        """Names of parameters without weight decay, beside vectors and those of norms."""
+        return frozenset()
+
 
 def _presets() -> dict[str, Any]:
-    from trainer.backbones.pointbert import PRESETS
+    from trainer.backbones import pointbert, pointnext, uni3d
 
-    return dict(PRESETS)
+    return {**pointbert.PRESETS, **uni3d.PRESETS, **pointnext.PRESETS}
 
 
 def backbone_names() -> list[str]:
-    """All registered names, the smaller first."""
+    """All registered names, family by family, the smaller first."""
     return list(_presets())
 
 
@@ -47,9 +61,19 @@ def build_backbone(name: str, width: int, options: dict[str, Any] | None = None)
 
     Raises ``InputError`` for an unknown name or option.
     """
-    from trainer.backbones.pointbert import PointBert
+    from trainer.backbones.pointbert import PointBert, PointBertOptions
+    from trainer.backbones.pointnext import PointNext
+    from trainer.backbones.uni3d import Uni3d, Uni3dOptions
 
-    return PointBert(_resolve(name, options or {}), width)
+    chosen = _resolve(name, options or {})
+    try:
+        if isinstance(chosen, PointBertOptions):
+            return PointBert(chosen, width)
+        if isinstance(chosen, Uni3dOptions):
+            return Uni3d(chosen, width)
+        return PointNext(chosen, width)
+    except ValueError as error:
+        raise InputError(f"model.options: {error}; correct the value") from error
 
 
 def _resolve(name: str, options: dict[str, Any]) -> Any:
@@ -70,7 +94,8 @@ def _resolve(name: str, options: dict[str, Any]) -> Any:
                 f"known are {', '.join(known)}"
             )
         wanted = type(getattr(preset, key))
-        if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and wanted is not bool):
             raise InputError(
                 f"model.options.{key}: {value!r} is not a {wanted.__name__}; correct the value"
             )
@@ -78,3 +103,15 @@ def _resolve(name: str, options: dict[str, Any]) -> Any:
         return replace(preset, **options)
     except ValueError as error:
         raise InputError(f"model.options: {error}; correct the value") from error
+
+
+def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` when an option is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{key} {value!r} is none of {', '.join(map(repr, choices))}")
+
+
+def require_share(key: str, value: float) -> None:
+    """Raise ``ValueError`` when an option is not in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{key} {value} is not in [0, 1)")

@@ -1,12 +1,19 @@
-"""Contrastive alignment of 3D features with the teacher's image and text features (InfoNCE).
+"""Alignment of 3D features with the teacher's image and text features.
 
-Pseudo-code, for one modality M with normalised features u (3D) and v (teacher):
+Pseudo-code, with normalised features u (3D) and v_M (teacher) of a modality M:
 
-    logits = s * u @ v.T                      # s: learnable scale, exp of a parameter, <= 100
-    L_M = (cross_entropy(logits, i) + cross_entropy(logits.T, i)) / 2
     L = image_weight * L_image + text_weight * L_text
+    L_M = info_nce(u, v_M, s)            # kind = infonce: OpenShape, Uni3D, CLIP
+        | multi_positive(u, all v_M, s)  # kind = multi_positive: every view or text a positive
+        | siglip(u, all v_M, s, b)       # kind = siglip
 
-Rows without text are left out of the text term, as rows and as columns.
+s is the exponential of a learned parameter in [0, ln 100], b a learned bias; both are shared by
+the modalities or separate. Rows without text are left out of the text term, as rows and as
+columns. Formulas and sources are in ``trainer.losses.contrastive``.
+
+*False negatives*, pairs of different objects that ought not to be pushed apart, can be dropped:
+objects of one category, objects with equal texts, objects whose teacher embeddings of the
+modality are more alike than a threshold.
 """
 
 from __future__ import annotations
@@ -14,93 +21,176 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import AlignConfig
-from trainer.losses.features import Features
+from trainer.losses.contrastive import info_nce, multi_positive, siglip
+from trainer.losses.features import Features, Several
 from trainer.relations import unit
 
 MAX_LOG_SCALE = math.log(100.0)
 
-
-def info_nce(
-    point_BD: Tensor,
-    teacher_BD: Tensor,
-    scale: Tensor | float,
-    valid_B: Tensor | None = None,
-    *,
-    all_point_GD: Tensor | None = None,
-    all_teacher_GD: Tensor | None = None,
-    all_valid_G: Tensor | None = None,
-    offset: int = 0,
-) -> Tensor:
-    """Symmetric InfoNCE of unit features, mean over valid rows; 0 when no row is valid.
-
-    The ``all_*`` are the features of every process (the local ones by default), ``offset`` the
-    place of local row 0 among them: the local part of the global loss. Invalid columns are set
-    to -inf, so they are no negatives.
-    """
-    if valid_B is None:
-        valid_B = torch.ones(len(point_BD), dtype=torch.bool, device=point_BD.device)
-    all_point_GD = point_BD if all_point_GD is None else all_point_GD
-    all_teacher_GD = teacher_BD if all_teacher_GD is None else all_teacher_GD
-    all_valid_G = valid_B if all_valid_G is None else all_valid_G
-    target_B = torch.arange(len(point_BD), device=point_BD.device) + offset
-    loss_B = torch.zeros(len(point_BD), dtype=point_BD.dtype, device=point_BD.device)
-    for rows_BD, columns_GD in ((point_BD, all_teacher_GD), (teacher_BD, all_point_GD)):
-        logits_BG = (scale * rows_BD @ columns_GD.T).masked_fill(~all_valid_G, -torch.inf)
-        # Rows that do not count get finite logits: -inf against their own column would be NaN.
-        logits_BG = logits_BG.masked_fill(~valid_B[:, None], 0.0)
-        loss_B = loss_B + F.cross_entropy(logits_BG, target_B, reduction="none")
-    return (loss_B * valid_B).sum() / (2 * valid_B.sum().clamp(min=1))
+# Cosine from which two text embeddings are those of one text. Storing them in half precision and
+# encoding them in different batches moves the cosine of equal texts by about 1e-7.
+SAME_TEXT = 1 - 1e-5
 
 
 class AlignLoss(nn.Module):
-    """InfoNCE with both modalities and one learnable scale."""
+    """One of the contrastive losses with both modalities, a learnable scale and a bias."""
 
     def __init__(self, config: AlignConfig) -> None:
         super().__init__()
         self.config = config
-        self.log_scale = nn.Parameter(
-            torch.tensor(math.log(config.logit_scale)), requires_grad=config.learn_scale
-        )
+        self.log_scale = self._scale_parameter()
+        self.log_scale_text: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        self.bias_text: nn.Parameter | None = None
+        if not config.shared_scale:
+            self.log_scale_text = self._scale_parameter()
+        if config.kind == "siglip":
+            self.bias = self._bias_parameter()
+            if not config.shared_scale:
+                self.bias_text = self._bias_parameter()
+
+    def _scale_parameter(self) -> nn.Parameter:
+        value = torch.tensor(math.log(self.config.logit_scale))
+        return nn.Parameter(value, requires_grad=self.config.learn_scale)
+
+    def _bias_parameter(self) -> nn.Parameter:
+        value = torch.tensor(self.config.logit_bias)
+        return nn.Parameter(value, requires_grad=self.config.learn_bias)
 
     @property
     def scale(self) -> Tensor:
-        """Multiplier of cosines, at most 100."""
-        return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        """Multiplier of cosines, in [1, 100]: of both modalities, or of images."""
+        return self._scale_of("image")
+
+    def _scale_of(self, modality: str) -> Tensor:
+        text = modality == "text" and self.log_scale_text is not None
+        parameter = self.log_scale_text if text else self.log_scale
+        assert parameter is not None
+        return parameter.clamp(min=0.0, max=MAX_LOG_SCALE).exp()
+
+    def _bias_of(self, modality: str) -> Tensor:
+        text = modality == "text" and self.bias_text is not None
+        parameter = self.bias_text if text else self.bias
+        assert parameter is not None
+        return parameter
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Bring the parameter back under its bound; call it after each optimiser step.
+        """Bring the scales back into their bounds; call it after each optimiser step.
 
-        Without it a parameter beyond the bound gets no gradient and stays there.
+        Without it a parameter beyond a bound gets no gradient and stays there.
         """
-        self.log_scale.clamp_(max=MAX_LOG_SCALE)
+        for parameter in (self.log_scale, self.log_scale_text):
+            if parameter is not None:
+                parameter.clamp_(min=0.0, max=MAX_LOG_SCALE)
+
+    def report(self) -> dict[str, Tensor]:
+        """Current scales and biases by name."""
+        found = {"logit_scale": self.scale}
+        if self.log_scale_text is not None:
+            found["logit_scale_text"] = self._scale_of("text")
+        for name, value in (("logit_bias", self.bias), ("logit_bias_text", self.bias_text)):
+            if value is not None:
+                found[name] = value
+        return found
 
     def forward(
         self, local: Features, everyone: Features | None = None, offset: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum, and the terms by name. ``everyone`` holds the gathered features."""
+        """Weighted sum, and the terms by name.
+
+        ``everyone`` holds the gathered features of all processes (the local ones by default) and
+        ``offset`` the place of local row 0 among them; the results are then shares that add up
+        to those of the whole batch.
+        """
         total = local.point.new_zeros((), dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         weights = {"image": self.config.image_weight, "text": self.config.text_weight}
         everyone = everyone or local
         for name, weight in weights.items():
-            teacher, all_teacher = getattr(local, name), getattr(everyone, name)
-            if weight == 0 or teacher is None or all_teacher is None:
+            if weight == 0 or getattr(local, name) is None or getattr(everyone, name) is None:
                 continue
-            text = name == "text"
-            terms[f"align_{name}"] = info_nce(
-                unit(local.point),
-                unit(teacher),
-                self.scale,
-                local.has_text if text else local.everyone,
-                all_point_GD=unit(everyone.point),
-                all_teacher_GD=unit(all_teacher),
-                all_valid_G=everyone.has_text if text else everyone.everyone,
-                offset=offset,
-            )
+            terms[f"align_{name}"] = self._term(name, local, everyone, offset)
             total = total + weight * terms[f"align_{name}"]
         return total, terms
+
+    def _term(self, name: str, local: Features, everyone: Features, offset: int) -> Tensor:
+        point_BD, all_point_GD = unit(local.point), unit(everyone.point)
+        drop_BG = false_negatives(self.config, name, local, everyone, offset)
+        scale = self._scale_of(name)
+        if self.config.kind == "infonce":
+            return info_nce(
+                point_BD,
+                unit(getattr(local, name)),
+                scale,
+                local.valid(name),
+                all_point_GD=all_point_GD,
+                all_teacher_GD=unit(getattr(everyone, name)),
+                all_valid_G=everyone.valid(name),
+                offset=offset,
+                drop_BG=drop_BG,
+            )
+        mine, theirs = _unit_several(local, name), _unit_several(everyone, name)
+        if self.config.kind == "siglip":
+            return siglip(
+                point_BD,
+                mine,
+                scale,
+                self._bias_of(name),
+                n_rows=len(everyone),
+                everyone=theirs,
+                offset=offset,
+                drop_BG=drop_BG,
+            )
+        return multi_positive(
+            point_BD,
+            mine,
+            scale,
+            all_point_GD=all_point_GD,
+            everyone=theirs,
+            offset=offset,
+            drop_BG=drop_BG,
+        )
+
+
+def _unit_several(features: Features, name: str) -> Several:
+    several = features.several(name)
+    assert several is not None
+    return Several(unit(several.values), several.owner)
+
+
+@torch.no_grad()
+def false_negatives(
+    config: AlignConfig, modality: str, local: Features, everyone: Features, offset: int = 0
+) -> Tensor | None:
+    """(B, G) bool: pairs of different objects to be left out of the term; None where none is asked.
+
+    Where an object has several vectors, those that stand for it are compared.
+    """
+    drop_BG: Tensor | None = None
+
+    def add(found_BG: Tensor) -> None:
+        nonlocal drop_BG
+        drop_BG = found_BG if drop_BG is None else drop_BG | found_BG
+
+    def alike(name: str, above: float) -> Tensor:
+        similarity_BG = unit(getattr(local, name)) @ unit(getattr(everyone, name)).T
+        both_BG = local.valid(name)[:, None] & everyone.valid(name)
+        return (similarity_BG > above) & both_BG
+
+    if config.drop_same_category:
+        assert local.category is not None
+        assert everyone.category is not None
+        add((local.category[:, None] == everyone.category) & (local.category >= 0)[:, None])
+    if config.drop_same_text and local.text is not None:
+        add(alike("text", SAME_TEXT))
+    threshold = config.drop_image_above if modality == "image" else config.drop_text_above
+    if threshold < 1:
+        add(alike(modality, threshold))
+    if drop_BG is not None:
+        places_B = torch.arange(len(local), device=drop_BG.device)
+        drop_BG[places_B, places_B + offset] = False
+    return drop_BG

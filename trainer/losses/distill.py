@@ -6,33 +6,95 @@ features, and D a discrepancy:
 
     intra_image = D(psi(I), psi(P))
     intra_text  = D(psi(T), psi(P))                          # rows with text
-    cross       = ( D(phi(I, T), phi(P, T))                  # rows with text
-                  + D(phi(T, I), phi(P, I)) ) / 2
+    cross       = mean of cross_text  = D(phi(I, T), phi(P, T))      # rows with text
+                      and cross_image = D(phi(T, I), phi(P, I))
     L = weighting(intra_image, intra_text, cross)
 
 Teacher and student, intra and cross have a temperature each: image-text cosines lie in a far
-narrower band than image-image cosines. The teacher is detached. Rows without text are masked as
-rows and as columns of every relation in which text takes part. Equal captions are legal.
+narrower band than image-image cosines. They are fixed, or learned in their logarithm within
+bounds. The teacher's features are detached; its temperatures are learned on request only, for a
+loss that may flatten its own target does so. Rows without text are masked as rows and as columns
+of every relation in which text takes part. Equal captions are legal.
+
+With a queue, objects of past batches are further columns. An object's own older self is left out
+of intra-modal relations as the diagonal is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 
-from trainer.config import DistillConfig
+from trainer.config import TEMPERATURES, DistillConfig
 from trainer.losses.features import Features
+from trainer.losses.queue import RelationQueue
 from trainer.losses.weighting import build_weighting
-from trainer.relations import centred, discrepancy, pair_mask, relation, unit
+from trainer.relations import centred, discrepancy, distances, pair_mask, relation, unit
 
 
 class DistillLoss(nn.Module):
     """All distillation terms and their weighting."""
 
-    def __init__(self, config: DistillConfig) -> None:
+    def __init__(self, config: DistillConfig, width: int | None = None) -> None:
+        """``width`` of the teacher is needed for a queue."""
         super().__init__()
         self.config = config
         self.weighting = build_weighting(config)
+        self.log_tau = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.tensor(float(getattr(config, f"tau_{name}"))).log())
+                for name in TEMPERATURES
+                if self._is_learned(name)
+            }
+        )
+        self.queue: RelationQueue | None = None
+        if config.queue:
+            if width is None:
+                raise ValueError("a queue needs the width of the features")
+            needs = {
+                "image": config.intra_image or config.cross,
+                "text": config.intra_text or config.cross,
+            }
+            modalities = tuple(name for name, needed in needs.items() if needed)
+            self.queue = RelationQueue(config.queue, width, modalities)
+
+    def _is_learned(self, name: str) -> bool:
+        config, (side, kind) = self.config, name.split("_")
+        used = config.cross if kind == "cross" else config.intra_image or config.intra_text
+        sides = {"none": (), "student": ("student",), "both": ("student", "teacher")}
+        return used and side in sides[config.learn_tau]
+
+    def tau(self, name: str) -> float | Tensor:
+        """Temperature of one of ``trainer.config.TEMPERATURES``."""
+        if name not in self.log_tau:
+            return float(getattr(self.config, f"tau_{name}"))
+        bounds = self.config.tau_min, self.config.tau_max
+        return self.log_tau[name].exp().clamp(*bounds)
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Bring what is learned back into its bounds; call it after each optimiser step."""
+        low = torch.tensor(self.config.tau_min).log()
+        high = torch.tensor(self.config.tau_max).log()
+        for parameter in self.log_tau.values():
+            parameter.clamp_(min=float(low), max=float(high))
+        self.weighting.clamp()
+
+    def report(self) -> dict[str, Tensor]:
+        """Learned temperatures by name, for the log."""
+        found: dict[str, Tensor] = {}
+        for name in self.log_tau:
+            value = self.tau(name)
+            assert isinstance(value, Tensor)
+            found[f"tau_{name}"] = value
+        return found
+
+    def remember(self, everyone: Features) -> None:
+        """Put a batch that has been trained on into the queue, where there is one."""
+        if self.queue is not None:
+            self.queue.push(everyone)
 
     def forward(
         self, local: Features, everyone: Features | None = None, offset: int = 0
@@ -40,102 +102,156 @@ class DistillLoss(nn.Module):
         """Weighted sum without ``config.weight``, and the terms by name.
 
         ``everyone`` holds the gathered features of all processes (the local ones by default) and
-        ``offset`` the place of local row 0 among them.
+        ``offset`` the place of local row 0 among them; the results are then shares that add up
+        to those of the whole batch.
         """
         everyone = everyone or local
         config = self.config
-        sides = _Sides(local, everyone, offset, config)
+        columns = everyone if self.queue is None else self.queue.after(everyone)
+        relations = _Relations(self, local, everyone, columns, offset)
         terms: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
         if config.intra_image:
-            terms["intra_image"] = sides.intra("image")
+            terms["intra_image"] = relations.intra("image")
         if config.intra_text:
-            terms["intra_text"] = sides.intra("text")
+            terms["intra_text"] = relations.intra("text")
         if config.cross:
-            parts["cross_text"] = sides.cross(teacher_row="image", column="text")
-            parts["cross_image"] = sides.cross(teacher_row="text", column="image")
-            terms["cross"] = (parts["cross_text"] + parts["cross_image"]) / 2
-        return self.weighting(terms), {**terms, **parts}
+            if config.cross_text:
+                parts["cross_text"] = relations.cross(teacher_row="image", column="text")
+            if config.cross_image:
+                parts["cross_image"] = relations.cross(teacher_row="text", column="image")
+            terms["cross"] = torch.stack(list(parts.values())).mean()
+        total = self.weighting(terms, share=len(local) / len(everyone))
+        return total, {**terms, **parts}
 
 
-class _Sides:
-    """Unit features of both sides of the comparison, rows (local) and columns (gathered)."""
+@dataclass(frozen=True)
+class _Side:
+    """Unit features of one modality. Shape suffixes: B local rows, E of everyone, G columns."""
+
+    rows_BD: Tensor
+    all_rows_ED: Tensor
+    columns_GD: Tensor
+
+    def towards(self, other: _Side) -> _Side:
+        """The rows of this modality with the columns of another."""
+        return replace(self, columns_GD=other.columns_GD)
+
+    def centre(self, valid_G: Tensor) -> _Side:
+        """Without the mean of the valid columns."""
+        weight_G1 = valid_G[:, None].to(self.columns_GD.dtype)
+        mean_D = (self.columns_GD * weight_G1).sum(0) / weight_G1.sum().clamp(min=1)
+        return _Side(
+            centred(self.rows_BD, mean_D),
+            centred(self.all_rows_ED, mean_D),
+            centred(self.columns_GD, mean_D),
+        )
+
+
+class _Relations:
+    """Rows, which are local, against columns: those of everyone and of the queue.
+
+    Where local rows are a part only, the counts and the mean distances of the whole are taken
+    over the rows of everyone.
+    """
 
     def __init__(
-        self, local: Features, everyone: Features, offset: int, config: DistillConfig
+        self,
+        loss: DistillLoss,
+        local: Features,
+        everyone: Features,
+        columns: Features,
+        offset: int,
     ) -> None:
-        self.config, self.offset = config, offset
-        self.valid = {
-            "image": (local.everyone, everyone.everyone),
-            "text": (local.has_text, everyone.has_text),
+        self.loss, self.config, self.offset = loss, loss.config, offset
+        self.local, self.everyone, self.columns = local, everyone, columns
+        config = self.config
+        sides = {
+            name: _Side(*(unit(getattr(f, name).detach()) for f in (local, everyone, columns)))
+            for name in ("image", "text")
+            if all(getattr(f, name) is not None for f in (local, everyone, columns))
         }
-        self.student = {"point": (unit(local.point), unit(everyone.point))}
-        self.teacher: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in ("image", "text"):
-            rows, columns = getattr(local, name), getattr(everyone, name)
-            if rows is None or columns is None:
-                continue
-            pair = (unit(rows.detach()), unit(columns.detach()))
-            self.student[name] = self.teacher[name] = pair
+        theirs = columns.point.detach() if config.detach_columns else columns.point
+        point = _Side(unit(local.point), unit(everyone.point), unit(theirs))
+        self.teacher = dict(sides)
         if config.centre != "none":
-            self.teacher = {n: self._centre(p, self.valid[n][1]) for n, p in self.teacher.items()}
+            self.teacher = {n: side.centre(columns.valid(n)) for n, side in sides.items()}
+        self.student = {**sides, "point": point}
         if config.centre == "both":
-            point = self._centre(self.student["point"], everyone.everyone)
-            self.student = {"point": point, **self.teacher}
-
-    @staticmethod
-    def _centre(pair: tuple[Tensor, Tensor], valid_G: Tensor) -> tuple[Tensor, Tensor]:
-        rows_BD, columns_GD = pair
-        weight_G1 = valid_G[:, None].to(columns_GD.dtype)
-        mean_D = (columns_GD * weight_G1).sum(0) / weight_G1.sum().clamp(min=1)
-        return centred(rows_BD, mean_D), centred(columns_GD, mean_D)
+            self.student = {**self.teacher, "point": point.centre(columns.everyone)}
 
     def intra(self, modality: str) -> Tensor:
         """D(psi(modality), psi(P)) over the rows that have the modality."""
-        rows_B, columns_G = self.valid[modality]
-        mask_BG = pair_mask(
-            rows_B,
-            columns_G,
-            without_diagonal=self.config.mask_diagonal,
-            offset=self.offset,
-        )
-        return self._compare(
-            self.teacher[modality],
-            self.student["point"],
-            mask_BG,
-            self.config.tau_teacher_intra,
-            self.config.tau_student_intra,
-        )
+        without_self = self.config.mask_diagonal
+        teacher, student = self.teacher[modality], self.student["point"]
+        return self._compare(teacher, student, modality, "intra", without_self=without_self)
 
     def cross(self, *, teacher_row: str, column: str) -> Tensor:
         """D(phi(teacher_row, column), phi(P, column)); both modalities must be there."""
-        rows_B, columns_G = self.valid["text"]
-        mask_BG = pair_mask(rows_B, columns_G, without_diagonal=False)
-        return self._compare(
-            (self.teacher[teacher_row][0], self.teacher[column][1]),
-            (self.student["point"][0], self.student[column][1]),
-            mask_BG,
-            self.config.tau_teacher_cross,
-            self.config.tau_student_cross,
-        )
+        teacher = self.teacher[teacher_row].towards(self.teacher[column])
+        student = self.student["point"].towards(self.student[column])
+        return self._compare(teacher, student, "text", "cross", without_self=False)
+
+    def _mask(
+        self, rows: Features, part: slice, offset: int, modality: str, *, without_self: bool
+    ) -> Tensor:
+        """(rows, G) bool: both have the modality, and are not one object if so asked."""
+        valid_R, valid_G = rows.valid(modality)[part], self.columns.valid(modality)
+        mask_RG = pair_mask(valid_R, valid_G, without_diagonal=without_self, offset=offset)
+        known = len(self.everyone)
+        if without_self and len(self.columns) > known and rows.row is not None:
+            assert self.columns.row is not None
+            mask_RG[:, known:] &= rows.row[part, None] != self.columns.row[known:]
+        return mask_RG
 
     def _compare(
-        self,
-        teacher: tuple[Tensor, Tensor],
-        student: tuple[Tensor, Tensor],
-        mask_BG: Tensor,
-        tau_teacher: float,
-        tau_student: float,
+        self, teacher: _Side, student: _Side, modality: str, kind: str, *, without_self: bool
     ) -> Tensor:
-        config = self.config
-        with torch.no_grad():
-            target_BG = relation(*teacher, mask_BG, config.representation, tau_teacher)
-        given_BG = relation(*student, mask_BG, config.representation, tau_student)
+        config, everything = self.config, slice(None)
+        mask_BG = self._mask(
+            self.local, everything, self.offset, modality, without_self=without_self
+        )
+        count, means = None, (None, None)
+        if self.everyone is not self.local:
+            count, means = self._whole(teacher, student, modality, without_self=without_self)
+
+        def related(side: _Side, name: str, mean: Tensor | None) -> Tensor:
+            tau = self.loss.tau(f"{name}_{kind}")
+            pair = side.rows_BD, side.columns_GD
+            return relation(*pair, mask_BG, config.representation, tau, mean=mean)
+
         return discrepancy(
-            target_BG,
-            given_BG,
+            related(teacher, "teacher", means[0]),
+            related(student, "student", means[1]),
             mask_BG,
             config.discrepancy,
             log_probabilities=config.representation == "normalised_similarity",
             huber_delta=config.huber_delta,
+            count=count,
         )
+
+    def _whole(
+        self, teacher: _Side, student: _Side, modality: str, *, without_self: bool
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+        """Rows and pairs of the whole batch, and its mean distances where they are read.
+
+        In chunks, for the mask of the whole may be large.
+        """
+        size = max(len(self.local), 1024)
+        by_distance = self.config.representation == "distance"
+        counts, sums = [], []
+        for start in range(0, len(self.everyone), size):
+            part = slice(start, start + size)
+            mask_RG = self._mask(self.everyone, part, start, modality, without_self=without_self)
+            counts.append(torch.stack([mask_RG.any(dim=1).sum(), mask_RG.sum()]))
+            if by_distance:
+                lengths = [
+                    distances(side.all_rows_ED[part], side.columns_GD, mask_RG).sum()
+                    for side in (teacher, student)
+                ]
+                sums.append(torch.stack(lengths))
+        rows, pairs = torch.stack(counts).sum(0)
+        if not by_distance:
+            return (rows, pairs), (None, None)
+        of_teacher, of_student = torch.stack(sums).sum(0) / pairs.clamp(min=1)
+        return (rows, pairs), (of_teacher, of_student)

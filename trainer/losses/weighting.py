@@ -6,8 +6,8 @@ collapses onto the smallest one. So the learned weights are either a *bounded co
     w = floor + (1 - n * floor) * softmax(s),   sum w = 1,   each w >= floor
 
 of the n enabled terms (the image's relations, the text's, and the cross-modal ones), or
-*uncertainty weighting* exp(-s) L + s (Kendall et al., CVPR 2018, arXiv 1705.07115). Fixed weights
-are the control arm.
+*uncertainty weighting* exp(-s) L + s (Kendall et al., CVPR 2018, arXiv 1705.07115), |s| <= 5, whose
+weight settles at 1 / L. Fixed weights are the control arm.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from trainer.config import DistillConfig
 
 
+MAX_LOG_VARIANCE = 5.0  # uncertainty weights stay in [exp(-5), exp(5)], also of a vanishing loss
+
+
 class TermWeighting(nn.Module, ABC):
     """Combines named terms; ``names`` fixes their order."""
 
@@ -32,9 +35,16 @@ class TermWeighting(nn.Module, ABC):
     def weights(self) -> Tensor:
         """(n,) current multipliers of the terms."""
 
-    def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: the weighted sum of the terms, plus what the weighting itself costs."""
+    def forward(self, terms: Mapping[str, Tensor], share: float = 1.0) -> Tensor:
+        """Scalar: the weighted sum of the terms, plus ``share`` of what the weighting costs.
+
+        ``share`` is the part of the batch that the terms are shares of.
+        """
+        del share
         return (self.weights() * torch.stack([terms[name] for name in self.names])).sum()
+
+    def clamp(self) -> None:
+        """Bring parameters back into their bounds; called after each optimiser step."""
 
     def report(self) -> dict[str, float]:
         """Current multipliers by term."""
@@ -68,9 +78,14 @@ class Uncertainty(TermWeighting):
         """(n,) exp(-s)."""
         return (-self.log_variance).exp()
 
-    def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, terms: Mapping[str, Tensor], share: float = 1.0) -> Tensor:
         """Weighted sum plus the sum of s. It may be negative."""
-        return super().forward(terms) + self.log_variance.sum()
+        return super().forward(terms) + share * self.log_variance.sum()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep s within its bounds."""
+        self.log_variance.clamp_(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
 
 class Fixed(TermWeighting):

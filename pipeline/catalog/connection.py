@@ -1,0 +1,112 @@
+"""DuckDB over a shard set: the views, and one SELECT on them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.dataset as pads
+
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from pipeline.shards.schema import row_schema
+
+BULK = ("xyz", "rgb", "image_embeds", "thumbnail_embed", "text_embeds")
+# The fault of the statement. Any other error of DuckDB may come from a damaged part.
+_STATEMENT_ERRORS = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.PermissionException,
+)
+
+
+def query(root: str | Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Run one SELECT on the shard set at ``root``: column names, and rows as Python values.
+
+    Tables: ``shards`` (every column but the bulk ones), ``shards_full`` (with xyz, rgb and the
+    embeddings as raw bytes) and ``failures`` (one row for each object that failed and has no row
+    in ``shards``). The statement cannot write, open files or reach the network.
+
+    Raises ``InputError`` with DuckDB's message when the statement is wrong.
+    """
+    try:
+        with connect(ShardSet.open(root)) as db:
+            statements = db.extract_statements(sql)
+            readable = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+            if len(statements) != 1 or statements[0].type not in readable:
+                raise InputError(
+                    "query: not one SELECT statement; ask for example "
+                    '"select category, count(*) from shards group by category"'
+                )
+            result = db.execute(statements[0])
+            rows = result.fetchall()
+            return [column[0] for column in result.description or []], rows
+    except duckdb.Error as error:
+        raise InputError(
+            f"query: {one_line(error)}; the tables are shards, shards_full and failures"
+        ) from error
+
+
+def one_line(error: duckdb.Error) -> str:
+    """DuckDB's message without the excerpt of the statement that it draws below."""
+    return " ".join(str(error).split("\n\nLINE ")[0].split())
+
+
+@contextmanager
+def connect(shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees the views of ``query`` and nothing else of the machine."""
+    _ = shards.row_groups  # opens and checks every part, so that damage is told as such
+    manifest = shards.manifest
+    dataset = pads.dataset(
+        [shards.storage.join(part) for part in shards.parts],
+        schema=row_schema(manifest),
+        format=pads.ParquetFileFormat(
+            default_fragment_scan_options=pads.ParquetFragmentScanOptions(
+                page_checksum_verification=True
+            )
+        ),
+        filesystem=shards.storage.filesystem,
+    )
+    bulk = ", ".join(name for name in BULK if name in row_schema(manifest).names)
+    with tempfile.TemporaryDirectory(prefix="mrd3d-") as spill:
+        db = duckdb.connect(
+            ":memory:",
+            config={
+                "enable_external_access": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "python_enable_replacements": False,  # no look at variables of this process
+                "temp_directory": spill,
+            },
+        )
+        try:
+            db.execute("set enable_progress_bar = false")
+            db.register("shards_full", dataset)
+            db.register("failures_all", shards.failures_table())
+            db.execute(f"create view shards as select * exclude ({bulk}) from shards_full")
+            # An object that failed, and again or not at all in a later try, counts once or not.
+            db.execute(
+                "create view failures as select distinct on (uid) * from failures_all "
+                "where uid not in (select uid from shards_full) "
+                "order by uid, stage, error, message"
+            )
+            db.execute("set lock_configuration = true")
+            yield db
+        except duckdb.Error as error:
+            if not isinstance(error, _STATEMENT_ERRORS):
+                _tell_damage(shards)
+            raise
+        finally:
+            db.close()
+
+
+def _tell_damage(shards: ShardSet) -> None:
+    """Read everything, so that a damaged part raises the ``InputError`` that names it."""
+    for _ in shards.batches():
+        pass

@@ -1,0 +1,127 @@
+"""Counts over a shard set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from pipeline.catalog.connection import connect
+from pipeline.shards import ShardSet
+
+_FILES = ("part-", "failures-", "images-")
+_QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class FailureKind:
+    """How often objects failed in one way, with the message of one of them."""
+
+    stage: str
+    error: str
+    count: int
+    example_uid: str
+    example: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a shard set holds. Counts run from the most frequent to the least."""
+
+    root: str
+    rows: int
+    duplicates: int  # rows whose uid another row has too; 0 in a sound set
+    failures: int  # objects without a row
+    parts: int  # files
+    bytes_on_disk: int  # of parts, failures, kept images and manifest
+    datasets: dict[str, int]
+    splits: dict[str, int]  # rows without a split are not in it
+    categories: dict[str, int]  # the most frequent ones
+    n_categories: int
+    rows_without_category: int
+    text_sources: dict[str, int]  # texts by source
+    rows_without_text: int
+    rows_with_color: int
+    n_faces: dict[str, int]  # by quantile: min, 25 %, median, 75 %, 95 %, max; {} without rows
+    teacher: str
+    embed_width: int
+    n_points: int
+    n_views: int
+    image_size: int | None  # pixels; None when the renderer does not tell
+    failure_kinds: list[FailureKind]
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def inspect(root: str | Path, *, top: int = 20) -> Inspection:
+    """Counts over the shard set at ``root``, with the ``top`` most frequent categories.
+
+    Raises ``InputError`` when there is no shard set or a file of it is damaged.
+    """
+    shards = ShardSet.open(root)
+    manifest = shards.manifest
+    with connect(shards) as db:
+        rows, unique, without_category, without_text, colored, n_categories = _one(
+            db,
+            "select count(*), count(distinct uid), count(*) filter (category is null), "
+            "count(*) filter (len(texts) = 0), count(*) filter (has_color), "
+            "count(distinct category) from shards",
+        )
+        kinds = db.execute(
+            "select stage, error, count(*), min(uid), arg_min(message, uid) from failures "
+            "group by stage, error order by count(*) desc, stage, error"
+        ).fetchall()
+        (faces,) = _one(
+            db, f"select quantile_disc(n_faces, {list(_QUANTILES.values())}) from shards"
+        )
+        return Inspection(
+            root=str(root),
+            rows=rows,
+            duplicates=rows - unique,
+            failures=sum(kind[2] for kind in kinds),
+            parts=len(shards.parts),
+            bytes_on_disk=sum(
+                size
+                for name, size in shards.storage.sizes().items()
+                if name == "manifest.json"
+                or (name.startswith(_FILES) and name.endswith(".parquet"))
+            ),
+            datasets=_counts(db, "select dataset as key from shards"),
+            splits=_counts(db, "select split as key from shards"),
+            categories=_counts(db, "select category as key from shards", top),
+            n_categories=n_categories,
+            rows_without_category=without_category,
+            text_sources=_counts(db, "select unnest(text_sources) as key from shards"),
+            rows_without_text=without_text,
+            rows_with_color=colored,
+            n_faces=dict(zip(_QUANTILES, faces, strict=True)) if faces else {},
+            teacher=manifest.teacher.label,
+            embed_width=manifest.teacher.width,
+            n_points=manifest.n_points,
+            n_views=manifest.n_views,
+            image_size=_image_size(manifest.renderer),
+            failure_kinds=[FailureKind(*kind) for kind in kinds],
+        )
+
+
+def _one(db: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    return db.execute(sql).fetchone()
+
+
+def _counts(db: duckdb.DuckDBPyConnection, keys: str, top: int | None = None) -> dict[str, int]:
+    limit = "" if top is None else f"limit {int(top)}"
+    found = db.execute(
+        f"select key, count(*) from ({keys}) where key is not null "
+        f"group by key order by count(*) desc, key {limit}"
+    ).fetchall()
+    return dict(found)
+
+
+def _image_size(renderer: dict[str, Any]) -> int | None:
+    settings = renderer.get("settings")
+    size = settings.get("image_size") if isinstance(settings, dict) else None
+    return size if isinstance(size, int) else None

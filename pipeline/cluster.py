@@ -1,0 +1,73 @@
+"""Joining a Ray cluster, or starting a local one for the time of a job."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.common import InputError
+
+# Nothing of ours is reported anywhere, and no process of Ray's does work that nobody reads.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_SCHEDULER_EVENTS": "0",
+}
+
+
+def available(kind: str) -> float:
+    """How much of a resource (``CPU``, ``GPU``) the cluster has."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return float(resources.get(kind, 0))
+
+
+@contextmanager
+def running(
+    address: str | None = None,
+    workers: int | None = None,
+    object_store_bytes: int | None = None,
+) -> Iterator[int]:
+    """Join the cluster at ``address``, or start Ray here and stop it afterwards; yields its CPUs.
+
+    A session that the caller has started is used and left running. Raises ``InputError`` when no
+    cluster answers at ``address``.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data  # sets its own loggers up when it is imported
+
+    for name in ("ray", "ray.data", "ray.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield max(1, int(available("CPU")))
+        return
+    local: dict[str, Any] = {
+        # One more than the render workers hold for good: the tasks between them need a slot, and
+        # without one the graph would wait for ever.
+        "num_cpus": (workers or os.cpu_count() or 1) + 1,
+        "object_store_memory": object_store_bytes,
+        "include_dashboard": False,
+    }
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else local),
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there; start one with "
+            "`ray start --head`, or leave the option out"
+        ) from error
+    try:
+        yield max(1, int(available("CPU")))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""Shard sets made of shard sets: split, merge, filter; and whether one is sound (verify)."""

@@ -1,0 +1,121 @@
+"""The records of a job in a temporary file beside the shards, from which workers read theirs.
+
+Neither the driver nor a worker ever holds all records: the file is written as they stream by, in
+row groups of ``GROUP``, and a task is a slice of a row group.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.common import content_hash
+from pipeline.datasets.base import Record
+from pipeline.shards.storage import Storage
+
+GROUP = 64  # records in a row group: the largest task
+_TASKS_PER_WORKER = 4  # at least, where there is enough to do: the last ones even out
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uid", "dataset", "source", "key", "category", "split")),
+        ("texts", pa.list_(pa.string())),
+        ("text_sources", pa.list_(pa.string())),
+        ("places", pa.list_(pa.int16())),
+    ]
+)
+_FIELDS = [field.name for field in fields(Record)]
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One record, and which of a job's shard sets lack it."""
+
+    record: Record
+    places: tuple[int, ...]  # numbers of the sets
+
+
+@dataclass(frozen=True)
+class Spool:
+    """The written file."""
+
+    address: str  # folder and name, as ``Storage`` reads it
+    total: int  # records
+
+    def tasks(self, workers: int) -> Iterator[pa.Table]:
+        """One table (group, begin, end) for each task: small enough that every worker has some."""
+        size = GROUP
+        while size > 1 and self.total < size * workers * _TASKS_PER_WORKER:
+            size //= 2
+        for start in range(0, self.total, size):
+            group, begin = divmod(start, GROUP)
+            end = min(begin + size, self.total - group * GROUP)
+            yield pa.table({"group": [group], "begin": [begin], "end": [end]})
+
+
+class SpoolReader:
+    """Reads tasks of a spool, on any worker."""
+
+    def __init__(self, address: str) -> None:
+        root, _, name = address.rpartition("/")
+        storage = Storage.at(root)
+        self._file = pq.ParquetFile(storage.filesystem.open_input_file(storage.join(name)))
+
+    def read(self, tasks: pa.Table) -> list[Todo]:
+        """The records of the tasks."""
+        found = []
+        for task in tasks.to_pylist():
+            group = self._file.read_row_group(task["group"])
+            rows = group.slice(task["begin"], task["end"] - task["begin"]).to_pylist()
+            found += [Todo(_record(row), tuple(row["places"])) for row in rows]
+        return found
+
+
+@contextmanager
+def spooled(out: str, todo: Iterable[Todo]) -> Iterator[Spool]:
+    """Write what there is to do to a hidden file in ``out``, and remove it in the end."""
+    storage = Storage.at(out)
+    name = f".tmp-records-{uuid.uuid4().hex[:12]}.parquet"
+    total = 0
+    try:
+        with (
+            storage.filesystem.open_output_stream(storage.join(name)) as stream,
+            pq.ParquetWriter(stream, _SCHEMA) as writer,
+        ):
+            rows: list[dict[str, Any]] = []
+            for item in todo:
+                rows.append({**asdict(item.record), "places": list(item.places)})
+                total += 1
+                if len(rows) == GROUP:
+                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+                    rows = []
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        root = storage.path if storage.is_local else storage.root.rstrip("/")
+        yield Spool(f"{root}/{name}", total)
+    finally:
+        if storage.exists(name):
+            storage.filesystem.delete_file(storage.join(name))
+
+
+def with_split(record: Record, holdout: float) -> Record:
+    """Put a record without a split into "test" or "train", by a hash of its uid.
+
+    The same uid lands in the same split whatever else is in the set.
+    """
+    if not holdout or record.split is not None:
+        return record
+    place = int(content_hash(f"split/{record.uid}")[:13], 16) / 16**13
+    return replace(record, split="test" if place < holdout else "train")
+
+
+def _record(row: dict[str, Any]) -> Record:
+    values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+    for name in ("texts", "text_sources"):
+        values[name] = tuple(values[name])
+    return Record(**values)

@@ -1,0 +1,244 @@
+"""The stages of the embedding job, as Ray runs them.
+
+What travels between them is pickled by us, between our own workers only: it is never written to
+disk and never read from a user's file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.captions import CaptionOptions
+from pipeline.objects import (
+    IsolatedProcessor,
+    ObjectSettings,
+    Processed,
+    prefer_throughput,
+)
+from pipeline.shards import (
+    Failure,
+    KeptImages,
+    Manifest,
+    Row,
+    write_failures,
+    write_part,
+    write_part_with_images,
+)
+from pipeline.shards.schema import quantised
+from pipeline.spool import SpoolReader, Todo
+
+ENCODED_AT_ONCE = 16  # objects; enough to fill the teacher's batches, little to hold
+
+
+@dataclass(frozen=True)
+class Target:
+    """One teacher, and the shard set that its embeddings go to."""
+
+    spec: str  # as ``pipeline.teacher.load_teacher`` takes it
+    out: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What the encoders need to know."""
+
+    targets: tuple[Target, ...]
+    device: str
+    captions: CaptionOptions
+    teacher_options: dict[str, Any] = field(default_factory=dict)  # of ``pipeline.teacher.Teacher``
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one object."""
+
+    places: tuple[int, ...]  # the targets that it is for
+    rows: dict[int, Row] = field(default_factory=dict)  # by target; {}: it failed
+    failure: Failure | None = None
+    kept: KeptImages | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, int] = field(default_factory=dict)
+
+
+class RenderStage:
+    """Ray actor: reads its tasks from the spool and processes the objects in a child."""
+
+    def __init__(self, settings: ObjectSettings, spool: str, timeout_s: float) -> None:
+        self._processor = IsolatedProcessor(settings, timeout_s)
+        self._spool = SpoolReader(spool)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield every object by itself: one large one must not hold the others back."""
+        todo = self._spool.read(batch)
+        for item, places in self._processed(todo):
+            yield pack([(item, places)])
+
+    def chunks(
+        self, batch: pa.Table
+    ) -> Iterator[list[tuple[Processed | Failure, tuple[int, ...]]]]:
+        """The objects, a few at a time; the child rests while the caller works on them."""
+        todo = self._spool.read(batch)
+        for start in range(0, len(todo), ENCODED_AT_ONCE):
+            yield list(self._processed(todo[start : start + ENCODED_AT_ONCE]))
+
+    def _processed(
+        self, todo: Sequence[Todo]
+    ) -> Iterator[tuple[Processed | Failure, tuple[int, ...]]]:
+        items = self._processor([item.record for item in todo])
+        for item, done in zip(items, todo, strict=True):
+            yield item, done.places
+
+
+class EncodeStage:
+    """Ray actor: holds the teachers and turns processed objects into rows."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        import torch
+
+        from pipeline.captioners import load_captioner
+        from pipeline.encode import Encoder
+        from pipeline.teacher import load_matching
+
+        # One thread each: there are as many of these as cores, and sums must not depend on how
+        # many threads share them.
+        torch.set_num_threads(1)
+        prefer_throughput()
+        batch_size = 256 if settings.device == "cuda" else 32
+        self._encoders = [
+            Encoder(
+                load_matching(
+                    target.manifest.teacher,
+                    target.spec,
+                    settings.device,
+                    **{"batch_size": batch_size, "fixed_batch": True, **settings.teacher_options},
+                ),
+                target.manifest.templates,
+            )
+            for target in settings.targets
+        ]
+        self._captions = settings.captions
+        spec = settings.captions.captioner
+        self._captioner = load_captioner(spec, settings.device) if spec else None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Encode what ``RenderStage`` yields."""
+        return pack(self.encoded(unpack(batch)))
+
+    def encoded(self, items: Sequence[tuple[Processed | Failure, tuple[int, ...]]]) -> list[Done]:
+        """Rows of the objects for every target that lacks them; failures as they are."""
+        start = time.perf_counter()
+        good = {at: item for at, (item, _) in enumerate(items) if isinstance(item, Processed)}
+        if self._captioner is not None and good:
+            from pipeline.captioners import caption_objects
+
+            views = self._captions.captioner_views
+            captioned = caption_objects(list(good.values()), self._captioner, views)
+            good = dict(zip(good, captioned, strict=True))
+        rows: dict[int, dict[int, Row]] = {at: {} for at in good}
+        texts: dict[str, int] = {}
+        for place, encoder in enumerate(self._encoders):
+            wanted = [at for at in good if place in items[at][1]]
+            encoded = encoder.encode([good[at] for at in wanted])
+            counts = encoder.take_counts()
+            texts = texts or counts  # every teacher reads the same texts: told once
+            for at, row in zip(wanted, encoded, strict=True):
+                rows[at][place] = quantised(row)
+        seconds = (time.perf_counter() - start) / max(1, len(good))
+        done = []
+        for at, (item, places) in enumerate(items):
+            if isinstance(item, Failure):
+                done.append(Done(places, failure=item))
+                continue
+            spent = {**item.seconds, "encode": seconds}
+            done.append(Done(places, rows[at], None, item.kept, spent, texts))
+            texts = {}
+        return done
+
+
+class EmbedStage:
+    """Ray actor: both of the above on one core, for teachers on the CPU.
+
+    What is rendered never leaves the actor, every core encodes its own, and the two take turns.
+    Pictures handed to an encoder that competes for the same cores cost a tenth more (measured in
+    docs/benchmarks.md).
+    """
+
+    def __init__(
+        self, settings: ObjectSettings, spool: str, timeout_s: float, encode: EncodeSettings
+    ) -> None:
+        self._render = RenderStage(settings, spool, timeout_s)
+        self._encode = EncodeStage(encode)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Render and encode the task's objects."""
+        done: list[Done] = []
+        for items in self._render.chunks(batch):
+            done += self._encode.encoded(items)
+        return pack(done)
+
+
+def write_stage(batch: pa.Table, targets: tuple[Target, ...]) -> pa.Table:
+    """Write the objects of a batch, one part for each target; what was done, as one row."""
+    start = time.perf_counter()
+    items: list[Done] = unpack(batch)
+    for place, target in enumerate(targets):
+        rows = [item.rows[place] for item in items if place in item.rows]
+        failures = [
+            item.failure for item in items if item.failure is not None and place in item.places
+        ]
+        if rows and target.manifest.kept_images:
+            kept = [i.kept for i in items if place in i.rows and i.kept is not None]
+            write_part_with_images(target.out, target.manifest, rows, kept)
+        elif rows:
+            write_part(target.out, target.manifest, rows)
+        if failures:
+            write_failures(target.out, failures)
+    failed = [item.failure for item in items if item.failure is not None]
+    seconds: dict[str, float] = {}
+    texts: Counter[str] = Counter()
+    for item in items:
+        for stage, spent in item.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+        texts.update(item.texts)
+    seconds["write"] = time.perf_counter() - start
+    return pack(
+        [
+            Written(
+                rows=len(items) - len(failed),
+                failures=len(failed),
+                reasons=Counter(f"{item.stage}: {item.error}" for item in failed),
+                seconds=seconds,
+                texts=texts,
+            )
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write did, for the driver's summary."""
+
+    rows: int  # objects
+    failures: int  # objects
+    reasons: Counter[str]
+    seconds: dict[str, float]
+    texts: Counter[str]
+
+
+def pack(items: Sequence[Any]) -> pa.Table:
+    """Items as a table that Ray can pass on without looking into them."""
+    packed = [pickle.dumps(item, protocol=5) for item in items]
+    return pa.table({"item": pa.array(packed, pa.large_binary())})
+
+
+def unpack(batch: pa.Table) -> list[Any]:
+    """The items of ``pack``."""
+    return [pickle.loads(item.as_buffer()) for item in batch.column("item")]

@@ -1,0 +1,102 @@
+"""The job's parts that need no Ray; tests/integration runs it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cameras import ring
+from pipeline.captions import CaptionJoin
+from pipeline.common import InputError
+from pipeline.datasets.procedural import ProceduralDataset
+from pipeline.job import EmbedOptions, EmbedSummary, for_teachers, prepare, set_names, to_do
+from pipeline.objects import ObjectSettings, process
+from pipeline.renderers.base import RenderConfig
+from pipeline.shards import Failure, ShardSet
+from pipeline.spool import SpoolReader
+from pipeline.stages import EncodeStage, Target, pack, unpack, write_stage
+
+
+def settings(count: int) -> ObjectSettings:
+    return ObjectSettings(
+        dataset=ProceduralDataset(count=count, seed=3),
+        cameras=ring(2),
+        render=RenderConfig(image_size=48),
+        n_points=64,
+        n_fps=32,
+    )
+
+
+def test_set_names__one_teacher_writes_into_out_itself() -> None:
+    assert set_names(("demo",), "shards/x") == ["shards/x"]
+
+
+def test_set_names__several_get_folders_named_after_them() -> None:
+    specs = (
+        "demo",
+        "ViT-B-32:laion2b_s34b_b79k",
+        "ViT-L-14:/data/run 3/weights.safetensors",
+        "hf-hub:org/SomeModel",
+        "local-dir:/a/b/mine/",
+    )
+    assert set_names(specs, "s3://bucket/x/") == [
+        "s3://bucket/x/demo",
+        "s3://bucket/x/vit-b-32-laion2b_s34b_b79k",
+        "s3://bucket/x/vit-l-14-weights.safetensors",
+        "s3://bucket/x/somemodel",
+        "s3://bucket/x/mine",
+    ]
+
+
+@pytest.mark.parametrize("twice", [("demo", "demo"), ("local-dir:/a/x", "local-dir:/b/x")])
+def test_set_names__two_of_one_name_are_refused(twice: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"--teacher .*same name"):
+        set_names(twice, "out")
+
+
+def test_summary__too_many_failures_counts_what_was_tried() -> None:
+    assert not EmbedSummary(limit=0.0).too_many_failures
+    assert not EmbedSummary(embedded=95, failed=5, limit=0.05).too_many_failures
+    assert EmbedSummary(embedded=94, failed=6, limit=0.05).too_many_failures
+
+
+def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: Path) -> None:
+    objects = settings(5)
+    options = EmbedOptions(objects=objects, out=str(tmp_path / "one"), device="cpu")
+    (first,) = prepare(options).targets
+    manifest = first.manifest
+    second = Target("demo", str(tmp_path / "two"), manifest)
+    prepare(EmbedOptions(objects=objects, out=second.out, device="cpu"))
+    both = (first, second)
+    encode = prepare(options)
+    object.__setattr__(encode, "targets", both)
+    objects = for_teachers(objects, manifest.teacher)
+    stage = EncodeStage(encode)
+    # The first two objects are in set one already, and one of the others fails.
+    for limit, places in ((2, (0,)), (5, None)):
+        with CaptionJoin(()) as captions:
+            run = EmbedOptions(objects=objects, out=first.out, device="cpu", limit=limit)
+            sets = encode if places is None else prepare(options)
+            with to_do(run, sets, captions) as (spool, seen):
+                assert seen == limit
+                todo = [i for t in spool.tasks(1) for i in SpoolReader(spool.address).read(t)]
+        wanted = [(0,)] * 2 if places else [(1,)] * 2 + [(0, 1)] * 3
+        assert [item.places for item in todo] == wanted
+        items = [(process(item.record, objects), item.places) for item in todo]
+        if places is None:
+            lost = todo[3].record
+            items[3] = Failure(lost.uid, lost.dataset, lost.source, "load", "gone", "x"), (0, 1)
+        (written,) = unpack(write_stage(pack(stage.encoded(items)), both))
+        assert (written.rows, written.failures) == ((2, 0) if places else (4, 1))
+        assert written.texts["texts"] > 0
+        assert {"load", "render", "sample", "encode", "write"} <= set(written.seconds)
+    one, two = (ShardSet.open(target.out) for target in both)
+    rows = [{r.uid: r for g in s.row_groups for r in s.rows(g)} for s in (one, two)]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert len(rows[0]) == 4
+    for uid, row in rows[0].items():
+        np.testing.assert_array_equal(row.xyz, rows[1][uid].xyz)
+        np.testing.assert_array_equal(row.image_embeds, rows[1][uid].image_embeds)
+    assert [s.failures_table().num_rows for s in (one, two)] == [1, 1]

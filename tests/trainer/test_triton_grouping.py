@@ -1,0 +1,108 @@
+"""The Triton kernels against the plain versions: on a GPU, or interpreted on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer import grouping
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def clouds(batch: int, points: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(batch, points, 6, generator=generator) * 2 - 1).to(DEVICE)
+
+
+def compare_all() -> None:
+    """Every kernel against its oracle; called on a GPU, and on the CPU by the interpreter."""
+    from trainer import triton_grouping as kernels
+
+    # Sizes below, at and above one block of the scan; radii with empty, partial and full balls.
+    for batch, points, centroids, k in ((1, 7, 3, 4), (2, 1024, 5, 8), (2, 1500, 6, 33)):
+        cloud = clouds(batch, points, points)
+        xyz, middle = cloud[..., :3], cloud[:, :centroids, :3]
+        for radius in (0.05, 0.4, 4.0):
+            expected = grouping.plain_ball_query(middle, xyz, radius, k)
+            assert torch.equal(kernels.neighbours(xyz, middle, k, radius), expected)
+            grouped = grouping.gather_points(cloud, expected)
+            grouped = torch.cat([grouped[..., :3] - middle[:, :, None], grouped], dim=-1)
+            assert torch.equal(kernels.grouped(cloud, middle, k, radius), grouped)
+        far = middle + 9.0  # empty balls: the nearest point, k times
+        expected = grouping.plain_ball_query(far, xyz, 0.1, k)
+        assert torch.equal(kernels.neighbours(xyz, far, k, 0.1), expected)
+        expected = grouping.plain_knn(middle, xyz, k).sort(-1).values
+        index = kernels.neighbours(xyz, middle, k, None)
+        assert torch.equal(index, expected)  # in the order of the index
+        grouped = grouping.gather_points(cloud, expected)
+        grouped = torch.cat([grouped[..., :3] - middle[:, :, None], grouped], dim=-1)
+        assert torch.equal(kernels.grouped(cloud, middle, k, None), grouped)
+
+    # Equal distances: each point is there three times; the lower index goes first.
+    base = clouds(1, 40, 3)
+    cloud = torch.cat([base, base, base], dim=1)
+    index = kernels.neighbours(cloud, base[:, :4, :3], 5, None)
+    for row in range(4):
+        squared = (cloud[0, :, :3] - base[0, row, :3]).square().sum(-1)
+        order = torch.argsort(squared, stable=True)[:5]
+        assert sorted(index[0, row].tolist()) == sorted(order.tolist())
+    assert kernels.knn_fits(16_384)
+    assert not kernels.knn_fits(16_385)
+
+
+def test_kernels__equal_the_plain_versions_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    # Triton reads the variable when it is imported, so this needs a process of its own.
+    code = "from tests.trainer.test_triton_grouping import compare_all; compare_all()"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels__equal_the_plain_versions_on_a_gpu() -> None:
+    compare_all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels__are_the_same_each_time_and_used_by_default() -> None:
+    cloud = clouds(8, 10_000)
+    middle = cloud[:, :384, :3]
+    first = grouping.group_points(cloud, middle, 64, 0.2)
+    assert torch.equal(first, grouping.group_points(cloud, middle, 64, 0.2))
+    assert torch.equal(first, grouping.plain_group(cloud, middle, 64, 0.2))
+    assert grouping._kernels() is not None
+
+
+def test_group_points__falls_back_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MRD3D_TRITON", "0")
+    grouping._kernels.cache_clear()
+    try:
+        assert grouping._kernels() is None
+    finally:
+        grouping._kernels.cache_clear()
+    assert "plain PyTorch" in capsys.readouterr().err
+
+
+def test_group_points__is_offset_then_channels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.rand(2, 30, 6, generator=generator)
+    for radius in (None, 0.3):
+        grouped = grouping.group_points(cloud, cloud[:, :5, :3], 4, radius)
+        assert grouped.shape == (2, 5, 4, 9)
+        torch.testing.assert_close(grouped[..., :3] + cloud[:, :5, None, :3], grouped[..., 3:6])
+        if radius is not None:
+            assert float(grouped[..., :3].norm(dim=-1).max()) <= 0.3 + 1e-6
