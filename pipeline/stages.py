@@ -34,7 +34,10 @@ from pipeline.shards import (
 from pipeline.shards.schema import quantised
 from pipeline.spool import SpoolReader, Todo
 
-ENCODED_AT_ONCE = 16  # objects; enough to fill the teacher's batches, little to hold
+# What one core renders before it encodes: each turn costs a pause, and the pictures of the turn are
+# held.
+_TURN_BYTES = 128 << 20
+_TURN_OBJECTS = 64
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,20 @@ class Done:
     texts: dict[str, int] = field(default_factory=dict)
 
 
+def turn_objects(settings: ObjectSettings) -> int:
+    """How many objects a worker renders before it encodes them."""
+    sides = [size[0] if size else settings.render.image_size for size in settings.encode_sizes]
+    held = sum(3 * min(side, settings.render.image_size) ** 2 for side in sides)
+    return max(1, min(_TURN_OBJECTS, _TURN_BYTES // max(1, held * len(settings.cameras))))
+
+
 class RenderStage:
     """Ray actor: reads its tasks from the spool and processes the objects in a child."""
 
     def __init__(self, settings: ObjectSettings, spool: str, timeout_s: float) -> None:
         self._processor = IsolatedProcessor(settings, timeout_s)
         self._spool = SpoolReader(spool)
+        self._turn = turn_objects(settings)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield every object by itself: one large one must not hold the others back."""
@@ -86,8 +97,8 @@ class RenderStage:
     ) -> Iterator[list[tuple[Processed | Failure, tuple[int, ...]]]]:
         """The objects, a few at a time; the child rests while the caller works on them."""
         todo = self._spool.read(batch)
-        for start in range(0, len(todo), ENCODED_AT_ONCE):
-            yield list(self._processed(todo[start : start + ENCODED_AT_ONCE]))
+        for start in range(0, len(todo), self._turn):
+            yield list(self._processed(todo[start : start + self._turn]))
 
     def _processed(
         self, todo: Sequence[Todo]

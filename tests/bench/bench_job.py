@@ -22,7 +22,7 @@ from pipeline.job import EmbedOptions, build_manifest, embed, for_teachers
 from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, create_or_open, write_part
-from pipeline.stages import ENCODED_AT_ONCE
+from pipeline.stages import turn_objects
 from pipeline.teacher import load_teacher
 
 
@@ -48,6 +48,7 @@ def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, flo
     encoder = Encoder(teacher, work.templates)
     work = replace(work, objects=for_teachers(work.objects, teacher.info))
     records = list(work.objects.dataset.records())
+    turn = turn_objects(work.objects)
     processor = IsolatedProcessor(work.objects) if isolated else None
 
     def processed(chunk: Sequence[Record]) -> Iterable[Processed | Failure]:
@@ -59,8 +60,8 @@ def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, flo
     for begin in range(0, len(records), work.rows_per_part):
         rows = []
         part = records[begin : begin + work.rows_per_part]
-        for first in range(0, len(part), ENCODED_AT_ONCE):
-            done = list(processed(part[first : first + ENCODED_AT_ONCE]))
+        for first in range(0, len(part), turn):
+            done = list(processed(part[first : first + turn]))
             good = [item for item in done if isinstance(item, Processed)]
             for item in good:
                 for stage, value in item.seconds.items():
