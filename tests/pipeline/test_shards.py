@@ -28,8 +28,8 @@ from pipeline.shards import (
     write_failures,
     write_part,
 )
-from pipeline.shards.schema import row_schema
-from pipeline.shards.writer import ROW_GROUP_ROWS
+from pipeline.shards.schema import quantised, row_schema
+from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set, unit
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -344,7 +344,7 @@ BAD_ROWS: dict[str, tuple[str, Any]] = {
     "sha256 none": ("sha256", None),
     "xyz too few": ("xyz", np.zeros((N - 1, 3), np.float32)),
     "xyz flat": ("xyz", np.zeros(3 * N, np.float32)),
-    "xyz integer": ("xyz", np.zeros((N, 3), np.int16)),
+    "xyz integer": ("xyz", np.zeros((N, 3), np.int32)),
     "xyz millimetres": ("xyz", np.full((N, 3), 500, np.float32)),
     "xyz nan": ("xyz", np.full((N, 3), np.nan, np.float32)),
     "rgb float": ("rgb", np.zeros((N, 3), np.float32)),
@@ -463,3 +463,13 @@ def test_write_part__any_uid_gives_a_plain_file_name(uid: str, tmp_path: Any) ->
     assert len(name) < 120
     assert (tmp_path / name).is_file()
     assert ShardSet.open(tmp_path).uids() == [uid]
+
+
+def test_quantised__rows_give_the_same_part_and_what_leaves_the_range_is_refused() -> None:
+    manifest = make_manifest()
+    rows = [make_row(manifest, f"toy/{n}") for n in range(3)]
+    assert encode_part(manifest, [quantised(row) for row in rows]) == encode_part(manifest, rows)
+    twice = [quantised(quantised(row)) for row in rows]
+    assert encode_part(manifest, twice) == encode_part(manifest, rows)
+    with pytest.raises(ValueError, match="xyz leaves"):
+        quantised(replace(rows[0], xyz=rows[0].xyz * 3))
