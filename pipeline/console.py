@@ -160,6 +160,7 @@ class ProgressBar:
         self.label, self.total, self.unit = label, total, unit
         self._plain_every_s, self._clock = plain_every_s, clock
         self._done, self._start, self._last_line = 0, clock(), clock()
+        self._told = 0  # done when the last plain line was printed
         self._status = ""
         self._bar: Progress | None = None
         if err.is_terminal:
@@ -199,6 +200,7 @@ class ProgressBar:
             self._print_line()
 
     def _print_line(self) -> None:
+        self._told = self._done
         total = f"/{self.total}" if self.total is not None else ""
         eta = ""
         if self.total is not None and self._done:
@@ -214,5 +216,5 @@ class ProgressBar:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._done:
+        elif self._done != self._told:
             self._print_line()

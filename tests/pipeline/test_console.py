@@ -221,7 +221,6 @@ def test_progress__plain_lines_at_most_every_interval(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines() == [
         "embed: 20/100 objects, 2/s, 40 s left, 2 [failed]",
         "embed: 40/100 objects, 2/s, 30 s left, 2 [failed]",
-        "embed: 40/100 objects, 2/s, 30 s left, 2 [failed]",
     ]
 
 
