@@ -10,7 +10,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-SERIES_COLORS = 6  # classes s0 .. s5 of the style sheet
+from pipeline.charts import SERIES_COLORS, cut, tick
+
 MAX_HEAT_CLASSES = 60
 
 
@@ -48,10 +49,10 @@ def line_chart(curves: Sequence[Curve], width: int = 340, height: int = 190) -> 
         parts.append(
             f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}"/>'
         )
-        parts.append(_tick(left - 5, y + 3, "end", f"{value:.3g}"))
+        parts.append(tick(left - 5, y + 3, "end", f"{value:.3g}"))
     for value, anchor in ((x_low, "start"), (x_high, "end")):
         x = place(value, y_low)[0]
-        parts.append(_tick(x, height - 8, anchor, f"{value:g}"))
+        parts.append(tick(x, height - 8, anchor, f"{value:g}"))
     for number, curve in enumerate(curves):
         for piece in _pieces(curve):
             color = f"s{number % SERIES_COLORS}"
@@ -66,10 +67,6 @@ def line_chart(curves: Sequence[Curve], width: int = 340, height: int = 190) -> 
             )
     parts.append("</svg>")
     return Markup("".join(parts))  # names are escaped above
-
-
-def _tick(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _pieces(curve: Curve, limit: int = 400) -> list[list[tuple[float, float]]]:
@@ -107,7 +104,7 @@ def heat_map(matrix_CC: NDArray[np.int64], classes: Sequence[str]) -> Markup:
         f'width="{cell * count}" height="{cell * count}"/>'
     ]
     for row in range(count):
-        name = escape(_cut(classes[shown[row]], 24))
+        name = escape(cut(classes[shown[row]], 24))
         middle = label + cell * row + cell / 2
         parts.append(
             f'<text class="tick" style="font-size:{font}px" text-anchor="end" x="{label - 4}" '
@@ -141,7 +138,3 @@ def heat_classes(matrix_CC: NDArray[np.int64]) -> list[int]:
     seen = np.flatnonzero(matrix_CC.sum(0) + matrix_CC.sum(1))
     worst = seen[np.argsort(-involved[seen], kind="stable")][:MAX_HEAT_CLASSES]
     return [int(i) for i in np.sort(worst)]
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

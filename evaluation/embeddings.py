@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.shards import TeacherInfo
+from trainer.metrics import normalise as normalise  # one definition for all that compare
 
 FORMAT = "mrd3d-embeddings"
 VERSION = 1
@@ -221,13 +222,6 @@ def _build(owner: Any, value: Any, name: str, field: str, remedy: str) -> Any:
         return owner(**value)
     except TypeError as error:
         raise InputError(f"{name}: field {field} is incomplete; {remedy}") from error
-
-
-def normalise(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """L2-normalise the last axis in float32; zero vectors stay zero."""
-    values = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(values, axis=-1, keepdims=True)
-    return np.asarray(values / np.maximum(norms, 1e-12), np.float32)
 
 
 def concatenate(batches: Sequence[EmbeddingRows]) -> EmbeddingRows:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from evaluation import teachers
 from evaluation.index import Hit, load_index
-from evaluation.pictures import data_uri, draw_cloud
 from evaluation.search import text_query
+from pipeline.cloud_pictures import data_uri, draw_cloud
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from evaluation.charts import SERIES_COLORS, Curve, heat_classes, heat_map, line_chart
+from evaluation.charts import Curve, heat_classes, heat_map, line_chart
 from evaluation.gallery import GalleryRow
 from evaluation.results import read_result
 from evaluation.student import run_name
 from evaluation.tables import by_benchmark, comparisons, title_of
 from pipeline.common import InputError, atomic_path, versions
+from pipeline.pages import render_page
 
 Record = dict[str, Any]
 MAX_BAR_CLASSES = 60
@@ -72,16 +73,10 @@ def write_report(
     runs: Sequence[Path] = (),
 ) -> None:
     """Write the page atomically. Raises ``InputError`` when a run has no metrics."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render_page(
+        "evaluation",
+        "templates",
+        "report.html.j2",
         title=title,
         tables=comparisons(records),
         sections=class_sections(records),
@@ -89,7 +84,6 @@ def write_report(
         curves=curve_sections(runs),
         run_names=[run_name(run) for run in runs],
         protocols=[_protocol(record) for record in records],
-        colors=SERIES_COLORS,
         version=versions("mrd3d").get("mrd3d", ""),
     )
     with atomic_path(out) as temporary:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.embeddings import ModelInfo
-from evaluation.metrics import wilson
 from pipeline.common import InputError, atomic_path, content_hash, versions
 from pipeline.shards import TeacherInfo
+from trainer.metrics import wilson
 
 FORMAT = "mrd3d-result"
 VERSION = 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,13 +28,21 @@ def available(kind: str) -> float:
     return float(resources.get(kind, 0))
 
 
+# What tells where an S3 store is. Keys are not among them: what is handed to a job's workers stands
+# in the cluster's logs; its machines have keys of their own, or roles.
+_HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
 @contextmanager
 def running(
     address: str | None = None,
-    workers: int | None = None,
+    worker_cpus: float | None = None,
     object_store_bytes: int | None = None,
-) -> Iterator[int]:
-    """Join the cluster at ``address``, or start Ray here and stop it afterwards; yields its CPUs.
+) -> Iterator[Callable[[], int]]:
+    """Join the cluster at ``address``, or start Ray here and stop it afterwards.
+
+    Yields a function that counts the CPUs of the cluster as it is. ``worker_cpus`` is how many the
+    workers hold together on a Ray that is started here; None: all that the machine has.
 
     A session that the caller has started is used and left running. Raises ``InputError`` when no
     cluster answers at ``address``.
@@ -46,21 +55,23 @@ def running(
     for name in ("ray", "ray.data", "ray.util"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
-        yield max(1, int(available("CPU")))
+        yield _cpus
         return
     local: dict[str, Any] = {
         # One more than the render workers hold for good: the tasks between them need a slot, and
         # without one the graph would wait for ever.
-        "num_cpus": (workers or os.cpu_count() or 1) + 1,
+        "num_cpus": math.ceil(worker_cpus or os.cpu_count() or 1) + 1,
         "object_store_memory": object_store_bytes,
         "include_dashboard": False,
     }
+    handed = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
+    joined: dict[str, Any] = {"runtime_env": {"env_vars": handed}} if handed else {}
     try:
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({} if address else local),
+            **(joined if address else local),
         )
     except ConnectionError as error:
         raise InputError(
@@ -68,6 +79,10 @@ def running(
             "`ray start --head`, or leave the option out"
         ) from error
     try:
-        yield max(1, int(available("CPU")))
+        yield _cpus
     finally:
         ray.shutdown()
+
+
+def _cpus() -> int:
+    return max(1, int(available("CPU")))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,26 +22,18 @@ from typing import Any
 from pipeline.cameras import thumbnail_json
 from pipeline.captions import DEFAULT_TEMPLATES, CaptionJoin
 from pipeline.catalog import clean_temporaries, pending_sets
-from pipeline.cluster import available, running
 from pipeline.common import InputError, versions
-from pipeline.console import ProgressBar, note
+from pipeline.console import note
 from pipeline.datasets.base import Record
+from pipeline.graph import run_graph
 from pipeline.lock import exclusive
 from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
 from pipeline.resize import compile_cached as compile_resize
 from pipeline.shards import Manifest, TeacherInfo, create_or_open
+from pipeline.shards.storage import shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
-from pipeline.stages import (
-    EmbedStage,
-    EncodeSettings,
-    EncodeStage,
-    RenderStage,
-    Target,
-    Written,
-    unpack,
-    write_stage,
-)
+from pipeline.stages import EncodeSettings, Target
 
 
 @dataclass(frozen=True)
@@ -61,6 +52,7 @@ class EmbedOptions:
     encoders: int | None = None  # on GPUs; None: one per GPU
     encoder_gpus: float = 1.0  # that an encoder counts for
     object_store_bytes: int | None = 1 << 30  # of a Ray that is started here
+    node_grace_s: float = 60.0  # how long to wait for another machine when one is lost
     rows_per_part: int = 256
     timeout_s: float = 120.0  # per object
     max_failures: float = 0.05  # fraction
@@ -83,6 +75,7 @@ class EmbedSummary:
     # See ``encode.Encoder`` and ``captions.CaptionJoin.counts``.
     texts: dict[str, int] = field(default_factory=dict)
     sets: dict[str, str] = field(default_factory=dict)  # shard set by teacher
+    passes: int = 0  # over what was left to do: more than one where machines were lost
     limit: float = 0.05  # failed fraction above which the run counts as failed
 
     @property
@@ -92,8 +85,16 @@ class EmbedSummary:
         return total > 0 and self.failed > self.limit * total
 
 
-def build_manifest(options: EmbedOptions, teacher: TeacherInfo, first: bool = True) -> Manifest:
-    """The manifest of the set that ``options`` describe; the ``first`` one keeps the pictures."""
+def build_manifest(
+    options: EmbedOptions,
+    teacher: TeacherInfo,
+    first: bool = True,
+    told: dict[str, str] | None = None,
+) -> Manifest:
+    """The manifest of the set that ``options`` describe; the ``first`` one keeps the pictures.
+
+    ``told`` joins the versions of the libraries: known, never compared.
+    """
     objects = options.objects
     renderer = get_renderer(objects.renderer)
     captions = objects.captions.to_json()
@@ -122,7 +123,7 @@ def build_manifest(options: EmbedOptions, teacher: TeacherInfo, first: bool = Tr
             **({"thumbnail": thumbnail_json()} if objects.thumbnail else {}),
         },
         templates=list(options.templates),
-        versions={**libraries, **getattr(renderer, "versions", dict)()},
+        versions={**libraries, **getattr(renderer, "versions", dict)(), **(told or {})},
         thumbnails=objects.thumbnail,
         kept_images=objects.keep_images if first else None,
     )
@@ -147,7 +148,7 @@ def set_names(teachers: tuple[str, ...], out: str) -> list[str]:
                 f"--teacher {spec}: another one has the same name {name!r}; name each once, and "
                 "give local files different names"
             )
-    return [f"{out.rstrip('/')}/{name}" for name in names]
+    return [within(out, name) for name in names]
 
 
 def _set_name(spec: str) -> str:
@@ -180,7 +181,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         with to_do(options, targets, captions) as (spool, seen):
             summary.skipped = seen - spool.total
             if spool.total:
-                _run(replace(options, objects=objects), targets, spool, summary, begun)
+                run_graph(replace(options, objects=objects), targets, spool, summary, begun)
         if options.objects.captions.files:
             summary.texts.update(captions.counts)
             for line in captions.lines():
@@ -194,14 +195,21 @@ def prepare(options: EmbedOptions, write: bool = True) -> EncodeSettings:
     ``write=False`` leaves sets that are not there yet unstarted. Raises ``InputError`` as
     ``embed`` does.
     """
+    import torch
+
     from pipeline.teacher import load_teacher
+    from pipeline.teachers.device import choose_precision
 
     device = _device(options.device, options.address)
+    precision = str(options.teacher_options.get("precision", "auto"))
+    # What ``auto`` means is up to the machine that encodes: a cluster's driver may have no GPU.
+    if device != "cuda" or torch.cuda.is_available():
+        precision = choose_precision(precision, device)
     outs = set_names(options.teachers, options.out)
     targets = []
     for place, (spec, out) in enumerate(zip(options.teachers, outs, strict=True)):
         info = load_teacher(spec, "cpu").info
-        manifest = build_manifest(options, info, first=place == 0)
+        manifest = build_manifest(options, info, place == 0, {"teacher_precision": precision})
         targets.append(Target(spec, out, create_or_open(out, manifest) if write else manifest))
     return EncodeSettings(tuple(targets), device, options.objects.captions, options.teacher_options)
 
@@ -231,41 +239,6 @@ def to_do(
         yield spool, seen
 
 
-def _run(
-    options: EmbedOptions,
-    targets: EncodeSettings,
-    spool: Spool,
-    summary: EmbedSummary,
-    begun: float,
-) -> None:
-    compile_all(options.objects.renderer)
-    with running(options.address, options.workers, options.object_store_bytes) as cpus:
-        reasons: Counter[str] = Counter()
-        stages: dict[str, float] = {}
-        texts: Counter[str] = Counter()
-        graph = _graph(options, targets, spool, cpus)
-        start = time.perf_counter()
-        summary.start_seconds = start - begun
-        with ProgressBar("embed", spool.total, "objects") as bar:
-            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for done in unpack(batch):
-                    assert isinstance(done, Written)
-                    summary.embedded += done.rows
-                    summary.failed += done.failures
-                    reasons.update(done.reasons)
-                    for stage, spent in done.seconds.items():
-                        stages[stage] = stages.get(stage, 0.0) + spent
-                    texts.update(done.texts)
-                    bar.advance(done.rows + done.failures, f"{summary.failed} failed")
-        summary.seconds = time.perf_counter() - start
-        summary.reasons = dict(reasons.most_common())
-        summary.texts = dict(sorted(texts.items()))
-        summary.stage_seconds = {k: round(v, 3) for k, v in stages.items()}
-    lost = spool.total - summary.embedded - summary.failed
-    if lost:
-        raise RuntimeError(f"{lost} of {spool.total} objects were lost by the job; run it again")
-
-
 def compile_all(renderer: str) -> None:
     """Compile once what the workers share, before they fan out and all compile the same thing."""
     from pipeline.meshes.meshopt import compile_cached as compile_meshopt
@@ -275,56 +248,6 @@ def compile_all(renderer: str) -> None:
         warm_up()
     compile_resize()
     compile_meshopt()
-
-
-def _graph(options: EmbedOptions, targets: EncodeSettings, spool: Spool, cpus: int) -> Any:
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.memory_usage_poll_interval_s = None  # would walk all pages of every worker each second
-    workers = options.workers or max(1, int((cpus - 1) / options.worker_cpus))
-    tasks = list(spool.tasks(workers))
-    graph: Any = ray.data.from_arrow(tasks)
-    render = (options.objects, spool.address, options.timeout_s)
-    pool = ActorPoolStrategy(size=min(workers, len(tasks)))
-    if targets.device == "cuda":
-        encoders = options.encoders or max(1, int(available("GPU") / options.encoder_gpus))
-        graph = graph.map_batches(
-            RenderStage,
-            fn_constructor_args=render,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=options.worker_cpus,
-        ).map_batches(
-            EncodeStage,
-            fn_constructor_args=(targets,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=encoders),
-            num_gpus=options.encoder_gpus,
-        )
-    else:
-        graph = graph.map_batches(
-            EmbedStage,
-            fn_constructor_args=(*render, targets),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=options.worker_cpus,
-        )
-    write: Any = write_stage  # Ray's own types of a batch function leave no room for Arrow tables
-    return graph.map_batches(
-        write,
-        fn_args=(targets.targets,),
-        batch_size=options.rows_per_part,
-        batch_format="pyarrow",
-        num_cpus=0,
-    )
 
 
 def _device(name: str, address: str | None) -> str:
@@ -344,12 +267,12 @@ def tell(summary: EmbedSummary, out: str) -> None:
     """Print how the run went."""
     rate = (summary.embedded + summary.failed) / summary.seconds if summary.seconds else 0.0
     note(
-        f"{out}: {summary.embedded} embedded, {summary.failed} failed, "
+        f"{shown(out)}: {summary.embedded} embedded, {summary.failed} failed, "
         f"{summary.skipped} were there already; {rate:.1f} objects/s"
     )
     if len(summary.sets) > 1:
         for teacher, path in summary.sets.items():
-            note(f"  {teacher}: {path}")
+            note(f"  {teacher}: {shown(path)}")
     for reason, count in summary.reasons.items():
         note(f"  {count} x {reason}")
     told = [f"{n} {key.replace('_', ' ')}" for key, n in summary.texts.items() if n]

@@ -1,22 +1,15 @@
 """One object from record to pixels and points: what a CPU worker does, without Ray.
 
 ``process`` never raises for a bad object: it returns a ``Failure``. It can run in the calling
-process, or in a child process of its own (``IsolatedProcessor``) that a crash or a hang of a mesh
-library costs nothing but that object.
+process, or in a child process of its own (``pipeline.isolated``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import pickle
-import resource
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,72 +176,8 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
         return failure(record, stage, type(error).__name__, str(error) or "no message")
 
 
-_settings: ObjectSettings | None = None
-
-
-def _start_child(settings: ObjectSettings, memory_bytes: int | None) -> None:
-    global _settings
-    _settings = settings
-    if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    prefer_throughput()
-
-
 def prefer_throughput() -> None:
     """Ask the kernel for long time slices: workers of a batch job gain nothing by quick ones."""
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _run_in_child(record: Record) -> bytes:
-    assert _settings is not None
-    return pickle.dumps(process(record, _settings), protocol=5)
-
-
-class IsolatedProcessor:
-    """``process`` in a child process, with a time limit per object.
-
-    A child that crashes or hangs is replaced, and its object becomes a failure of kind ``crash``
-    or ``timeout``.
-    """
-
-    def __init__(
-        self,
-        settings: ObjectSettings,
-        timeout_s: float = 120.0,
-        memory_bytes: int | None = 8 << 30,
-    ) -> None:
-        from pebble import ProcessPool
-
-        self._timeout_s = timeout_s
-        # spawn: the parent (a Ray worker) runs threads, which a fork would leave half-dead.
-        self._pool = ProcessPool(
-            max_workers=1,
-            context=multiprocessing.get_context("spawn"),
-            initializer=_start_child,
-            initargs=(settings, memory_bytes),
-        )
-
-    def __call__(self, records: Sequence[Record]) -> Iterator[Processed | Failure]:
-        """Process ``records`` in order; the next one is under way while one is handed out."""
-        from pebble import ProcessExpired
-
-        futures = [
-            self._pool.schedule(_run_in_child, args=(record,), timeout=self._timeout_s)
-            for record in records
-        ]
-        for record, future in zip(records, futures, strict=True):
-            try:
-                yield pickle.loads(future.result())
-            except FutureTimeoutError:
-                yield failure(record, "process", "timeout", f"took over {self._timeout_s:g} s")
-            except ProcessExpired as error:
-                reason = f"the worker died (exit code {error.exitcode})"
-                yield failure(record, "process", "crash", reason)
-
-    def close(self) -> None:
-        """Stop the child."""
-        pool: Any = self._pool
-        pool.stop()
-        pool.join()

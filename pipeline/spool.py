@@ -6,6 +6,7 @@ row groups of ``GROUP``, and a task is a slice of a row group.
 
 from __future__ import annotations
 
+import platform
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common import content_hash
+from pipeline.common import InputError, content_hash
 from pipeline.datasets.base import Record
-from pipeline.shards.storage import Storage
+from pipeline.shards.storage import Storage, shown, within
 
 GROUP = 64  # records in a row group: the largest task
 _TASKS_PER_WORKER = 4  # at least, where there is enough to do: the last ones even out
@@ -44,7 +45,7 @@ class Todo:
 class Spool:
     """The written file."""
 
-    address: str  # folder and name, as ``Storage`` reads it
+    address: str  # path or URI of the file
     total: int  # records
 
     def tasks(self, workers: int) -> Iterator[pa.Table]:
@@ -58,13 +59,26 @@ class Spool:
             yield pa.table({"group": [group], "begin": [begin], "end": [end]})
 
 
+def unseen(address: str, why: str) -> str:
+    """What to tell when a worker does not find the file that the driver wrote."""
+    folder = shown(address).rpartition("/")[0]
+    return (
+        f"--out {folder}: the worker on {platform.node()} does not see what the job put there "
+        f"({why}); on a cluster, give a folder that all its machines share under one path, or an "
+        "address such as s3://bucket/folder that all may read and write"
+    )
+
+
 class SpoolReader:
     """Reads tasks of a spool, on any worker."""
 
     def __init__(self, address: str) -> None:
-        root, _, name = address.rpartition("/")
-        storage = Storage.at(root)
-        self._file = pq.ParquetFile(storage.filesystem.open_input_file(storage.join(name)))
+        """Raises ``InputError`` where this machine does not see the file."""
+        file = Storage.at(address)
+        try:
+            self._file = pq.ParquetFile(file.filesystem.open_input_file(file.path))
+        except OSError as error:
+            raise InputError(unseen(address, str(error.strerror or error))) from error
 
     def read(self, tasks: pa.Table) -> list[Todo]:
         """The records of the tasks."""
@@ -84,7 +98,7 @@ def spooled(out: str, todo: Iterable[Todo]) -> Iterator[Spool]:
     total = 0
     try:
         with (
-            storage.filesystem.open_output_stream(storage.join(name)) as stream,
+            storage.create(name) as stream,
             pq.ParquetWriter(stream, _SCHEMA) as writer,
         ):
             rows: list[dict[str, Any]] = []
@@ -96,11 +110,10 @@ def spooled(out: str, todo: Iterable[Todo]) -> Iterator[Spool]:
                     rows = []
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-        root = storage.path if storage.is_local else storage.root.rstrip("/")
-        yield Spool(f"{root}/{name}", total)
+        # Workers run in other folders: a local path must be a full one.
+        yield Spool(within(storage.path if storage.is_local else storage.root, name), total)
     finally:
-        if storage.exists(name):
-            storage.filesystem.delete_file(storage.join(name))
+        storage.delete(name)
 
 
 def with_split(record: Record, holdout: float) -> Record:

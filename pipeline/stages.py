@@ -16,12 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.captions import CaptionOptions
-from pipeline.objects import (
-    IsolatedProcessor,
-    ObjectSettings,
-    Processed,
-    prefer_throughput,
-)
+from pipeline.common import InputError
+from pipeline.datasets.base import Record
+from pipeline.isolated import IsolatedProcessor
+from pipeline.ledger import GIVE_UP, Guard, Reporter
+from pipeline.objects import ObjectSettings, Processed, failure, prefer_throughput
 from pipeline.shards import (
     Failure,
     KeptImages,
@@ -32,7 +31,9 @@ from pipeline.shards import (
     write_part_with_images,
 )
 from pipeline.shards.schema import quantised
-from pipeline.spool import SpoolReader, Todo
+from pipeline.shards.storage import Storage
+from pipeline.shards.writer import written_uids
+from pipeline.spool import SpoolReader, Todo, unseen
 
 # What one core renders before it encodes: each turn costs a pause, and the pictures of the turn are
 # held.
@@ -70,6 +71,21 @@ class Done:
     seconds: dict[str, float] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def uid(self) -> str:
+        """The object's."""
+        if self.failure is not None:
+            return self.failure.uid
+        return next(iter(self.rows.values())).uid
+
+
+# What became of an object so far, and the targets that it is for.
+Item = tuple[Processed | Failure, tuple[int, ...]]
+
+
+def _uid(item: Processed | Failure) -> str:
+    return item.uid if isinstance(item, Failure) else item.record.uid
+
 
 def turn_objects(settings: ObjectSettings) -> int:
     """How many objects a worker renders before it encodes them."""
@@ -78,40 +94,76 @@ def turn_objects(settings: ObjectSettings) -> int:
     return max(1, min(_TURN_OBJECTS, _TURN_BYTES // max(1, held * len(settings.cameras))))
 
 
-class RenderStage:
-    """Ray actor: reads its tasks from the spool and processes the objects in a child."""
+class Renderer:
+    """Reads tasks from the spool and processes the objects in a child."""
 
     def __init__(self, settings: ObjectSettings, spool: str, timeout_s: float) -> None:
-        self._processor = IsolatedProcessor(settings, timeout_s)
+        self._name = spool
         self._spool = SpoolReader(spool)
+        self._processor = IsolatedProcessor(settings, timeout_s)
         self._turn = turn_objects(settings)
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Yield every object by itself: one large one must not hold the others back."""
-        todo = self._spool.read(batch)
-        for item, places in self._processed(todo):
-            yield pack([(item, places)])
+    def read(self, batch: pa.Table) -> tuple[str, list[Todo]]:
+        """A name for the task of a batch, and its records."""
+        told = [f"{row['group']}+{row['begin']}" for row in batch.to_pylist()]
+        return f"{self._name}/{','.join(told)}", self._spool.read(batch)
 
-    def chunks(
-        self, batch: pa.Table
-    ) -> Iterator[list[tuple[Processed | Failure, tuple[int, ...]]]]:
+    def turns(self, todo: Sequence[Todo]) -> Iterator[list[Item]]:
         """The objects, a few at a time; the child rests while the caller works on them."""
-        todo = self._spool.read(batch)
         for start in range(0, len(todo), self._turn):
-            yield list(self._processed(todo[start : start + self._turn]))
+            yield list(self.processed(todo[start : start + self._turn]))
 
-    def _processed(
-        self, todo: Sequence[Todo]
-    ) -> Iterator[tuple[Processed | Failure, tuple[int, ...]]]:
+    def processed(self, todo: Sequence[Todo]) -> Iterator[Item]:
+        """The objects, one at a time."""
         items = self._processor([item.record for item in todo])
         for item, done in zip(items, todo, strict=True):
             yield item, done.places
 
 
+def _lost(record: Record, stage: str, times: int) -> Failure:
+    told = f"its worker died {times + 1} times with it; it may need more memory than there is"
+    return failure(record, stage, "worker_lost", told)
+
+
+class RenderStage:
+    """Ray actor: reads its tasks from the spool and processes the objects in a child."""
+
+    def __init__(
+        self,
+        settings: ObjectSettings,
+        spool: str,
+        timeout_s: float,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._guard = Guard(reporter)
+        with self._guard.starting():
+            self._renderer = Renderer(settings, spool, timeout_s)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield every object by itself: one large one must not hold the others back."""
+        key, todo = self._renderer.read(batch)
+        with self._guard.attempt(key) as lost:
+            if not lost:
+                for item in self._renderer.processed(todo):
+                    yield pack([item])
+                return
+            for one in todo:  # a worker died at one of these
+                with self._guard.attempt(one.record.uid) as times:
+                    if times >= GIVE_UP:
+                        yield pack([(_lost(one.record, "process", times), one.places)])
+                    else:
+                        yield pack(list(self._renderer.processed([one])))
+
+
 class EncodeStage:
     """Ray actor: holds the teachers and turns processed objects into rows."""
 
-    def __init__(self, settings: EncodeSettings) -> None:
+    def __init__(self, settings: EncodeSettings, reporter: Reporter | None = None) -> None:
+        self._guard = Guard(reporter)
+        with self._guard.starting():
+            self._load(settings)
+
+    def _load(self, settings: EncodeSettings) -> None:
         import torch
 
         from pipeline.captioners import load_captioner
@@ -122,14 +174,16 @@ class EncodeStage:
         # many threads share them.
         torch.set_num_threads(1)
         prefer_throughput()
-        batch_size = 256 if settings.device == "cuda" else 32
+        cuda = settings.device == "cuda"
+        # Fixed batches: a row must not depend on what it is encoded with.
+        options = {"batch_size": 256 if cuda else 32, "fixed_batch": True, "compiled": cuda}
         self._encoders = [
             Encoder(
                 load_matching(
                     target.manifest.teacher,
                     target.spec,
                     settings.device,
-                    **{"batch_size": batch_size, "fixed_batch": True, **settings.teacher_options},
+                    **{**options, **settings.teacher_options},
                 ),
                 target.manifest.templates,
             )
@@ -141,9 +195,19 @@ class EncodeStage:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode what ``RenderStage`` yields."""
-        return pack(self.encoded(unpack(batch)))
+        items: list[Item] = unpack(batch)
+        with self._guard.attempt(f"encode {_uid(items[0][0])}") as lost:
+            if not lost:
+                return pack(self.encoded(items))
+            done: list[Done] = []
+            for item, places in items:  # a worker died at one of these
+                with self._guard.attempt(f"encode {_uid(item)}") as times:
+                    if times >= GIVE_UP and isinstance(item, Processed):
+                        item = _lost(item.record, "encode", times)
+                    done += self.encoded([(item, places)])
+            return pack(done)
 
-    def encoded(self, items: Sequence[tuple[Processed | Failure, tuple[int, ...]]]) -> list[Done]:
+    def encoded(self, items: Sequence[Item]) -> list[Done]:
         """Rows of the objects for every target that lacks them; failures as they are."""
         start = time.perf_counter()
         good = {at: item for at, (item, _) in enumerate(items) if isinstance(item, Processed)}
@@ -183,53 +247,91 @@ class EmbedStage:
     """
 
     def __init__(
-        self, settings: ObjectSettings, spool: str, timeout_s: float, encode: EncodeSettings
+        self,
+        settings: ObjectSettings,
+        spool: str,
+        timeout_s: float,
+        encode: EncodeSettings,
+        reporter: Reporter | None = None,
     ) -> None:
-        self._render = RenderStage(settings, spool, timeout_s)
-        self._encode = EncodeStage(encode)
+        self._guard = Guard(reporter)
+        with self._guard.starting():
+            self._renderer = Renderer(settings, spool, timeout_s)
+            self._encode = EncodeStage(encode)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Render and encode the task's objects."""
+        key, todo = self._renderer.read(batch)
         done: list[Done] = []
-        for items in self._render.chunks(batch):
-            done += self._encode.encoded(items)
+        with self._guard.attempt(key) as lost:
+            if not lost:
+                for items in self._renderer.turns(todo):
+                    done += self._encode.encoded(items)
+                return pack(done)
+            for one in todo:  # a worker died at one of these
+                with self._guard.attempt(one.record.uid) as times:
+                    if times >= GIVE_UP:
+                        items = [(_lost(one.record, "process", times), one.places)]
+                    else:
+                        items = list(self._renderer.processed([one]))
+                    done += self._encode.encoded(items)
         return pack(done)
 
 
-def write_stage(batch: pa.Table, targets: tuple[Target, ...]) -> pa.Table:
-    """Write the objects of a batch, one part for each target; what was done, as one row."""
+def write_stage(
+    batch: pa.Table,
+    targets: tuple[Target, ...],
+    spool: str | None = None,
+    reporter: Reporter | None = None,
+) -> pa.Table:
+    """Write the objects of a batch, one part for each target; what was done, as one row.
+
+    A task that runs a second time, since its machine was lost, leaves what the first wrote as it
+    is: another machine may compute other last bits, and the same rows would be there twice.
+    """
     start = time.perf_counter()
     items: list[Done] = unpack(batch)
-    for place, target in enumerate(targets):
-        rows = [item.rows[place] for item in items if place in item.rows]
-        failures = [
-            item.failure for item in items if item.failure is not None and place in item.places
-        ]
-        if rows and target.manifest.kept_images:
-            kept = [i.kept for i in items if place in i.rows and i.kept is not None]
-            write_part_with_images(target.out, target.manifest, rows, kept)
-        elif rows:
-            write_part(target.out, target.manifest, rows)
-        if failures:
-            write_failures(target.out, failures)
+    with Guard(reporter).write(items[0].uid) as (again, tell):
+        if spool is not None and not Storage.at(spool).is_there:
+            raise InputError(unseen(spool, "no such file"))
+        for place, target in enumerate(targets):
+            here = [item for item in items if place in item.places]
+            if again:
+                there = written_uids(target.out, [item.uid for item in here])
+                here = [item for item in here if item.uid not in there]
+            _write(target, place, here)
+        written = _summed(items, time.perf_counter() - start)
+        tell(written)
+    return pack([written])
+
+
+def _write(target: Target, place: int, items: Sequence[Done]) -> None:
+    done = [item for item in items if place in item.rows]
+    rows = [item.rows[place] for item in done]
+    failures = [item.failure for item in items if item.failure is not None]
+    if rows and target.manifest.kept_images:
+        kept = [item.kept for item in done if item.kept is not None]
+        write_part_with_images(target.out, target.manifest, rows, kept)
+    elif rows:
+        write_part(target.out, target.manifest, rows)
+    if failures:
+        write_failures(target.out, failures)
+
+
+def _summed(items: Sequence[Done], write_seconds: float) -> Written:
     failed = [item.failure for item in items if item.failure is not None]
-    seconds: dict[str, float] = {}
+    seconds = {"write": write_seconds}
     texts: Counter[str] = Counter()
     for item in items:
         for stage, spent in item.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
         texts.update(item.texts)
-    seconds["write"] = time.perf_counter() - start
-    return pack(
-        [
-            Written(
-                rows=len(items) - len(failed),
-                failures=len(failed),
-                reasons=Counter(f"{item.stage}: {item.error}" for item in failed),
-                seconds=seconds,
-                texts=texts,
-            )
-        ]
+    return Written(
+        rows=len(items) - len(failed),
+        failures=len(failed),
+        reasons=Counter(f"{item.stage}: {item.error}" for item in failed),
+        seconds=seconds,
+        texts=texts,
     )
 
 

@@ -8,7 +8,8 @@ A teacher is named by a spec:
 - ``hf-hub:ORG/NAME`` and ``local-dir:/path``: the schemas of open_clip.
 
 Activation (QuickGELU or GELU), image size, mean, standard deviation and interpolation are taken
-from the resolved configuration, never assumed.
+from the resolved configuration, never assumed. What a loaded one does stands in
+``pipeline.teachers.model``.
 """
 
 from __future__ import annotations
@@ -18,146 +19,32 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from pipeline.captions import fill
 from pipeline.common import InputError, file_hash
 from pipeline.console import note
 from pipeline.shards import TeacherInfo
+from pipeline.teachers.device import PRECISIONS, choose_device
+from pipeline.teachers.model import FINGERPRINT_TEXT, Teacher, fingerprint_image
+
+__all__ = [
+    "DEMO_DIR",
+    "FINGERPRINT_TEXT",
+    "PRECISIONS",
+    "Teacher",
+    "choose_device",
+    "fingerprint_image",
+    "load_matching",
+    "load_teacher",
+    "shortened_bpe",
+]
 
 DEMO_DIR = Path(__file__).parent / "teachers" / "demo"
-FINGERPRINT_TEXT = "a photo of a red wooden chair"
-
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
-
-
-class Teacher:
-    """A frozen image-text model with its tokenizer and preprocessing.
-
-    ``batch_size`` bounds memory. With ``fixed_batch`` every forward pass is padded to that many
-    items: matrix libraries choose their summation order by shape, so this makes the embedding of
-    an object independent of which others it is encoded with, to the bit.
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: Any,
-        names: tuple[str, str],
-        model_config: dict[str, Any],
-        device: str,
-        batch_size: int = 64,
-        fixed_batch: bool = False,
-    ) -> None:
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.tokenizer, self.device = tokenizer, device
-        self.batch_size, self.fixed_batch = batch_size, fixed_batch
-        preprocess = dict(open_clip.get_model_preprocess_cfg(model))
-        size = preprocess["size"]
-        self.image_size = int(size if isinstance(size, int) else size[0])
-        self._interpolation = str(preprocess.get("interpolation", "bicubic"))
-        self._mean = torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1)
-        preprocess = {key: list(v) if isinstance(v, tuple) else v for key, v in preprocess.items()}
-        image = self.encode_images(fingerprint_image()[None])[0]
-        text = self.encode_texts([FINGERPRINT_TEXT])[0]
-        scale: Any = model.logit_scale
-        self.info = TeacherInfo(
-            model=names[0],
-            pretrained=names[1],
-            config={"model_cfg": model_config, "preprocess_cfg": preprocess},
-            width=len(image),
-            logit_scale=round(float(scale.exp()), 4),
-            fingerprint_image=[round(float(x), 6) for x in image],
-            fingerprint_text=[round(float(x), 6) for x in text],
-        )
-
-    def encode_images(self, images: U8) -> F32:
-        """Embed square sRGB images, (B, S, S, 3) uint8 of any size, to (B, D), L2-normalised."""
-
-        def forward(chunk: torch.Tensor) -> torch.Tensor:
-            encode: Any = self.model.encode_image
-            return torch.as_tensor(encode(self.preprocess(chunk)))
-
-        return self._in_batches(torch.from_numpy(np.ascontiguousarray(images)), forward)
-
-    def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Embed texts as they are, to (B, D), L2-normalised. Long ones are cut by the tokenizer."""
-        if not texts:
-            return np.zeros((0, self._width()), np.float32)
-
-        def forward(chunk: torch.Tensor) -> torch.Tensor:
-            encode: Any = self.model.encode_text
-            return torch.as_tensor(encode(chunk.to(self.device)))
-
-        return self._in_batches(self.tokenizer(list(texts)), forward)
-
-    def encode_prompts(self, names: Sequence[str], templates: Sequence[str]) -> F32:
-        """Embed each name in every template, normalise, average, normalise: (B, D).
-
-        ``templates`` hold ``{}`` where the name goes; an article before it is made to fit
-        (Radford et al. 2021, section 3.1.4).
-        """
-        prompts = [fill(template, name) for name in names for template in templates]
-        each = self.encode_texts(prompts).reshape(len(names), len(templates), -1)
-        mean = each.mean(1)
-        return np.asarray(mean / np.linalg.norm(mean, axis=-1, keepdims=True), np.float32)
-
-    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """Resize and normalise (B, S, S, 3) uint8 to (B, 3, size, size) float32.
-
-        The same arithmetic as open_clip's own transform, on whole batches.
-        """
-        pixels = images.permute(0, 3, 1, 2)
-        if pixels.shape[-1] != self.image_size:
-            # uint8 in and out, as Pillow does it; on CUDA through float and rounding.
-            if self.device != "cpu":
-                pixels = pixels.to(self.device).float()
-            pixels = F.interpolate(
-                pixels.contiguous(),
-                size=(self.image_size, self.image_size),
-                mode=self._interpolation,
-                antialias=True,
-            )
-        pixels = pixels.to(self.device).float().round_().clamp_(0, 255) / 255
-        return (pixels - self._mean) / self._std
-
-    def _width(self) -> int:
-        return self.info.width
-
-    @torch.inference_mode()
-    def _in_batches(self, items: torch.Tensor, forward: Any) -> F32:
-        found = []
-        for start in range(0, len(items), self.batch_size):
-            chunk = items[start : start + self.batch_size]
-            count = len(chunk)
-            if self.fixed_batch and count < self.batch_size:
-                chunk = torch.cat(
-                    [chunk, chunk[-1:].expand(self.batch_size - count, *chunk[0].shape)]
-                )
-            found.append(F.normalize(forward(chunk)[:count].float(), dim=-1).cpu())
-        return np.asarray(torch.cat(found).numpy(), np.float32) if found else self._no_rows()
-
-    def _no_rows(self) -> F32:
-        return np.zeros((0, self._width()), np.float32)
-
-
-def fingerprint_image() -> U8:
-    """The fixed image of the fingerprint, (224, 224, 3): gradients, an edge and a checkerboard."""
-    y, x = np.mgrid[0:224, 0:224]
-    image = np.stack([x, y, 223 - (x + y) // 2], -1).astype(np.uint8)
-    image[60:164, 60:164] = np.where(((x // 13 + y // 13) % 2)[60:164, 60:164, None], 230, 25)
-    return image
 
 
 def load_teacher(spec: str, device: str = "cpu", **options: Any) -> Teacher:

@@ -1,11 +1,17 @@
-"""The model card of a run: what it is, what it was trained on, how it did, how to use it."""
+"""The model card: what a student is, what it was trained on, how it did, how to use it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import flatten, parse_recipe
+from trainer.config import Recipe, flatten, parse_recipe
+
+ALIGN = {"infonce": "InfoNCE", "siglip": "SigLIP", "multi_positive": "multi-positive InfoNCE"}
+FEW_SHAPES = 100_000  # below it a card warns: published students saw several times more
+DEMO = "demo"  # teacher that comes with the pipeline
 
 TEMPLATE = """# {name}
 
@@ -15,26 +21,25 @@ A point-cloud encoder whose embeddings live in the space of an image-text model.
 centroids
 - Teacher: {teacher}, {width} dimensions
 - Objective: {objective}
-- Trained for {step} of {total} steps, {samples} samples seen{ema}
+- Training: {training}
 
 ## Input and output
 
 Clouds of {n_points} points in the unit sphere, {up_axis} up, in farthest-point order, with \
 colours in [0, 1]; a cloud without colour gets {neutral:.1f}. The output is {width} numbers, to be \
 compared by cosine with the teacher's image and text embeddings.
-
+{usage}
 ## Data
 
 {data}
 
-{held_out} shapes, chosen by hash of their uid, were held out of training. The best checkpoint \
-was chosen on them, on no benchmark.
+## Results
 
-## Validation on the held-out shapes
+{results}
 
-{validation}
+## Limits
 
-Retrieval is among the held-out shapes only, so it depends on their number.
+{limits}
 
 ## Recipe
 
@@ -50,42 +55,156 @@ the limits of the training shapes and of the teacher apply to this model too.
 
 def write_card(run: Path, header: dict[str, Any], progress: dict[str, Any], total: int) -> None:
     """Write ``README.md`` of a run folder from its checkpoint header and its progress."""
-    data, backbone, teacher = header["data"], header["backbone"], header["teacher"]
-    recipe = parse_recipe(header["recipe"], "recipe")
+    config = {
+        **header,
+        "step": progress["step"],
+        "samples_seen": progress["samples"],
+        "validation": progress["last"],
+    }
+    (run / "README.md").write_text(model_card(run.name, config, total=total))
+
+
+def model_card(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    total: int | None = None,
+    usage: str = "",
+    results: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The card of a checkpoint with this ``config.json``, in Markdown.
+
+    ``total`` steps were planned; ``usage`` is Markdown on how to load it; ``results`` are result
+    records of the evaluation of this very checkpoint.
+    """
+    backbone, teacher = config["backbone"], config["teacher"]
+    recipe = parse_recipe(config["recipe"], "recipe") if config.get("recipe") else None
+    return TEMPLATE.format(
+        name=name,
+        backbone=backbone["name"],
+        parameters=config["n_parameters"] / 1e6,
+        n_points=config["n_points"],
+        centroids=backbone["options"]["centroids"],
+        teacher=_teacher(teacher),
+        width=teacher["width"],
+        objective=_objective(recipe),
+        training=_training(config, total),
+        up_axis=config["up_axis"],
+        neutral=config["neutral_rgb"] / 255,
+        usage=f"\n{usage.strip()}\n" if usage else "",
+        data=_data(config),
+        results=_results(config, results),
+        limits="\n".join(f"- {line}" for line in _limits(config, recipe)),
+        recipe=_recipe(recipe),
+    )
+
+
+def _teacher(teacher: Mapping[str, Any]) -> str:
+    return str(teacher["model"]) + (f" / {teacher['pretrained']}" if teacher["pretrained"] else "")
+
+
+def _objective(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return "that of the publication"
     distill = recipe.loss.distill
     terms = [name for name in ("intra_image", "intra_text", "cross") if getattr(distill, name)]
-    objective = "contrastive alignment"
+    objective = f"contrastive alignment ({ALIGN[recipe.loss.align.kind]})"
     if distill.enabled:
         objective += (
             f" and relation distillation ({', '.join(terms)}; {distill.representation}, "
             f"{distill.discrepancy}, {distill.weighting} weights, weight {distill.weight:g})"
         )
-    sets = "\n".join(
+    return objective
+
+
+def _training(config: Mapping[str, Any], total: int | None) -> str:
+    released = config.get("released")
+    if released:
+        return (
+            f"weights released by others ({released['layout']}, {released['file']}, sha256 "
+            f"{released['sha256'][:16]})"
+        )
+    planned = f" of {total}" if total is not None else ""
+    ema = ", weights averaged over the steps" if config["ema"] else ""
+    return f"{config['step']}{planned} steps, {config['samples_seen']} samples seen{ema}"
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    data = config["data"]
+    sets = [
         f"- {item['name']}: {item['n_rows']} shapes, config {item['config_hash']}"
-        for item in data["shards"]
+        for item in data.get("shards", [])
+    ]
+    if not sets:
+        return "As the publication of the weights says."
+    chosen = (
+        f"{data['n_val']} shapes, chosen by hash of their uid, were held out of training. The best "
+        "checkpoint was chosen on them, on no benchmark."
     )
-    metrics = {k: v for k, v in progress["last"].items() if k != "rows"}
-    lines = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
-    table = "\n".join(["| metric | value |", "|---|---|", *lines]) if lines else "None was made."
-    pretrained = f" / {teacher['pretrained']}" if teacher["pretrained"] else ""
-    text = TEMPLATE.format(
-        name=run.name,
-        backbone=backbone["name"],
-        parameters=header["n_parameters"] / 1e6,
-        n_points=header["n_points"],
-        centroids=backbone["options"]["centroids"],
-        teacher=teacher["model"] + pretrained,
-        width=teacher["width"],
-        objective=objective,
-        step=progress["step"],
-        total=total,
-        samples=progress["samples"],
-        ema=", weights averaged over the steps" if header["ema"] else "",
-        up_axis=header["up_axis"],
-        neutral=header["neutral_rgb"] / 255,
-        data=sets,
-        held_out=data["n_val"],
-        validation=table,
-        recipe="\n".join(f"    {key} = {value}" for key, value in flatten(recipe).items()),
-    )
-    (run / "README.md").write_text(text)
+    return "\n".join(sets) + f"\n\n{chosen}"
+
+
+def _results(config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    metrics = {k: v for k, v in (config.get("validation") or {}).items() if k != "rows"}
+    parts = []
+    if metrics:
+        lines = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+        parts += [
+            "Validation on the held-out shapes. Retrieval is among these only, so it depends on "
+            "their number.",
+            "\n".join(["| metric | value |", "|---|---|", *lines]),
+        ]
+    for record in results:
+        parts += [
+            f"{record['task'].capitalize()} on {record['benchmark']}, {record['variant']}, "
+            f"{record['count']} objects:",
+            "\n".join(["| metric | value | 95 % |", "|---|---|---|", *_figures(record)]),
+        ]
+    return "\n\n".join(parts) if parts else "None were made."
+
+
+def _figures(record: Mapping[str, Any]) -> list[str]:
+    """Lines of a table for the shares of a result record."""
+    groups = {"": record.get("metrics", {}), **record.get("directions", {})}
+    lines = []
+    for group, values in groups.items():
+        for name, share in values.items():
+            known = share.get("value") if isinstance(share, dict) else None
+            if known is not None:
+                ends = f"{100 * share['low']:.1f} to {100 * share['high']:.1f}"
+                lines.append(f"| {f'{group} {name}'.strip()} | {100 * known:.1f} % | {ends} |")
+    return lines
+
+
+def _limits(config: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
+    """What the facts of the training say about where the student fails."""
+    teacher, data = config["teacher"], config["data"]
+    limits = []
+    if teacher["model"] == DEMO:
+        limits.append(
+            "The teacher is the demonstration model, which knows procedural objects only: "
+            "embeddings of other objects mean nothing."
+        )
+    trained = data.get("n_train")
+    if trained is not None and trained < FEW_SHAPES:
+        limits.append(
+            f"Trained on {trained:,} shapes: kinds of objects that are not among them are known "
+            "by chance at most."
+        )
+    limits += [
+        f"Objects must stand {config['up_axis']} up; only turns about that axis, and slight "
+        "tilts, were seen in training."
+        if recipe is None or recipe.augment.yaw
+        else f"Objects must stand {config['up_axis']} up and be turned as in training.",
+        "Whole single objects only: no scenes, no scans with parts missing.",
+        "What the teacher mixes up or carries of its own data's bias, the student does too.",
+    ]
+    if recipe is not None and math.isclose(recipe.augment.drop_color, 0.0):
+        limits.append("Clouds without colour were not seen in training.")
+    return limits
+
+
+def _recipe(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return "That of the publication."
+    return "\n".join(f"    {key} = {value}" for key, value in flatten(recipe).items())

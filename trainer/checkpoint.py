@@ -34,6 +34,7 @@ FORMAT = "mrd3d-checkpoint"
 VERSION = 1
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 FOLDER = "checkpoints"
+_WRITE_FAILED = ("os error", "inline_container", "PytorchStreamWriter")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,29 @@ def save(
 ) -> None:
     """Write a checkpoint directory atomically; an existing one is replaced.
 
-    ``config`` gets format, version, file hashes and library versions added.
+    ``config`` gets format, version, file hashes and library versions added. Raises ``InputError``
+    when there is no room for it; nothing is left then, and those before are untouched.
     """
+    try:
+        _write(path, config, weights, state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch and safetensors have their own errors for a write that failed.
+        written = isinstance(error, OSError) or any(sign in str(error) for sign in _WRITE_FAILED)
+        if not written:
+            raise
+        first = str(error).strip().splitlines()[0]
+        hint = f", then `trainer resume {path.parents[1]}`" if path.parent.name == FOLDER else ""
+        raise InputError(
+            f"{path}: cannot be written ({first}); make room or check the permissions{hint}"
+        ) from error
+
+
+def _write(
+    path: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any] | None,
+) -> None:
     with atomic_path(path) as folder:
         folder.mkdir()
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -205,24 +227,6 @@ def load_state(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: an exported checkpoint has no state; resume from a run folder")
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     return state
-
-
-def export(path: str | Path, out: Path) -> Path:
-    """Copy a checkpoint without its state to ``out`` and return the checkpoint it came from.
-
-    A run folder gives its best checkpoint by validation, else its newest. Raises ``InputError``
-    when ``out`` exists.
-    """
-    if out.exists():
-        raise InputError(f"--out {out}: exists already; choose another folder or remove it")
-    source = best(Path(path)) or resolve(path)
-    config = read_config(source)
-    config["files"] = {WEIGHTS: config["files"][WEIGHTS]}
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    return source
 
 
 def prune(run: Path, keep: int) -> None:

@@ -1,32 +1,85 @@
-"""Command line of the trainer: ``run``, ``backbones``, ``recipes``, ``export``."""
+"""Command line of the trainer: its commands, each a few lines over one library call."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.console import JsonOption, make_app, note, print_json, print_table, run_app
+from pipeline.common import InputError
+from pipeline.console import (
+    EXIT_TOO_MANY_FAILURES,
+    JsonOption,
+    make_app,
+    note,
+    print_json,
+    print_table,
+    run_app,
+)
+
+if TYPE_CHECKING:
+    from trainer.config import Recipe
+
+
+class Layout(StrEnum):
+    """Whose released weights."""
+
+    openshape = "openshape"
+    uni3d = "uni3d"
+
+
+class Axes(StrEnum):
+    """Order of the coordinates that a model takes."""
+
+    xyz = "xyz"
+    xzy = "xzy"
+
+
+class ExportFormat(StrEnum):
+    """What a student is exported to."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+    pt2 = "pt2"
+
 
 app = make_app("trainer", "Shards to a checkpoint: train a point-cloud encoder.")
+
+
+ShardsOption = Annotated[
+    list[str] | None, typer.Option(help="Shard set, folder or URI; repeat it to mix several.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override of the recipe, key=value; repeat it for more."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+WorkersOption = Annotated[
+    int, typer.Option(help="Processes, one a GPU; several are started by Ray Train.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster to run on. [one of this machine]")
+]
+RestartsOption = Annotated[
+    int, typer.Option(min=0, help="How often lost workers are started again.")
+]
 
 
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    shards: Annotated[
-        list[str] | None, typer.Option(help="Shard set; repeat it to train on several.")
-    ] = None,
+    shards: ShardsOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="Name of a recipe, or a TOML file. [tiny]")
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override of the recipe, key=value; repeat it for more."),
-    ] = None,
+    sets: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
+    workers: WorkersOption = 1,
+    address: AddressOption = None,
+    restarts: RestartsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
     """Train a student.
@@ -34,16 +87,83 @@ def run(
     Examples:
       trainer run --shards shards --recipe tiny --out runs/mrd
       trainer run --shards shards --recipe tiny --out runs/align --set loss.distill.enabled=false
-      trainer run --out runs/mrd --resume
+      trainer run --shards a --shards b --set data.weights=[1,4] --out runs/mixed
+      trainer run --shards shards --recipe mrd-pointbert-72m --workers 8 --out runs/large
     """
     from trainer.config import load_recipe
-    from trainer.loop import Interrupted
-    from trainer.run import train
 
-    name = recipe or (None if resume and not sets else "tiny")
+    name = recipe or (None if resume else "tiny")
     chosen = load_recipe(name, sets or []) if name else None
+    _train(
+        shards,
+        chosen,
+        out,
+        resume=resume,
+        overrides=[] if name else sets or [],
+        device=device,
+        workers=(workers, address, restarts),
+        as_json=as_json,
+    )
+
+
+@app.command("resume")
+def resume_run(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    shards: ShardsOption = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change of what decides speed and memory only, key=value."),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = 1,
+    address: AddressOption = None,
+    restarts: RestartsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, as if it had never stopped.
+
+    Bit for bit on a CPU with the same number of workers. --shards is needed where they have moved.
+
+    Examples:
+      trainer resume runs/mrd
+      trainer resume runs/mrd --set train.micro_batch=64
+    """
+    _train(
+        shards,
+        None,
+        run_folder,
+        resume=True,
+        overrides=sets or [],
+        device=device,
+        workers=(workers, address, restarts),
+        as_json=as_json,
+    )
+
+
+def _train(
+    shards: list[str] | None,
+    recipe: Recipe | None,
+    out: Path,
+    *,
+    resume: bool,
+    overrides: list[str],
+    device: str,
+    workers: tuple[int, str | None, int],
+    as_json: bool,
+) -> None:
+    from trainer.loop import Interrupted
+    from trainer.run import Workers, train
+
     try:
-        result = train(shards or [], chosen, out, resume=resume, device=device)
+        result = train(
+            shards or [],
+            recipe,
+            out,
+            resume=resume,
+            overrides=overrides,
+            device=device,
+            workers=Workers(*workers),
+        )
     except Interrupted:  # a note has said where it stands and how to go on
         raise typer.Exit(130) from None
     if as_json:
@@ -64,10 +184,10 @@ def backbones(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ["name", "parameters_m", "centroids", "neighbours", "points", "gflop"]
+    columns = ["name", "parameters_m", "tokens", "points", "gflop"]
     print_table(
-        "Backbones (1,280-d embedding; forward of one cloud, 2 FLOP a multiply-add)",
-        ["name", "parameters (M)", "centroids", "neighbours", "points", "GFLOP"],
+        "Backbones (forward of one cloud, 2 FLOP a multiply-add; options: docs/backbones.md)",
+        ["name", "parameters (M)", "tokens", "points", "GFLOP"],
         [[row[column] for column in columns] for row in rows],
     )
 
@@ -78,7 +198,7 @@ def recipes(
     as_json: JsonOption = False,
 ) -> None:
     """List the recipes that come with the package."""
-    from trainer.config import Recipe, flatten, load_recipe, recipe_names
+    from trainer.config import TWIN, Recipe, flatten, load_about, load_recipe, recipe_names
 
     if keys:
         defaults = flatten(Recipe())
@@ -87,27 +207,183 @@ def recipes(
             return
         print_table("Keys", ["key", "default"], [[k, str(v)] for k, v in defaults.items()])
         return
-    loaded = {name: load_recipe(name) for name in recipe_names()}
+    loaded = {name: (load_recipe(name), load_about(name)) for name in recipe_names()}
     if as_json:
-        print_json({name: item.model_dump(mode="json") for name, item in loaded.items()})
+        print_json(
+            {
+                name: {"about": about.model_dump(), **recipe.model_dump(mode="json")}
+                for name, (recipe, about) in loaded.items()
+            }
+        )
         return
     rows = [
-        [name, r.model.backbone, r.data.n_points, r.data.batch_size, r.optim.lr, r.train.epochs]
-        for name, r in loaded.items()
+        [
+            name,
+            recipe.data.batch_size,
+            recipe.optim.lr,
+            recipe.train.epochs,
+            f"{about.gpus} x {about.gpu}" if about.gpus else "CPU",
+            about.hours,
+        ]
+        for name, (recipe, about) in loaded.items()
+        if not name.startswith(TWIN)
     ]
-    print_table("Recipes", ["name", "backbone", "points", "batch", "lr", "epochs"], rows)
+    print_table(
+        "Recipes (hours: expected on these GPUs; --json tells their basis)",
+        ["name", "batch", "lr", "epochs", "GPUs", "hours"],
+        rows,
+    )
+    note(f"{TWIN}X is mrd-X (or X) without distillation, for every recipe that distils")
+
+
+@app.command("import-weights")
+def import_weights(
+    layout: Annotated[Layout, typer.Argument(help="Whose weights they are.")],
+    file: Annotated[Path, typer.Argument(help="Released file, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Teacher as MODEL:TAG of open_clip. [the one of the release]"),
+    ] = None,
+    axes: Annotated[
+        Axes | None, typer.Option(help="xyz: +y up; xzy: y and z exchanged. [as released]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a checkpoint of released weights of OpenShape or Uni3D.
+
+    Examples:
+      trainer import-weights openshape model.pt --out models/openshape-g14
+      trainer import-weights uni3d uni3d-b/model.pt --out models/uni3d-b
+    """
+    from trainer.released import import_weights as convert
+
+    config = convert(
+        layout.value, file, out, teacher=teacher, axes=axes.value if axes is not None else None
+    )
+    if as_json:
+        print_json(config)
+        return
+    name, info = config["backbone"]["name"], config["teacher"]
+    note(
+        f"{name}, {config['n_parameters'] / 1e6:.1f}M parameters, teacher {info['model']}"
+        f"/{info['pretrained']}: {out}"
+    )
+
+
+@app.command()
+def ablate(
+    shards: Annotated[list[str], typer.Option(help="Shard set to train on; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder for table, chart and record.")],
+    grid: Annotated[str, typer.Option(help="Name of a grid, or a TOML file.")] = "relations",
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a TOML file.")] = "tiny",
+    seeds: Annotated[int, typer.Option(help="Runs of every arm.")] = 5,
+    sets: SetOption = None,
+    eval_shards: Annotated[
+        list[str] | None,
+        typer.Option(help="Shard set to measure on; repeatable. [rows of --split of --shards]"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Rows to measure on.")] = "test",
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; grids may share one. [OUT/runs]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in its own process.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Do the runs as tasks of Ray.")] = False,
+    cpus: Annotated[int, typer.Option(min=1, help="Cores of a run, with --ray.")] = 1,
+    workers: WorkersOption = 1,
+    address: AddressOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train the arms of a grid with several seeds and compare them, pair by pair.
+
+    The same command again goes on where it was stopped. Exit code 3 when a run failed.
+
+    Examples:
+      trainer ablate --shards shards --grid relations --seeds 5 --out ablation/relations
+      trainer ablate --shards shards --grid mine.toml --recipe tiny --jobs 8 --out ablation/mine
+    """
+    from trainer.ablate import Study, ablate, load_grid
+    from trainer.ablate_report import HEADLINE, TITLES, headline_rows
+    from trainer.jobs import Executor, Here, Processes, RayTasks
+    from trainer.run import choose_device
+
+    if workers > 1 and (ray or jobs > 1):
+        raise InputError("--workers: not with --jobs or --ray; runs of several workers take turns")
+    study = Study(
+        load_grid(grid),
+        recipe,
+        tuple(sets or ()),
+        seeds,
+        tuple(shards),
+        tuple(eval_shards or ()),
+        split,
+        out,
+        runs or out / "runs",
+        device,
+        workers,
+        address,
+    )
+    gpus = choose_device(device).type == "cuda"
+    executor: Executor = Here() if jobs == 1 else Processes(jobs)
+    if ray:
+        executor = RayTasks(address, cpus, int(gpus))
+    record = ablate(study, executor)
+    if as_json:
+        print_json(record)
+    else:
+        title = f"{record['title']}: {TITLES[record['primary']]}, percent"
+        print_table(title, HEADLINE, headline_rows(record))
+        note(f"written to {out}")
+    if record["failed"]:
+        raise typer.Exit(EXIT_TOO_MANY_FAILURES)
 
 
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    to: Annotated[ExportFormat, typer.Option(help="Format.")] = ExportFormat.safetensors,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(help="Result file of the evaluation, for the model card; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Copy the best checkpoint of a run without the optimiser's state."""
-    from trainer.checkpoint import export as copy
+    """Write a student for use elsewhere, with its config and a model card, and check it.
 
-    chosen = copy(source, out)
-    note(f"exported {chosen} to {out}")
+    A run gives its best checkpoint by validation, else its newest.
+
+    Examples:
+      trainer export runs/mrd --out exports/mrd
+      trainer export runs/mrd --to onnx --out exports/mrd-onnx --result results/zeroshot.json
+    """
+    from trainer.export import export as write
+
+    made = write(source, out, to.value, results=result or ())
+    if as_json:
+        print_json(made.to_json())
+        return
+    note(
+        f"exported {made.source} to {made.file}; largest difference to the student "
+        f"{made.max_difference:.2g} on {made.clouds} random clouds"
+    )
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model of the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new one.")] = False,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(help="Result file of the evaluation, for the model card; repeatable."),
+    ] = None,
+) -> None:
+    """Upload a student to the Hugging Face hub, as the account that is logged in there."""
+    from trainer.export import push as upload
+
+    note(f"pushed to {upload(source, repository, private=not public, results=result or ())}")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.common import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
+TWIN = "align-"  # before the name of a recipe: the same without distillation
 
 Representation = Literal["normalised_similarity", "similarity", "distance"]
 Discrepancy = Literal["jeffreys", "kl", "reverse_kl", "l1", "l2", "huber"]
@@ -46,6 +47,9 @@ class DataConfig(Section):
     batch_size: Annotated[int, Field(ge=2)] = 200  # rows that the losses compare with one another
     val_fraction: BelowOne = 0.01  # of the shapes, chosen by hash of the uid
     splits: tuple[str, ...] = ("train",)  # rows of other splits are not read; without a split: are
+    # How often the rows of each shard set come up in an epoch, in the order of --shards: 0.5 is
+    # half of them, in turn. Empty: once each.
+    weights: tuple[Positive, ...] = ()
     shuffle_groups: Count = 32  # row groups mixed with one another at a time
     # Which of an object's views a batch has: a random one, the mean of all, or all as positives.
     image_sampling: Literal["one", "mean", "all"] = "one"
@@ -53,7 +57,8 @@ class DataConfig(Section):
     # Texts likewise; "source": a random source (name, caption ...), then a random text of it.
     text_sampling: Literal["one", "source", "mean", "all"] = "one"
     cache_mib: Whole = 4096  # a set that fits is kept in memory, quantised
-    prefetch: Count = 4  # batches made ahead by the reading thread
+    prefetch: Count = 4  # batches made ahead by a thread
+    readers: Count = 4  # threads that read row groups ahead
 
 
 class AugmentConfig(Section):
@@ -79,6 +84,7 @@ class ModelConfig(Section):
 
     backbone: str = "pointbert-32m"
     options: dict[str, Any] = Field(default_factory=dict)  # overrides of the backbone's options
+    trunk: str = ""  # uni3d: file of timm weights of the trunk to begin with; "": from scratch
 
 
 class AlignConfig(Section):
@@ -199,12 +205,17 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with a cosine schedule."""
+    """AdamW, and the schedule of its rate."""
 
     lr: Positive = 5e-4
-    min_lr: NonNegative = 0.0  # where the cosine ends
+    schedule: Literal["cosine", "step"] = "cosine"
+    min_lr: NonNegative = 0.0  # where the cosine ends; the step schedule does not fall below it
+    decay_every: Count = 10_000  # step schedule: steps until the rate is multiplied ...
+    decay_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.967  # ... by this
     warmup: Share = 0.05  # share of the run over which the rate rises from 0
+    warmup_steps: Whole = 0  # when positive, decides instead of warmup
     weight_decay: NonNegative = 0.05  # of matrices only
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the rate, from layer to layer
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.98
     eps: Positive = 1e-6
@@ -218,8 +229,12 @@ class TrainConfig(Section):
     steps: Whole = 0  # when positive, decides instead of epochs
     seed: Whole = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
-    compile: bool = False  # torch.compile of the backbone
-    micro_batch: Whole = 0  # rows through the backbone at once; 0: the whole batch
+    compile: bool = False  # torch.compile of the backbone and the losses, where it works
+    micro_batch: Whole = 0  # rows through the backbone at once, per process; 0: all
+    recompute: bool = False  # blocks keep their input only and are run again for the gradient
+    # Several processes: a copy of the student in each, or its weights, gradients and moments
+    # shared out among them; auto: shared out on GPUs from 300M parameters on.
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     log_every: Count = 10  # steps
     val_every: Count = 500
     checkpoint_every: Count = 500
@@ -256,31 +271,109 @@ class Recipe(Section):
         return self
 
 
+class About(Section):
+    """What a recipe says of itself; it decides nothing."""
+
+    title: str
+    data: str  # what it was made for
+    gpus: Whole = 0  # 0: a CPU is enough
+    gpu: str = ""
+    hours: NonNegative  # expected, on that many GPUs
+    basis: str  # where the hours come from
+    source: str = ""  # publication and deviations from it
+
+
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    """Names of the recipes that come with the package, with the align-only twins."""
+    names = [path.stem for path in RECIPES.glob("*.toml")]
+    distilling = [name for name in names if load_recipe(name).loss.distill.enabled]
+    return sorted([*names, *(_twin(name) for name in distilling)])
+
+
+def _twin(name: str) -> str:
+    """Name of a recipe without its distillation: the control that a gain is measured against."""
+    return f"{TWIN}{name.removeprefix('mrd-')}"
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Recipe by name or by path of a TOML file, with ``key=value`` overrides applied in order.
 
+    A file may begin with ``extends = "name"`` (or a path, from its own folder) and then holds
+    what differs. ``align-X`` is ``mrd-X`` (or ``X``) with ``loss.distill.enabled = false``.
+
     Raises ``InputError`` for an unknown name, a file that is not TOML, an unknown key (with the
     nearest known one) or a value out of range.
     """
+    values = _values(name)
+    values.pop("about", None)
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values, f"--recipe {name}")
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with ``key=value`` overrides applied. Raises ``InputError`` as ``load_recipe``."""
+    if not overrides:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values, "--set")
+
+
+def load_about(name: str) -> About:
+    """What a recipe says of itself. Raises ``InputError`` as ``load_recipe``, or without it."""
+    try:
+        return About.model_validate(_values(name).get("about", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"--recipe {name}: [about] {key}: {first['msg'].lower()}") from error
+
+
+def _values(name: str) -> dict[str, Any]:
+    """Nested values of a recipe by name or path, what it extends included."""
+    if not name.endswith(".toml"):
+        known = [path.stem for path in RECIPES.glob("*.toml")]
+        for stem in known:
+            if name == _twin(stem) and name not in known:
+                values = _values(stem)
+                _apply(values, "loss.distill.enabled=false")
+                return values
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    return _read(path, name, ())
+
+
+def _read(path: Path, name: str, below: tuple[Path, ...]) -> dict[str, Any]:
+    if path in below:
+        raise InputError(f"{path}: extends itself, by way of {below[-1]}; break the circle")
     if not path.is_file():
         known = recipe_names()
+        source = f"{below[-1]}: extends" if below else "--recipe"
         raise InputError(
-            f"--recipe {name}: no such {'file' if name.endswith('.toml') else 'recipe'}"
+            f"{source} {name}: no such {'file' if name.endswith('.toml') else 'recipe'}"
             f"{suggestion(name, known)}; known are {', '.join(known)}, or give a .toml file"
         )
     try:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML ({error}); correct the file") from error
-    for override in overrides:
-        _apply(values, override)
-    return parse_recipe(values, f"--recipe {name}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends is not the name of a recipe; correct the file")
+    file = path.parent / parent if parent.endswith(".toml") else RECIPES / f"{parent}.toml"
+    return _merged(_read(file, parent, (*below, path)), values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` put in, table by table."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:

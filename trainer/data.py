@@ -1,12 +1,14 @@
-"""Shards to batches: shuffled, sampled, resumable, read ahead by a thread.
+"""Shards to batches: shuffled, sampled, resumable, shared out among processes, read ahead.
 
-The order of an epoch and every random choice in it (which view, thumbnail or not, which text) are
-functions of (seed, epoch, row), so a position is two numbers, (epoch, batch), and resuming costs nothing.
-The order does not depend on whether the set is kept in memory or streamed.
+The order of an epoch (``trainer.order``) and every random choice in it (which view, thumbnail or
+not, which text) are functions of (seed, epoch, row), so a position is two numbers, (epoch, batch),
+and resuming costs nothing. The order depends neither on whether the set is kept in memory or
+streamed nor on the number of processes, each of which makes its part of every batch.
 
-Shuffling: row groups are permuted, taken ``shuffle_groups`` at a time, and their rows permuted
-among one another. Memory when streaming: two such windows, each
-``shuffle_groups * 64 * (9 * n_points + 2 D (V + texts))`` bytes.
+Reading: ``data.readers`` threads fetch the row groups of the next window while a window is in use,
+each lane of it (``trainer.order``) as one block, and one more thread makes ``data.prefetch``
+batches ahead. Memory of a process when streaming: its part of two windows, each
+``shuffle_groups * 64 * (9 * n_points + 2 D (V + texts))`` bytes in all.
 
 An object has several views, perhaps a thumbnail, and any number of texts. A batch takes one of
 them at random, or their mean, or all of them, with the mean standing for the object
@@ -18,9 +20,11 @@ all objects of a batch.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.shards import POINT_SCALE
-from trainer.config import DataConfig
-from trainer.index import Corpus, GroupAddress
+from trainer.index import Corpus
 from trainer.losses.features import Features, Several
+from trainer.order import LANES, Epoch
 from trainer.sampling import (
     Block,
     Chosen,
@@ -54,7 +58,7 @@ class Position:
 
 @dataclass(frozen=True)
 class CloudBatch:
-    """One batch, quantised as stored, on the CPU."""
+    """One batch, or the part of it that a process has, quantised as stored, on the CPU."""
 
     row: IntArray  # (B,) global row numbers
     xyz: Tensor  # (B, N, 3) int16
@@ -67,9 +71,17 @@ class CloudBatch:
     image_all: tuple[Tensor, Tensor] | None = None  # (S, D) float16, (S,) int64
     text_all: tuple[Tensor, Tensor] | None = None
     category: Tensor | None = None  # (B,) int64, -1 for none
+    # Rows of the batch over all processes (0: only these), and how many stand before these.
+    whole: int = 0
+    offset: int = 0
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def total(self) -> int:
+        """Rows of the batch over all processes."""
+        return self.whole or len(self)
 
     def to(self, device: torch.device) -> DeviceBatch:
         """Move to the device and decode there: less than half the bytes cross the bus."""
@@ -125,20 +137,27 @@ class DeviceBatch:
 
 
 class Batches:
-    """All batches of a run on its training rows."""
+    """All batches of a run on its training rows: those of one process."""
 
-    def __init__(self, corpus: Corpus, seed: int, *, pin: bool = False) -> None:
-        """``pin`` puts batches into page-locked memory, for copies to a GPU."""
+    def __init__(
+        self, corpus: Corpus, seed: int, *, rank: int = 0, world: int = 1, pin: bool = False
+    ) -> None:
+        """``pin`` puts batches into page-locked memory, for copies to a GPU.
+
+        Raises ``InputError`` when there are not enough rows in a batch for ``world`` processes.
+        """
         self.corpus, self.seed, self.pin = corpus, seed, pin
-        self.batch_size = corpus.data.batch_size
-        self.per_epoch = corpus.n_train // self.batch_size  # the rest waits for another epoch
+        self.rank, self.world = rank, world
+        self.order = corpus.order(seed)
+        self.order.require(world)
+        self.per_epoch = self.order.steps
+        self.rows_per_epoch = self.order.rows_per_epoch
         self._sets = corpus.reopen()
         self._memory: Block | None = None
-        if self.estimated_bytes() <= corpus.data.cache_mib * 2**20:
-            self._memory = self._read(corpus.groups)
-
-    def _read(self, groups: Sequence[GroupAddress]) -> Block:
-        return read_block(self.corpus, self._sets, groups, self.corpus.train_mask)
+        # Processes of one machine share its memory.
+        limit = corpus.data.cache_mib * 2**20 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if self.estimated_bytes() <= limit:
+            self._memory = read_block(corpus, self._sets, corpus.groups, corpus.train_mask)
 
     @property
     def in_memory(self) -> bool:
@@ -153,54 +172,99 @@ class Batches:
         vectors = views * corpus.loss.needs_image + 3 * corpus.loss.needs_text
         return corpus.n_train * (9 * corpus.data.n_points + 2 * vectors * corpus.teacher.width)
 
-    def windows(self, epoch: int) -> list[tuple[list[GroupAddress], IntArray]]:
-        """Row groups read together, and the order of their training rows, for one epoch."""
-        corpus = self.corpus
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(corpus.groups))
-        size = corpus.data.shuffle_groups
-        found = []
-        for start in range(0, len(order), size):
-            groups = [corpus.groups[index] for index in order[start : start + size]]
-            rows = np.concatenate(
-                [np.arange(g.start, g.start + g.group.n_rows, dtype=np.int64) for g in groups]
-            )
-            rows = rng.permutation(rows[corpus.train_mask[rows]])
-            found.append((groups, rows))
-        return found
+    def rows_until(self, step: int) -> int:
+        """Rows of the first ``step`` batches, over all processes."""
+        return self.order.rows_until(step)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[CloudBatch]:
-        """Batches ``start`` and following of one epoch. Every batch is full."""
-        draws = Draws.of(self.seed, epoch, len(self.corpus))
-        begin = start * self.batch_size
-        pending: list[tuple[Block, IntArray]] = []  # rows of blocks that wait for a full batch
-        waiting, passed, number = 0, 0, start
-        for groups, rows in self.windows(epoch):
-            skip = min(max(begin - passed, 0), len(rows))
-            passed += len(rows)
-            rows = rows[skip:]
-            if len(rows) == 0:
-                continue
-            block = self._memory or self._read(groups)
-            pending.append((block, rows))
-            waiting += len(rows)
-            while waiting >= self.batch_size:
-                taken = _take(pending, self.batch_size)
-                waiting -= self.batch_size
-                number += 1
+        """Batches ``start`` and following of one epoch, the parts of this process."""
+        order = self.order.epoch(epoch)
+        draws = Draws.of(self.seed, epoch, len(self.corpus) * order.times)
+        parts = [order.part(batch, self.rank, self.world) for batch in range(self.per_epoch)]
+        blocks = None if self._memory else _Blocks(self.corpus, order, parts[start:])
+        try:
+            for number, part in enumerate(parts[start:], start + 1):
+                taken = blocks.take(part) if blocks else [(self._memory, order.occurrence[part])]
                 end = number == self.per_epoch
-                after = Position(epoch + 1, 0) if end else Position(epoch, number)
-                yield collate(self.corpus, taken, draws, after, pin=self.pin)
+                yield collate(
+                    self.corpus,
+                    taken,  # type: ignore[arg-type]
+                    draws,
+                    Position(epoch + 1, 0) if end else Position(epoch, number),
+                    pin=self.pin,
+                    whole=int(order.bounds[number] - order.bounds[number - 1]),
+                    offset=part.start - int(order.bounds[number - 1]),
+                )
+        finally:
+            if blocks:
+                blocks.close()
 
     def stream(self, start: Position) -> Iterator[CloudBatch]:
-        """Endless batches from a position, read ahead by one thread. Close it when done."""
-        return _prefetch(self._endless(start), self.corpus.data.prefetch)
+        """Endless batches from a position, made ahead by a thread. Close it when done."""
+        return read_ahead(self._endless(start), self.corpus.data.prefetch)
 
     def _endless(self, start: Position) -> Iterator[CloudBatch]:
         epoch, first = start.epoch, start.batch
         while True:
             yield from self.epoch(epoch, first)
             epoch, first = epoch + 1, 0
+
+
+class _Blocks:
+    """The rows that some places of an epoch need, read by threads a window ahead.
+
+    A block holds those of one lane of one window.
+    """
+
+    def __init__(self, corpus: Corpus, order: Epoch, parts: Sequence[slice]) -> None:
+        """``parts``: the places of one batch after another, as ``take`` will ask for them."""
+        self.corpus, self.order, self._parts = corpus, order, parts
+        places = np.concatenate(
+            [np.arange(part.start, part.stop) for part in parts] or [np.zeros(0, np.int64)]
+        )
+        key = order.window[places] * LANES + order.lane[places]
+        sort = np.argsort(key, kind="stable")
+        keys, first = np.unique(key[sort], return_index=True)
+        rows = np.split(order.row[places][sort], first[1:])
+        self._rows = dict(zip(keys.tolist(), rows, strict=True))
+        self._waiting = keys.tolist()  # sorted by window
+        self._blocks: dict[int, Future[Block]] = {}
+        self._mine = threading.local()
+        self._pool = ThreadPoolExecutor(corpus.data.readers, thread_name_prefix="trainer-reader")
+
+    def take(self, part: slice) -> list[tuple[Block, IntArray]]:
+        """Blocks of a batch with its occurrences in each, in the order of the places."""
+        keys = self.order.window[part] * LANES + self.order.lane[part]
+        windows = self.order.window[part]
+        self._fetch(int(windows.max()) + 1)
+        found = []
+        cuts = np.flatnonzero(np.diff(keys)) + 1
+        for run, occurrences in zip(
+            np.split(keys, cuts), np.split(self.order.occurrence[part], cuts), strict=True
+        ):
+            found.append((self._blocks[int(run[0])].result(), occurrences))
+        for key in [key for key in self._blocks if key < int(windows.min()) * LANES]:
+            del self._blocks[key]
+        return found
+
+    def _fetch(self, window: int) -> None:
+        """Have all windows read up to this one."""
+        while self._waiting and self._waiting[0] // LANES <= window:
+            key = self._waiting.pop(0)
+            self._blocks[key] = self._pool.submit(self._read, key)
+
+    def _read(self, key: int) -> Block:
+        if not hasattr(self._mine, "sets"):
+            self._mine.sets = self.corpus.reopen()  # files must not be shared between threads
+        rows = np.unique(self._rows.pop(key))
+        mask = np.zeros(len(self.corpus), np.bool_)
+        mask[rows] = True
+        groups = [self.corpus.groups[g] for g in self.order.groups(*divmod(key, LANES))]
+        return read_block(self.corpus, self._mine.sets, groups, mask)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def validation_batches(corpus: Corpus) -> Iterator[CloudBatch]:
@@ -237,21 +301,11 @@ def _take(pending: list[tuple[Block, IntArray]], count: int) -> list[tuple[Block
     return taken
 
 
-def assemble(block: Block, rows: IntArray, draws: Draws, data: DataConfig) -> Sample:
-    """The arrays of a batch for some global rows of a block."""
-    local = np.searchsorted(block.row, rows)
-    image = sample_images(block, local, rows, draws, data)
-    text = sample_texts(block, local, rows, draws, data)
-    return Sample(rows, block.xyz[local], block.rgb[local], image, text)
-
-
 @dataclass(frozen=True)
 class Sample:
-    """Some rows of one block as they go into a batch."""
+    """Some rows of one block as they go into a batch, without their points."""
 
     row: IntArray  # (B,)
-    xyz: NDArray[np.int16]  # (B, N, 3)
-    rgb: NDArray[np.uint8]
     image: Chosen
     text: Chosen
 
@@ -263,9 +317,27 @@ def collate(
     after: Position,
     *,
     pin: bool = False,
+    whole: int = 0,
+    offset: int = 0,
 ) -> CloudBatch:
-    """One batch from rows of one or more blocks, without modalities that the loss ignores."""
-    pieces = [assemble(block, rows, draws, corpus.data) for block, rows in taken]
+    """One batch from occurrences in one or more blocks, without what the loss ignores."""
+    total = sum(len(occurrences) for _, occurrences in taken)
+    shape = (total, corpus.data.n_points, 3)
+    # Gathered straight into the batch: these are most of its bytes.
+    xyz = torch.empty(shape, dtype=torch.int16, pin_memory=pin)
+    rgb = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    pieces, start = [], 0
+    for block, occurrences in taken:
+        rows = occurrences % len(corpus)
+        local = np.searchsorted(block.row, rows)
+        end = start + len(rows)
+        for values, out in ((block.xyz, xyz), (block.rgb, rgb)):
+            # "clip" writes in place; "raise" would go by way of a copy.
+            np.take(values, local, axis=0, out=out[start:end].numpy(), mode="clip")
+        image = sample_images(block, local, occurrences, draws, corpus.data)
+        text = sample_texts(block, local, occurrences, draws, corpus.data)
+        pieces.append(Sample(rows, image, text))
+        start = end
 
     def tensor(arrays: Sequence[NDArray[Any]]) -> Tensor:
         value = torch.from_numpy(np.concatenate(arrays))
@@ -284,27 +356,32 @@ def collate(
 
     row = np.concatenate([piece.row for piece in pieces])
     images, texts = [piece.image for piece in pieces], [piece.text for piece in pieces]
-    image, text = corpus.loss.needs_image, corpus.loss.needs_text
+    needs_image, needs_text = corpus.loss.needs_image, corpus.loss.needs_text
     return CloudBatch(
         row=row,
-        xyz=tensor([piece.xyz for piece in pieces]),
-        rgb=tensor([piece.rgb for piece in pieces]),
-        image=tensor([chosen.values for chosen in images]) if image else None,
-        text=tensor([chosen.values for chosen in texts]) if text else None,
+        xyz=xyz,
+        rgb=rgb,
+        image=tensor([chosen.values for chosen in images]) if needs_image else None,
+        text=tensor([chosen.values for chosen in texts]) if needs_text else None,
         has_text=tensor([chosen.there for chosen in texts]),
         next=after,
-        image_all=every(images) if image else None,
-        text_all=every(texts) if text else None,
+        image_all=every(images) if needs_image else None,
+        text_all=every(texts) if needs_text else None,
         category=None if corpus.category is None else tensor([corpus.category[row]]),
+        whole=whole,
+        offset=offset,
     )
 
 
-def _prefetch(source: Iterator[CloudBatch], depth: int) -> Iterator[CloudBatch]:
-    """Pass on the items of ``source``, made ahead by a thread; its errors are raised here."""
-    ready: queue.Queue[CloudBatch | BaseException] = queue.Queue(depth)
+def read_ahead(source: Iterator[CloudBatch], depth: int) -> Iterator[CloudBatch]:
+    """Pass on the items of ``source``, made ahead by a thread; its errors are raised here.
+
+    Close it when it is left before its end.
+    """
+    ready: queue.Queue[CloudBatch | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(item: CloudBatch | BaseException) -> None:
+    def put(item: CloudBatch | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -317,15 +394,16 @@ def _prefetch(source: Iterator[CloudBatch], depth: int) -> Iterator[CloudBatch]:
             for item in source:
                 put(item)
                 if stop.is_set():
+                    source.close()  # type: ignore[attr-defined]
                     return
+            put(None)
         except BaseException as error:
             put(error)
 
     thread = threading.Thread(target=work, name="trainer-prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item = ready.get()
+        while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item

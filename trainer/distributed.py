@@ -60,7 +60,7 @@ def gather_rows(rows_BD: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     if world_size() == 1:
         return rows_BD
-    gathered: Tensor = _GatherRows.apply(rows_BD, tuple(sizes))  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows_BD, tuple(sizes))
     return gathered
 
 
@@ -157,8 +157,8 @@ def _sum_bucket(parameters: list[nn.Parameter]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, total in zip(gradients, flat.split(sizes), strict=True):
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, total in zip(gradients, parts, strict=True):
         gradient.copy_(total.view_as(gradient))
 
 

@@ -11,8 +11,10 @@ elsewhere. The plain ones are the definition; MRD3D_TRITON=0 in the environment 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -22,6 +24,8 @@ from pipeline.console import note
 
 # Elements of one block of the (B, S, N) distance table: 16 Mi float32 are 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
+# The kernels unroll the channels that they copy; wider points are gathered by index.
+FUSED_CHANNELS = 16
 
 
 def prefix_centroids(xyz_BN3: Tensor, count: int) -> Tensor:
@@ -34,8 +38,23 @@ def prefix_centroids(xyz_BN3: Tensor, count: int) -> Tensor:
     return xyz_BN3[:, :count]
 
 
+_whole: list[bool] = []  # not empty inside of ``without_chunks``
+
+
+@contextlib.contextmanager
+def without_chunks() -> Iterator[None]:
+    """Distance tables in one piece: for graphs, which have no loop as long as the batch asks."""
+    _whole.append(True)
+    try:
+        yield
+    finally:
+        _whole.pop()
+
+
 def _chunks(batch: int, centroids: int, points: int) -> int:
     """How many centroids to treat at once."""
+    if _whole:
+        return centroids
     return max(1, min(centroids, CHUNK_ELEMENTS // max(batch * points, 1)))
 
 
@@ -59,7 +78,7 @@ def _kernels() -> ModuleType | None:
     return triton_grouping
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _fused(
     name: str, points: Tensor, centroids: Tensor, k: int, radius: float | None
 ) -> Tensor | None:
@@ -97,21 +116,20 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
     return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
 
 
-def group_points(
-    points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None
-) -> Tensor:
+def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:
     """(B, S, K, 3 + C): offset from the centroid, then the channels, of each one's neighbours.
 
     The first three channels of ``points_BNC`` are the coordinates. ``radius`` asks for the ball
     query, None for the nearest neighbours. On a GPU search and gather are one kernel, unless a
-    gradient of the points is wanted. Raises ``ValueError`` for nearest neighbours when a cloud
-    has fewer than ``k`` points.
+    gradient of the points is wanted or they are wide. Raises ``ValueError`` for nearest
+    neighbours when a cloud has fewer than ``k`` points.
     """
     gradient = torch.is_grad_enabled() and (points_BNC.requires_grad or centroids_BS3.requires_grad)
-    if points_BNC.is_cuda and not gradient:
+    narrow = points_BNC.shape[-1] <= FUSED_CHANNELS
+    if points_BNC.is_cuda and narrow and not gradient:
         if radius is None:
             _require_neighbours(points_BNC, k)
-        found = _fused("grouped", points_BNC, centroids_BS3, k, radius)
+        found: Tensor | None = _fused("grouped", points_BNC, centroids_BS3, k, radius)
         if found is not None:
             return found
     return plain_group(points_BNC, centroids_BS3, k, radius)

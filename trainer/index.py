@@ -3,13 +3,18 @@
 Rows have global numbers: set after set, part after part, in the reader's order. The held-out
 slice is chosen by hash of the uid alone, so it is the same for every run on every machine, and a
 shape stays on its side when the set grows.
+
+Several sets are mixed as ``data.weights`` says: how often the rows of each come up in an epoch
+(``trainer.order``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline.common import InputError, content_hash
 from pipeline.shards import Manifest, RowGroup, ShardSet, TeacherInfo
 from trainer.config import Recipe
+from trainer.order import Order
 
 
 @dataclass(frozen=True)
@@ -40,47 +46,59 @@ def is_held_out(uid: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
 
 
+@dataclass
+class _Part:
+    """What is read of one part file before the training."""
+
+    groups: list[RowGroup] = field(default_factory=list)
+    uids: list[str] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
+    n_texts: int = 0  # rows with text
+
+
 class Corpus:
     """The shard sets of a run, opened, checked and numbered."""
 
     def __init__(self, roots: Sequence[str | Path], recipe: Recipe) -> None:
         """Open the sets and read all uids.
 
+        Where no row has a text, ``recipe`` and ``loss`` are without the terms that read texts.
         Raises ``InputError`` for a set that is empty, made by another teacher, with too few
-        ordered points, or without embeddings that the loss reads; for a uid that comes twice;
-        and when a side of the split is too small.
+        ordered points, or without embeddings that the loss cannot do without; for a uid that
+        comes twice; and when a side of the split is too small.
         """
         if not roots:
             raise InputError("--shards: none given; name at least one shard set")
         self.roots = [str(root) for root in roots]
         self.sets = [ShardSet.open(root) for root in roots]
-        self.data, self.loss = recipe.data, recipe.loss
+        self.recipe, self.data, self.loss = recipe, recipe.data, recipe.loss
+        self._check_weights()
         for root, shards in zip(self.roots, self.sets, strict=True):
             self._check(root, shards.manifest)
         self.groups: list[GroupAddress] = []
+        self.n_rows_of = [0] * len(self.sets)
         uids: list[str] = []
-        n_texts = 0
-        columns = ["split", *(["text_sources"] if self.loss.needs_text else [])]
         splits: list[str | None] = []
-        columns += ["category"] if self.loss.needs_category else []
         names: list[str | None] = []
-        for source, (root, shards) in enumerate(zip(self.roots, self.sets, strict=True)):
-            if len(shards) == 0:
+        self.n_with_text = 0
+        for source, part in self._read_parts():
+            start = len(uids)
+            for group in part.groups:
+                self.groups.append(GroupAddress(source, group, start))
+                start += group.n_rows
+            uids += part.uids
+            splits += part.splits
+            names += part.names
+            self.n_with_text += part.n_texts
+            self.n_rows_of[source] += len(part.uids)
+        for root, count in zip(self.roots, self.n_rows_of, strict=True):
+            if count == 0:
                 raise InputError(f"--shards {root}: no rows; run `pipeline embed` to fill it")
-            for group in shards.row_groups:
-                self.groups.append(GroupAddress(source, group, len(uids)))
-                batch = shards.read(group, columns)
-                uids += batch.uid
-                splits += batch.split or []
-                names += batch.category or []
-                n_texts += sum(len(sources) > 0 for sources in batch.text_sources or [])
         self._check_duplicates(uids)
-        if self.loss.needs_text and n_texts == 0:
-            raise InputError(
-                f"--shards {', '.join(self.roots)}: no row has a text; add captions, or --set "
-                "loss.align.text_weight=0 loss.distill.intra_text=false loss.distill.cross=false"
-            )
-        self.n_with_text = n_texts
+        self.left_out: list[str] = []  # keys that were changed because no row has a text
+        if self.loss.needs_text and self.n_with_text == 0:
+            self._leave_out_texts()
         # Per row the number of its category name, -1 for none; None where no loss reads it.
         self.category: NDArray[np.int64] | None = None
         if self.loss.needs_category:
@@ -98,6 +116,19 @@ class Corpus:
     def reopen(self) -> list[ShardSet]:
         """The sets opened once more: a thread must not share its files with another one."""
         return [ShardSet.open(root) for root in self.roots]
+
+    def order(self, seed: int) -> Order:
+        """The order of the training rows for a seed."""
+        return Order(
+            np.array([address.start for address in self.groups], np.int64),
+            np.array([address.group.n_rows for address in self.groups], np.int64),
+            np.array([address.source for address in self.groups], np.int64),
+            self.train_mask,
+            weights=self.data.weights,
+            seed=seed,
+            batch_size=self.data.batch_size,
+            window=self.data.shuffle_groups,
+        )
 
     @property
     def teacher(self) -> TeacherInfo:
@@ -121,9 +152,16 @@ class Corpus:
                 {
                     "name": Path(root.rstrip("/")).name,
                     "config_hash": shards.manifest.config_hash,
-                    "n_rows": len(shards),
+                    "n_rows": count,
+                    "weight": weight,
                 }
-                for root, shards in zip(self.roots, self.sets, strict=True)
+                for root, shards, count, weight in zip(
+                    self.roots,
+                    self.sets,
+                    self.n_rows_of,
+                    self.data.weights or [1.0] * len(self.sets),
+                    strict=True,
+                )
             ],
             "n_rows": len(self),
             "n_train": self.n_train,
@@ -132,6 +170,95 @@ class Corpus:
             "n_with_text": self.n_with_text if self.loss.needs_text else None,
             "uid_hash": self.uid_hash,
         }
+
+    def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Uid and shard set of some rows, and which of their embeddings are not finite.
+
+        For the report of a diverged run: each row group is read anew.
+        """
+        starts = np.array([address.start for address in self.groups])
+        columns = ["image_embeds", "text_embeds", "thumbnail_embed"]
+        found = []
+        for row in rows:
+            address = self.groups[int(np.searchsorted(starts, row, side="right")) - 1]
+            batch = self.sets[address.source].read(address.group, columns)
+            place = int(row) - address.start
+            vectors = {
+                "image": None if batch.image_embeds is None else batch.image_embeds[place],
+                "text": batch.texts_of(place),
+                "thumbnail": None
+                if batch.thumbnail_embeds is None
+                else batch.thumbnail_embeds[place],
+            }
+            wrong = [k for k, v in vectors.items() if v is not None and not np.isfinite(v).all()]
+            found.append(
+                {
+                    "uid": batch.uid[place],
+                    "shards": self.roots[address.source],
+                    "not_finite": wrong,
+                }
+            )
+        return found
+
+    def _read_parts(self) -> list[tuple[int, _Part]]:
+        """Uids and the like of all parts of all sets, in order, by several threads."""
+        columns = ["split", *(["text_sources"] if self.loss.needs_text else [])]
+        columns += ["category"] if self.loss.needs_category else []
+        mine = threading.local()  # files must not be shared between threads
+
+        def read(job: tuple[int, str]) -> tuple[int, _Part]:
+            source, name = job
+            if not hasattr(mine, "sets"):
+                mine.sets = self.reopen()
+            shards, part = mine.sets[source], _Part()
+            part.groups = shards.groups_of(name)
+            for group in part.groups:
+                batch = shards.read(group, columns)
+                part.uids += batch.uid
+                part.splits += batch.split or []
+                part.names += batch.category or []
+                part.n_texts += sum(len(sources) > 0 for sources in batch.text_sources or [])
+            return source, part
+
+        jobs = [(source, name) for source, s in enumerate(self.sets) for name in s.parts]
+        with ThreadPoolExecutor(max(1, min(self.data.readers, len(jobs)))) as pool:
+            return list(pool.map(read, jobs))
+
+    def _leave_out_texts(self) -> None:
+        """Switch off what reads texts. Raises ``InputError`` where nothing would align."""
+        if self.loss.align.image_weight == 0:
+            raise InputError(
+                f"--shards {', '.join(self.roots)}: no row has a text, and the recipe aligns with "
+                "texts alone; add captions, or --set loss.align.image_weight=1"
+            )
+        align, distill = self.loss.align, self.loss.distill
+        changes: dict[str, dict[str, Any]] = {"align": {}, "distill": {}}
+        if align.text_weight > 0:
+            changes["align"]["text_weight"] = 0.0
+        if align.drop_same_text:
+            changes["align"]["drop_same_text"] = False
+        if distill.enabled and not distill.intra_image:
+            changes["distill"]["enabled"] = False
+        elif distill.enabled:
+            changes["distill"] |= {
+                name: False for name in ("intra_text", "cross") if getattr(distill, name)
+            }
+        self.left_out = [f"loss.{part}.{key}" for part, keys in changes.items() for key in keys]
+        self.loss = self.loss.model_copy(
+            update={
+                "align": align.model_copy(update=changes["align"]),
+                "distill": distill.model_copy(update=changes["distill"]),
+            }
+        )
+        self.recipe = self.recipe.model_copy(update={"loss": self.loss})
+
+    def _check_weights(self) -> None:
+        weights = self.data.weights
+        if weights and len(weights) != len(self.roots):
+            raise InputError(
+                f"data.weights: {len(weights)} numbers for {len(self.roots)} shard sets; "
+                "give one for each --shards, in their order"
+            )
 
     def _check(self, root: str, manifest: Manifest) -> None:
         reason = self.teacher.mismatch(manifest.teacher)
@@ -192,6 +319,18 @@ class Corpus:
                 f"--shards: {self.n_train} rows to train on are fewer than a batch of {batch}; "
                 f"--set data.batch_size={max(2, self.n_train // 2)} or embed more shapes"
             )
+        order = self.order(0)
+        for source, (root, weight) in enumerate(zip(self.roots, self.data.weights, strict=False)):
+            if order.quota[source] == 0:
+                raise InputError(
+                    f"--shards {root}: with a weight of {weight:g} none of its rows is trained "
+                    "on; raise it in data.weights, or leave the set out"
+                )
+            if order.quota[source] * batch > order.rows_per_epoch * len(order.rows[source]):
+                raise InputError(
+                    f"--shards {root}: with a weight of {weight:g} every row of it would be in a "
+                    "batch twice; lower it in data.weights, or data.batch_size"
+                )
         if fraction > 0 and self.n_val < 2:
             raise InputError(
                 f"--shards: data.val_fraction={fraction} holds out {self.n_val} of {len(self)} "

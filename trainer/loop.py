@@ -1,4 +1,8 @@
-"""The training loop: steps, schedule, records, validation, checkpoints. It knows no model."""
+"""The training loop: steps, schedule, records, validation, checkpoints. It knows no model.
+
+Random numbers of a step (patch dropout, stochastic depth) are seeded by (seed, step, process), so
+nothing of them needs to be saved.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common import InputError
-from pipeline.console import ProgressBar
+from pipeline.console import ProgressBar, note
+from trainer import distributed, parallel
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batches, CloudBatch, Position
-from trainer.optim import build_optimizer, learning_rate
+from trainer.optim import build_optimizer, learning_rate, set_learning_rate
 from trainer.recorder import Recorder
+from trainer.sampling import IntArray
 from trainer.task import StepResult
+
+RANK_STRIDE = 1_000_000_007  # between the seeds of processes
+STEP_STRIDE = 1_000_003  # between those of runs
 
 
 class Task(Protocol):
     """What the loop needs of a task (``trainer.task.DistillTask``)."""
+
+    device: torch.device
+    compiled: bool
 
     @property
     def trainable(self) -> nn.Module:
@@ -32,6 +44,9 @@ class Task(Protocol):
 
     def backward(self, batch: CloudBatch, step: int, total: int) -> StepResult:
         """Put the gradients of a step into ``.grad``."""
+
+    def compile_less(self) -> None:
+        """Do without ``torch.compile`` from now on."""
 
     def after_step(self, step: int) -> None:
         """Called after each optimiser step."""
@@ -63,6 +78,24 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved a checkpoint."""
 
 
+class DivergedError(Exception):
+    """A loss or gradient is not finite. ``rows``: of the first such step, over all processes."""
+
+    def __init__(self, step: int, loss: float, norm: float, rows: list[int]) -> None:
+        super().__init__(f"step {step}: loss {loss}, gradient norm {norm}")
+        self.step, self.loss, self.norm, self.rows = step, loss, norm, rows
+
+
+@dataclass(frozen=True)
+class _Unchecked:
+    """A step whose values nobody has looked at yet."""
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    rows: IntArray
+
+
 class Loop:
     """Trains a task on batches for ``total`` steps."""
 
@@ -71,84 +104,129 @@ class Loop:
         task: Task,
         batches: Batches,
         held_out: Callable[[], Iterable[CloudBatch]] | None,
-        recorder: Recorder,
+        recorder: Recorder | None,
         save: Callable[[Loop], None],
         *,
         train: TrainConfig,
         optim: OptimConfig,
         total: int,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``held_out`` yields the validation batches; ``save`` writes a checkpoint."""
+        """``held_out`` yields the validation batches; ``save`` writes a checkpoint.
+
+        ``recorder`` is None on all processes but the first, which alone decides to stop: after a
+        signal, or when ``asked_to_stop``.
+        """
         self.task, self.batches, self.held_out = task, batches, held_out
         self.recorder, self.save = recorder, save
         self.train, self.optim, self.total = train, optim, total
+        self.asked_to_stop = asked_to_stop
         self.optimizer = build_optimizer(task.trainable, optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
         self._saved_at = -1
         self._stop = False
         self._each_step: dict[str, list[Tensor]] = {}
+        self._unchecked: list[_Unchecked] = []
+        # On a CPU a look costs nothing, and comes before the weights are spoiled. On a GPU it
+        # waits for all work under way.
+        self._looks_at_once = task.device.type == "cpu"
 
     def run(self) -> None:
         """Train to the end.
 
         SIGINT or SIGTERM end it after the step under way, with a checkpoint, as ``Interrupted``.
+        Raises ``DivergedError`` before anything of a step that is not finite is recorded or saved.
         """
         stream = self.batches.stream(self.progress.position)
         # The bar counts what is left to do, so that rate and ETA of a resumed run are right.
-        left = (self.total - self.progress.step) * self.batches.batch_size
+        left = self.batches.rows_until(self.total) - self.progress.samples
         try:
-            with _Signals(self), ProgressBar("train", left, "samples") as bar:
+            with _Signals(self), ProgressBar("train", max(left, 0), "samples") as bar:
                 self._steps(stream, bar)
         finally:
             stream.close()  # type: ignore[attr-defined]
 
     def _steps(self, stream: Iterator[CloudBatch], bar: ProgressBar) -> None:
-        progress, clock, counted, status = self.progress, time.perf_counter(), 0, ""
+        progress, status = self.progress, ""
+        clock, counted, waited = time.perf_counter(), 0, 0.0
         while progress.step < self.total:
+            before = time.perf_counter()
             batch = next(stream)
+            waited += time.perf_counter() - before
             result, norm = self._step(batch)
-            counted += len(batch)
+            counted += batch.total
             done = progress.step == self.total
+            self._stop = parallel.agree(self._stop or self.asked_to_stop())
             validates = done or progress.step % self.train.val_every == 0
             saves = self._stop or done or progress.step % self.train.checkpoint_every == 0
             if validates or saves:
-                self._check_finite(result, norm)
+                self._check_finite()
             if done or progress.step % self.train.log_every == 0:
+                self._check_finite()
                 now = time.perf_counter()
-                loss = self._log(result, norm, counted / (now - clock))
-                clock, counted = now, 0
-                status = f"loss {loss:.3f}{self._status()}"
-            bar.advance(len(batch), status)
-            if validates:
-                self._validate()
-            if saves:
-                self._checkpoint()
-                if self._stop and not done:
-                    raise Interrupted
+                speed = {
+                    "samples_per_s": counted / (now - clock),
+                    "data_wait": waited / (now - clock),
+                }
+                self._log(result, norm, speed)
+                clock, counted, waited = now, 0, 0.0
+                status = (
+                    f"loss {float(result.loss):.3f}, data wait {speed['data_wait']:.1%}"
+                    f"{self._status()}"
+                )
+            bar.advance(batch.total, status)
+            if validates or saves:
+                before = time.perf_counter()
+                if validates:
+                    self._validate()
+                if saves:
+                    self._checkpoint()
+                    if self._stop and not done:
+                        raise Interrupted
+                clock += time.perf_counter() - before  # speed is that of the steps
 
     def _step(self, batch: CloudBatch) -> tuple[StepResult, Tensor]:
         progress = self.progress
         rate = learning_rate(self.optim, progress.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self.task.backward(batch, progress.step, self.total)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
+        set_learning_rate(self.optimizer, rate)
+        result = self._gradients(batch)
+        norm = parallel.clip_gradients(self.parameters, self.optim.clip or math.inf)
+        self._unchecked.append(_Unchecked(progress.step + 1, result.loss, norm, batch.row))
+        if self._looks_at_once:
+            self._check_finite()
         self.optimizer.step()
         self.task.after_step(progress.step)
         progress.step += 1
-        progress.samples += len(batch)
+        progress.samples += batch.total
         progress.position = batch.next
         for name, value in result.every_step.items():
             self._each_step.setdefault(name, []).append(value)
         return result, norm
 
-    def _log(self, result: StepResult, norm: Tensor, rate: float) -> float:
+    def _gradients(self, batch: CloudBatch) -> StepResult:
+        """Gradients of the step; without ``torch.compile`` from the first time that it fails."""
+        try:
+            return self._seeded_backward(batch)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not self.task.compiled:
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            note(f"torch.compile failed, going on without it ({lines[0]})")
+            self.task.compile_less()
+        return self._seeded_backward(batch)
+
+    def _seeded_backward(self, batch: CloudBatch) -> StepResult:
+        step = self.progress.step
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(self.train.seed * STEP_STRIDE + step + distributed.rank() * RANK_STRIDE)
+        return self.task.backward(batch, step, self.total)
+
+    def _log(self, result: StepResult, norm: Tensor, speed: dict[str, float]) -> None:
         progress = self.progress
-        self._check_finite(result, norm)
-        loss = float(result.loss)
-        values: dict[str, Any] = {"loss": loss}
+        values: dict[str, Any] = {"loss": float(result.loss)}
         values |= {name: float(value) for name, value in result.terms.items()}
         # Weights of the terms: now, and of each step since the last record.
         for name, history in self._each_step.items():
@@ -156,40 +234,42 @@ class Loop:
             values[name], values[f"{name}_each_step"] = steps[-1], steps
         self._each_step.clear()
         values |= {
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.optim, progress.step - 1, self.total),
             "grad_norm": float(norm),
-            "epoch": progress.samples / self.batches.corpus.n_train,
+            "epoch": progress.samples / self.batches.rows_per_epoch,
             "samples": progress.samples,
-            "samples_per_s": rate,
+            **speed,
         }
-        self.recorder.write("train", progress.step, values)
-        return loss
+        if self.recorder:
+            self.recorder.write("train", progress.step, values)
 
-    def _check_finite(self, result: StepResult, norm: Tensor) -> None:
-        """Raise ``InputError`` for a diverged run, before it is recorded or saved.
-
-        Not at every step: on a GPU reading a value waits for all work under way.
-        """
-        loss, length = float(result.loss), float(norm)
-        if not math.isfinite(loss) or not math.isfinite(length):
-            raise InputError(
-                f"step {self.progress.step}: loss {loss}, gradient norm {length}; "
-                "lower --set optim.lr or raise the loss temperatures"
-            )
+    def _check_finite(self) -> None:
+        """Raise ``DivergedError`` with the first step since the last look that is not finite."""
+        if not self._unchecked:
+            return
+        steps, self._unchecked = self._unchecked, []
+        values = torch.stack([torch.stack([s.loss.float(), s.norm.float()]) for s in steps])
+        for step, (loss, norm) in zip(steps, values.tolist(), strict=True):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                # Loss and norm are the same on all processes, so all of them come here.
+                rows = [row for part in parallel.collect(step.rows.tolist()) for row in part]
+                raise DivergedError(step.step, loss, norm, rows)
 
     def _validate(self) -> None:
         if self.held_out is None:
             return
         progress = self.progress
         metrics = self.task.validate(self.held_out())
-        progress.last = metrics
+        # Every process has done it all; the first one's numbers decide for everyone.
+        progress.last = metrics = parallel.first_does(lambda: metrics)
         score, loss = metrics.get("score", -math.inf), metrics.get("align", math.inf)
         better = (score, -loss) > (progress.best_score, -progress.best_loss)
         if better:
             progress.best_score, progress.best_loss = score, loss
             progress.best_step = progress.step
             self._checkpoint()  # the best must be on disk
-        self.recorder.write("val", progress.step, {**metrics, "best": better})
+        if self.recorder:
+            self.recorder.write("val", progress.step, {**metrics, "best": better})
 
     def _checkpoint(self) -> None:
         if self._saved_at != self.progress.step:
@@ -201,27 +281,25 @@ class Loop:
         return "" if score is None else f", val {score:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Task, optimiser, random numbers and position; tensors and plain values only."""
+        """Task, optimiser and position; whole tensors and plain values only.
+
+        All processes must ask.
+        """
         progress = vars(self.progress).copy()
         position = progress.pop("position")
         return {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "task": parallel.whole(self.task.state_dict()),
+            "optimizer": parallel.whole(self.optimizer.state_dict()),
             "progress": progress,
             "position": [position.epoch, position.batch],
-            "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the run that gave ``state`` stood."""
         self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_optimizer(self.optimizer, state["optimizer"])
         self.progress = Progress(**state["progress"], position=Position(*state["position"]))
         self._saved_at = self.progress.step
-        torch.set_rng_state(state["rng_cpu"])
-        if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
 
     def request_stop(self) -> None:
         """Stop after the step under way, with a checkpoint."""

@@ -3,43 +3,94 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from trainer.backbones.registry import Backbone
 from trainer.config import OptimConfig
+from trainer.parallel import is_shared
+
+NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+EMBEDDINGS = (nn.Embedding,)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Every trainable parameter exactly once: matrices with decay, all others without.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Every trainable parameter exactly once, with its weight decay and ``lr_scale``.
 
-    Vectors and scalars (biases, norms, the CLS token, the logit scale, the weights of the terms)
-    are not decayed: pulling them to zero is no regularisation.
+    No decay for vectors and scalars (biases, the CLS token, the logit scale, the weights of the
+    terms), for all of norms and embeddings, and for what a backbone names in ``no_decay``:
+    pulling them to zero is no regularisation. The rate of layer l of a backbone of L layers is
+    multiplied by ``layer_decay`` ** (L - 1 - l); what is of no backbone learns at the full rate.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    undecayed, scales = _exceptions(module, layer_decay)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():  # a shared one comes once
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim < 2 or name in undecayed else weight_decay
+        scale = scales.get(name, 1.0)
+        group = groups.setdefault(
+            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _exceptions(module: nn.Module, layer_decay: float) -> tuple[set[str], dict[str, float]]:
+    """Names without weight decay, and names with a rate of their own."""
+    undecayed: set[str] = set()
+    scales: dict[str, float] = {}
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(part, (*NORMS, *EMBEDDINGS)):
+            undecayed |= {f"{prefix}{name}" for name, _ in part.named_parameters()}
+        if isinstance(part, Backbone):
+            undecayed |= {f"{prefix}{name}" for name in part.no_decay()}
+            for name, _ in part.named_parameters():
+                above = part.n_layers - 1 - part.layer_of(name)
+                scales[f"{prefix}{name}"] = layer_decay**above
+    return undecayed, scales
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; fused where all parameters are on CUDA."""
+    """AdamW; fused where all parameters are on CUDA.
+
+    One parameter at a time where some are shared out among processes (``trainer.parallel``): these
+    do not mix with others in one call.
+    """
+    shared = any(is_shared(p) for p in module.parameters())
+    cuda = all(p.is_cuda for p in module.parameters())
     return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay),
+        parameter_groups(module, config.weight_decay, config.layer_decay),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=all(p.is_cuda for p in module.parameters()),
+        fused=cuda and not shared,
+        foreach=False if shared else None,
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Rate of step ``step`` (from 0) of ``total``: linear warm-up, then a cosine to ``min_lr``."""
-    warmup = config.warmup * total
+    """Rate of step ``step`` (from 0) of ``total``: linear warm-up, then the schedule.
+
+    The cosine falls to ``min_lr`` at the end of the run; the step schedule multiplies by
+    ``decay_rate`` every ``decay_every`` steps, counted from the start, however long the run is.
+    """
+    warmup = float(config.warmup_steps or config.warmup * total)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
+    if config.schedule == "step":
+        return max(config.min_lr, config.lr * config.decay_rate ** (step // config.decay_every))
     done = (step - warmup) / max(total - warmup, 1)
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
+
+from pipeline.common import atomic_path
 
 METRICS = "metrics.jsonl"
 
@@ -22,7 +25,8 @@ class Recorder:
         self.path = run / METRICS
         if self.path.exists():
             kept = [line for line in read_metrics(run) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a")
         writer: Any = SummaryWriter  # its signature is not typed
         self._board = writer(str(run / "tensorboard"), purge_step=step + 1)
@@ -42,11 +46,9 @@ class Recorder:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All records of a run folder; a last line cut off by a kill is left out."""
+    """All records of a run folder; one cut off by a kill or a full disk is left out."""
     lines = []
-    for text in (run / METRICS).read_text().splitlines():
-        try:
+    for text in (run / METRICS).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-        except ValueError:
-            break
     return lines

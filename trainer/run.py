@@ -1,17 +1,21 @@
 """A recipe and shards to a run folder: the one entry of training, for the CLI and for code.
 
-A run folder holds ``run.json`` (resolved recipe, shard sets), ``environment.json``,
-``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best.json`` and ``README.md``, the model
-card.
+A run folder holds ``run.json`` (recipe, shard sets), ``environment.json``, ``metrics.jsonl``,
+``tensorboard/``, ``checkpoints/``, ``best.json`` and ``README.md``, the model card; and
+``diverged.json`` when a loss was not finite.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +23,36 @@ import torch
 
 from pipeline.common import InputError, versions, write_json
 from pipeline.console import note
-from pipeline.shards import NEUTRAL_RGB
-from trainer import checkpoint
+from pipeline.shards import NEUTRAL_RGB, TeacherInfo
+from trainer import checkpoint, parallel
 from trainer.backbones import resolve_options
 from trainer.card import write_card
-from trainer.config import Recipe, flatten, parse_recipe
-from trainer.data import Batches, validation_batches
+from trainer.config import Recipe, flatten, override_recipe, parse_recipe
+from trainer.data import Batches, read_ahead, validation_batches
+from trainer.distributed import rank, world_size
 from trainer.index import Corpus
-from trainer.loop import Interrupted, Loop
-from trainer.recorder import Recorder
+from trainer.loop import DivergedError, Interrupted, Loop
+from trainer.recorder import METRICS, Recorder
 from trainer.task import DistillTask
 
 FORMAT = "mrd3d-run"
 RUN = "run.json"
+DIVERGED = "diverged.json"
 
-# Settings that a resumed run may change: they decide what is recorded and how fast it goes.
-FREE = ("data.cache_mib", "data.prefetch", "train.log_every", "train.keep")
+# What decides only what is recorded and how fast it goes, not what is learned.
+FREE = (
+    "data.cache_mib",
+    "data.prefetch",
+    "data.readers",
+    "train.log_every",
+    "train.keep",
+    "train.parallel",
+    "train.recompute",
+)
+# What a resumed run may change: also what a machine may be too small for.
+RESUMABLE = (*FREE, "train.micro_batch", "train.compile")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,17 @@ class RunResult:
     step: int
     best_step: int  # 0 without validation
     validation: dict[str, float]  # of the last step
+
+    @classmethod
+    def of(cls, run: Path) -> RunResult:
+        """That of a run folder. Raises ``InputError`` when it has no whole checkpoint."""
+        newest = checkpoint.resolve(run)
+        config = checkpoint.read_config(newest)
+        try:
+            best = int(json.loads((run / "best.json").read_text())["step"])
+        except FileNotFoundError:
+            best = 0
+        return cls(run, newest, config["step"], best, config["validation"])
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -67,73 +96,222 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Several processes, by Ray Train (``trainer.launch``)."""
+
+    count: int = 1
+    address: str | None = None  # of a Ray cluster; None: this machine
+    restarts: int = 3  # from the newest checkpoint, when a process is lost
+
+
 def train(
     shards: Sequence[str | Path],
     recipe: Recipe | None,
     out: Path,
     *,
     resume: bool = False,
+    overrides: Sequence[str] = (),
     device: str = "auto",
+    workers: Workers | None = None,
 ) -> RunResult:
     """Train into the run folder ``out``.
 
     ``resume`` goes on from the newest whole checkpoint of ``out``; ``recipe`` and ``shards`` may
     then be left out (None, empty), and must otherwise be those that the run began with.
+    ``overrides`` (key=value) change the recipe; of a resumed run only keys of ``RESUMABLE``.
+
     Raises ``InputError`` for an existing ``out`` without ``resume``, for anything wrong with the
-    shards, and when the loss stops being finite; ``Interrupted`` after a signal, with a
-    checkpoint saved.
+    shards, when the loss stops being finite, and when memory or disk are full; ``Interrupted``
+    after a signal, with a checkpoint saved.
     """
     target = choose_device(device)
+    workers = workers or Workers()
+    if workers.count < 1:
+        raise InputError(f"--workers {workers.count}: give at least 1")
     if resume:
-        recipe, shards = _reopen(out, recipe, shards)
+        recipe, shards = _reopen(out, recipe, shards, overrides)
     elif out.exists() and any(out.iterdir()):
-        raise InputError(f"--out {out}: exists already; add --resume or choose another folder")
+        raise InputError(
+            f"--out {out}: exists already; `trainer resume {out}` goes on with it, or choose "
+            "another folder"
+        )
+    elif recipe is not None:
+        recipe = override_recipe(recipe, overrides)
     if recipe is None:
         raise InputError("--recipe: missing; name one (`trainer recipes` lists all)")
+    if workers.count == 1:
+        return fit(shards, recipe, out, resume=resume, device=target)
     corpus = Corpus(shards, recipe)
-    task = DistillTask(recipe, corpus.teacher.width, target)
-    corpus.require_order(task.student.centroids)
-    batches = Batches(corpus, recipe.train.seed, pin=target.type == "cuda")
-    total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
-    header = _header(recipe, corpus, task)
-    start, state = _restore(out, header) if resume else (0, None)
+    resolve_options(recipe.model.backbone, recipe.model.options)
+    order = corpus.order(recipe.train.seed)
+    order.require(workers.count)
     if not resume:
-        out.mkdir(parents=True, exist_ok=True)
         _write_run(out, recipe, shards)
-    write_json(out / "environment.json", environment(target))
-    note(
-        f"{recipe.model.backbone}: {_count(task):.2f}M parameters, {corpus.n_train} shapes to "
-        f"train on, {corpus.n_val} held out, {total} steps on {target.type}, {task.dtype_reason}; "
-        f"shards {'in memory' if batches.in_memory else 'streamed'}"
-    )
-    recorder = Recorder(out, start)
-    loop = Loop(
-        task,
-        batches,
-        (lambda: validation_batches(corpus)) if corpus.n_val else None,
-        recorder,
-        lambda loop: _save(out, header, loop, task, recipe),
-        train=recipe.train,
-        optim=recipe.optim,
-        total=total,
-    )
-    if state is not None:
-        loop.load_state_dict(state)
-    try:
-        loop.run()
-    except Interrupted:
-        note(f"saved at step {loop.progress.step}; add --resume to go on from there")
-        raise
-    finally:
-        recorder.close()
-    progress = loop.progress
-    write_card(out, header, vars(progress), total)
+    total = recipe.train.steps or recipe.train.epochs * order.steps
+
+    from trainer.launch import launch
+
+    launch(out, recipe, _absolute(shards), workers, target.type, order.rows_until(total))
+    return RunResult.of(out)
+
+
+def fit(
+    shards: Sequence[str | Path],
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    say: Callable[[str], None] = note,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """What each process of a run does; see ``train``. With several, only the first one writes.
+
+    ``say`` gets lines for the user.
+    """
+    corpus = Corpus(shards, recipe)
+    asked, recipe = recipe, corpus.recipe
+    with _explained(out, recipe):
+        task = DistillTask(recipe, corpus.teacher.width, device)
+        corpus.require_order(task.student.centroids)
+        batches = Batches(
+            corpus,
+            recipe.train.seed,
+            rank=rank(),
+            world=world_size(),
+            pin=device.type == "cuda",
+        )
+        total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
+        header = _header(recipe, corpus, task)
+        start, state = _restore(out, header, say) if resume else (0, None)
+        recorder = None
+        if rank() == 0:
+            if not resume:
+                _write_run(out, asked, shards)
+            write_json(out / "environment.json", environment(device))
+            recorder = Recorder(out, start)
+        _introduce(recipe, corpus, task, batches, total, say)
+        loop = Loop(
+            task,
+            batches,
+            (lambda: read_ahead(validation_batches(corpus), recipe.data.prefetch))
+            if corpus.n_val
+            else None,
+            recorder,
+            lambda loop: _save(out, header, loop, task, recipe),
+            train=recipe.train,
+            optim=recipe.optim,
+            total=total,
+            asked_to_stop=asked_to_stop,
+        )
+        if state is not None:
+            loop.load_state_dict(state)
+        try:
+            loop.run()
+        except Interrupted:
+            say(f"saved at step {loop.progress.step}; `trainer resume {out}` goes on from there")
+            raise
+        except DivergedError as error:
+            parallel.first_does(partial(_report, out, corpus, error))
+            raise
+        finally:
+            if recorder:
+                recorder.close()
+        progress = loop.progress
+        if rank() == 0:
+            write_card(out, header, vars(progress), total)
     return RunResult(
         out,
         checkpoint.checkpoint_path(out, progress.step),
         progress.step,
         progress.best_step,
         progress.last,
+    )
+
+
+def _introduce(
+    recipe: Recipe,
+    corpus: Corpus,
+    task: DistillTask,
+    batches: Batches,
+    total: int,
+    say: Callable[[str], None],
+) -> None:
+    """Tell the user what is about to be trained on what."""
+    if corpus.left_out:
+        say(f"no row has a text: {', '.join(corpus.left_out)} switched off")
+    processes = "" if world_size() == 1 else f" in {world_size()} processes ({task.replicas.kind})"
+    say(
+        f"{recipe.model.backbone}: {_count(task):.2f}M parameters, {corpus.n_train} shapes to "
+        f"train on, {corpus.n_val} held out, {total} steps on {task.device.type}{processes}, "
+        f"{task.dtype_reason}; shards {'in memory' if batches.in_memory else 'streamed'}"
+    )
+    if recipe.data.weights:
+        shares = [quota / batches.rows_per_epoch for quota in batches.order.quota]
+        told = [
+            f"{Path(root.rstrip('/')).name} {share:.1%}"
+            for root, share in zip(corpus.roots, shares, strict=True)
+        ]
+        say(f"shares of the samples: {', '.join(told)}")
+
+
+@contextmanager
+def _explained(out: Path, recipe: Recipe) -> Iterator[None]:
+    """Full memory and full disks as ``InputError`` with what to do about them."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _out_of_memory("memory", recipe) from error
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory("GPU memory", recipe) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU has no error of its own for it
+            raise
+        raise _out_of_memory("memory", recipe) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); make room, then `trainer resume {out}` "
+            "goes on from the newest checkpoint"
+        ) from error
+
+
+def _out_of_memory(what: str, recipe: Recipe) -> InputError:
+    """The next option that lowers what a step needs, in the order of what they cost."""
+    rows = recipe.train.micro_batch or recipe.data.batch_size
+    if recipe.train.micro_batch == 0 or (recipe.train.recompute and rows > 2):
+        way = f"--set train.micro_batch={max(1, rows // 2)} (the gradients stay the same)"
+    elif not recipe.train.recompute:
+        way = "--set train.recompute=true, or a smaller train.micro_batch"
+    else:
+        way = "lower data.batch_size or data.n_points"
+    return InputError(f"out of {what} with {rows} rows in the backbone at once; {way}")
+
+
+def _report(out: Path, corpus: Corpus, error: DivergedError) -> None:
+    """Write the uids of the batch down and raise ``InputError``."""
+    rows = corpus.describe(error.rows)
+    wrong = [row for row in rows if row["not_finite"]]
+    write_json(
+        out / DIVERGED,
+        {
+            "step": error.step,
+            "loss": str(error.loss),  # JSON has no number for it
+            "grad_norm": str(error.norm),
+            "not_finite": wrong,
+            "batch": [row["uid"] for row in rows],
+        },
+    )
+    if wrong:
+        raise InputError(
+            f"{error}: {len(wrong)} of its {len(rows)} shapes have embeddings that are not finite "
+            f"({wrong[0]['uid']} in {wrong[0]['shards']}), see {out / DIVERGED}; embed them again"
+        )
+    raise InputError(
+        f"{error}; lower --set optim.lr or raise the loss temperatures; the uids of its batch are "
+        f"in {out / DIVERGED}"
     )
 
 
@@ -166,56 +344,85 @@ def _save(out: Path, header: dict[str, Any], loop: Loop, task: DistillTask, reci
         "validation": progress.last,
     }
     path = checkpoint.checkpoint_path(out, progress.step)
-    checkpoint.save(path, config, task.final.state_dict(), loop.state_dict())
-    if progress.best_step == progress.step:
-        write_json(out / "best.json", {"step": progress.step, "score": progress.best_score})
-    checkpoint.prune(out, recipe.train.keep)
+    weights, state = parallel.whole(task.final.state_dict()), loop.state_dict()
+
+    def write() -> None:
+        checkpoint.save(path, config, weights, state)
+        if progress.best_step == progress.step:
+            write_json(out / "best.json", {"step": progress.step, "score": progress.best_score})
+        checkpoint.prune(out, recipe.train.keep)
+
+    parallel.first_does(write)
 
 
-def _restore(out: Path, header: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+def _restore(
+    out: Path, header: dict[str, Any], say: Callable[[str], None]
+) -> tuple[int, dict[str, Any] | None]:
     """Step and state of the newest whole checkpoint; (0, None) when there is none yet."""
-    path, passed = checkpoint.newest(out)
+
+    def find() -> tuple[Path | None, list[str]]:
+        for leftover in (out / checkpoint.FOLDER).glob(".tmp-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        return checkpoint.newest(out)
+
+    path, passed = parallel.first_does(find)
     for reason in passed:
-        note(f"passed over a damaged checkpoint: {reason}")
+        say(f"passed over a damaged checkpoint: {reason}")
     if path is None:
-        note("no whole checkpoint yet: starting from the beginning")
+        if (out / METRICS).exists():
+            say("no whole checkpoint yet: starting from the beginning")
         return 0, None
     config = checkpoint.read_config(path)
+    reason = TeacherInfo(**config["teacher"]).mismatch(TeacherInfo(**header["teacher"]))
+    if reason:
+        raise InputError(
+            f"--shards: made by another teacher than those that {out} was trained on ({reason}); "
+            "give the same shard sets, or start another run"
+        )
     for key in ("uid_hash", "n_train"):
         if config["data"][key] != header["data"][key]:
             raise InputError(
                 f"--shards: not the rows that {out} was trained on ({key} differs); "
                 "give the same shard sets, or start another run"
             )
-    note(f"resuming from {path.name}")
+    say(f"resuming from {path.name}")
     return int(config["step"]), checkpoint.load_state(path)
 
 
+def _absolute(shards: Sequence[str | Path]) -> list[str]:
+    return [str(s) if "://" in str(s) else str(Path(s).absolute()) for s in shards]
+
+
 def _write_run(out: Path, recipe: Recipe, shards: Sequence[str | Path]) -> None:
-    roots = [str(s) if "://" in str(s) else str(Path(s).absolute()) for s in shards]
-    value = {"format": FORMAT, "recipe": recipe.model_dump(mode="json"), "shards": roots}
+    out.mkdir(parents=True, exist_ok=True)
+    value = {
+        "format": FORMAT,
+        "recipe": recipe.model_dump(mode="json"),
+        "shards": _absolute(shards),
+    }
     write_json(out / RUN, value)
 
 
 def _reopen(
-    out: Path, recipe: Recipe | None, shards: Sequence[str | Path]
+    out: Path, recipe: Recipe | None, shards: Sequence[str | Path], overrides: Sequence[str]
 ) -> tuple[Recipe, Sequence[str | Path]]:
     """Recipe and shards of an existing run, checked against those given."""
     file = out / RUN
     if not file.is_file():
-        raise InputError(f"--resume: {out} is no run folder ({RUN} is missing); drop --resume")
+        raise InputError(
+            f"{out}: no run to resume ({RUN} is missing); start one with `trainer run --out {out}`"
+        )
     try:
         value = json.loads(file.read_text())
         known, roots = parse_recipe(value["recipe"], str(file)), list(value["shards"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: damaged ({error}); start another run") from error
-    if recipe is None:
-        return known, shards or roots
+    recipe = override_recipe(recipe or known, overrides)
     ours, theirs = flatten(recipe), flatten(known)
     for key, now in ours.items():
-        if now != theirs.get(key) and key not in FREE:
+        if now != theirs.get(key) and key not in RESUMABLE:
             raise InputError(
-                f"--resume: {key} is {now!r}, the run began with {theirs.get(key)!r}; "
+                f"resume: {key} is {now!r}, the run began with {theirs.get(key)!r}; "
                 "leave out --recipe and --set, or start another run"
             )
     return recipe, shards or roots

@@ -135,23 +135,22 @@ def read_block(
         return np.concatenate(parts[name]) if parts[name] else empty
 
     none = np.zeros((0, width), np.float16)
-    counts = {
+    n_vectors = {
         name: joined(f"{name}_n", np.zeros(0, np.int64)) for name in ("image", "thumbnail", "text")
     }
     shares = joined("share", np.zeros(0))
+    owner = np.repeat(np.arange(len(n_vectors["text"])), n_vectors["text"])
     return Block(
         row=joined("row", np.zeros(0, np.int64)),
         xyz=joined("xyz", np.zeros((0, data.n_points, 3), np.int16)),
         rgb=joined("rgb", np.zeros((0, data.n_points, 3), np.uint8)),
         image=joined("image", none),
-        image_offsets=_offsets(counts["image"]),
+        image_offsets=_offsets(n_vectors["image"]),
         thumbnail=joined("thumbnail", none),
-        thumbnail_offsets=_offsets(counts["thumbnail"]),
+        thumbnail_offsets=_offsets(n_vectors["thumbnail"]),
         text=joined("text", none),
-        text_offsets=_offsets(counts["text"]),
-        text_key=shares + np.repeat(np.arange(len(counts["text"])), counts["text"])
-        if len(shares)
-        else shares,
+        text_offsets=_offsets(n_vectors["text"]),
+        text_key=shares + owner if by_source else shares,
     )
 
 
@@ -192,17 +191,13 @@ def pick_keyed(
     return _taken(values_KD, chosen, offsets[rows + 1] > offsets[rows])
 
 
-def _taken(
-    values_KD: HalfArray, chosen: IntArray, there: BoolArray
-) -> tuple[HalfArray, BoolArray]:
+def _taken(values_KD: HalfArray, chosen: IntArray, there: BoolArray) -> tuple[HalfArray, BoolArray]:
     out = np.zeros((len(chosen), values_KD.shape[1]), np.float16)
     out[there] = values_KD[chosen[there]]
     return out, there
 
 
-def pick_all(
-    values_KD: HalfArray, offsets: IntArray, rows: IntArray
-) -> tuple[HalfArray, IntArray]:
+def pick_all(values_KD: HalfArray, offsets: IntArray, rows: IntArray) -> tuple[HalfArray, IntArray]:
     """All vectors of some rows, (S, D), and the place of each one's row among them, (S,)."""
     counts = offsets[rows + 1] - offsets[rows]
     owner = np.repeat(np.arange(len(rows), dtype=np.int64), counts)

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer import distributed, parallel
 from trainer.augment import Augment
-from trainer.backbones import Backbone, build_backbone
+from trainer.backbones import Backbone, build_backbone, load_trunk
+from trainer.backbones.layers import recompute_blocks
 from trainer.config import EmaConfig, Recipe
 from trainer.data import CloudBatch, DeviceBatch
 from trainer.losses import AlignLoss, DistillLoss, Features
@@ -59,8 +61,8 @@ class Ema:
         The first steps use a smaller decay, so that the random start is soon forgotten.
         """
         decay = min(self.config.decay, (1 + step) / (10 + step))
-        ours: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(module.parameters())
+        ours: list[Tensor] = [parallel.local(value) for value in self.module.parameters()]
+        theirs: list[Tensor] = [parallel.local(value) for value in module.parameters()]
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, other in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(other)
@@ -74,14 +76,35 @@ class DistillTask:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
         backbone = build_backbone(recipe.model.backbone, width, recipe.model.options)
+        load_trunk(backbone, recipe.model.trunk)
         self.modules = nn.ModuleDict({"student": backbone, "align": AlignLoss(recipe.loss.align)})
         if recipe.loss.distill.enabled:
-            self.modules["distill"] = DistillLoss(recipe.loss.distill)
+            self.modules["distill"] = DistillLoss(recipe.loss.distill, width)
         self.modules.to(device)
         self.ema = Ema(self.student, recipe.ema) if recipe.ema.enabled else None
         self.augment = Augment(recipe.augment)
         self.dtype, self.dtype_reason = choose_precision(recipe.train.precision, device)
-        self._encode: Any = torch.compile(self.student) if recipe.train.compile else self.student
+        if recipe.train.recompute:
+            recompute_blocks(self.student)
+        kind = parallel.choose_kind(
+            recipe.train.parallel, device, sum(p.numel() for p in self.student.parameters())
+        )
+        average = self.ema.module if self.ema else None
+        self.replicas = parallel.replicate(self.student, average, kind)
+        # What the processes sum up after the backward pass.
+        self._summed = nn.ModuleList(
+            module
+            for name, module in self.modules.items()
+            if name != "student" or not self.replicas.sums_gradients
+        )
+        self.compiled = recipe.train.compile
+        self._encode: Any = self.replicas.encode
+        self._losses: dict[str, Any] = {
+            name: module for name, module in self.modules.items() if name != "student"
+        }
+        if self.compiled:
+            self._encode = torch.compile(self._encode)
+            self._losses = {name: torch.compile(loss) for name, loss in self._losses.items()}
 
     @property
     def student(self) -> Backbone:
@@ -116,6 +139,12 @@ class DistillTask:
         """The encoder to validate and to keep: the moving average when there is one."""
         return self.ema.module if self.ema else self.student
 
+    def compile_less(self) -> None:
+        """Do without ``torch.compile`` from now on."""
+        self.compiled = False
+        self._encode = self.replicas.encode
+        self._losses = {name: self.modules[name] for name in self._losses}
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
@@ -128,40 +157,60 @@ class DistillTask:
         return features.float()
 
     def backward(self, batch: CloudBatch, step: int, total: int) -> StepResult:
-        """Put the gradients of one step into ``.grad``.
+        """Put the gradients of one step into ``.grad``: of the whole batch, over all processes.
 
         Augmentation draws from a generator seeded by (seed, step): a step is the same whether or
-        not the run was resumed before it.
+        not the run was resumed before it, and whatever the number of processes.
         """
         self.modules.train()
         clouds = batch.to(self.device)
         generator = torch.Generator(self.device)
         generator.manual_seed(self.recipe.train.seed * 1_000_003 + step)
-        xyz_BN3, rgb_BN3 = self.augment(clouds.xyz, clouds.rgb, generator)
-        size = self.recipe.train.micro_batch
-        if 0 < size < len(clouds):
-            return self._backward_cached(clouds, xyz_BN3, rgb_BN3, size, step, total)
-        features = self.encode(xyz_BN3, rgb_BN3)
-        result = self.loss(features, clouds, step, total)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        xyz_BN3, rgb_BN3 = self.augment(
+            clouds.xyz, clouds.rgb, generator, (batch.offset, batch.total)
+        )
+        count = self._micro_batches(len(clouds))
+        if count > 1:
+            result, everyone = self._backward_cached(clouds, xyz_BN3, rgb_BN3, count, step, total)
+        else:
+            with self.replicas.accumulate(last=True):
+                features = self.encode(xyz_BN3, rgb_BN3)
+                result, everyone = self._compare(features, clouds, step, total)
+                result.loss.backward()  # type: ignore[no-untyped-call]
+        distributed.sum_gradients(self._summed)
+        if self.distill is not None:
+            self.distill.remember(everyone)
         return self._told(result)
+
+    def _micro_batches(self, n_rows: int) -> int:
+        """Parts in which the rows go through the backbone: equally many on all processes.
+
+        They pass the same collectives then, where BatchNorm or ``fsdp`` has some.
+        """
+        size = self.recipe.train.micro_batch
+        if size == 0:
+            return 1
+        rows = [count[0] for count in distributed.gather_counts([n_rows], self.device)]
+        return max(1, min(-(-max(rows) // size), *rows))
 
     def _backward_cached(
         self,
         clouds: DeviceBatch,
         xyz_BN3: Tensor,
         rgb_BN3: Tensor,
-        size: int,
+        count: int,
         step: int,
         total: int,
-    ) -> StepResult:
-        """The same gradients with ``size`` rows in the backbone at a time.
+    ) -> tuple[StepResult, Features]:
+        """The same gradients with the rows in the backbone in ``count`` parts.
 
         Features are computed without a graph, the loss of the whole batch gives their gradients,
         and a second pass carries these into the weights (GradCache, arXiv 2101.06983). Equal to
         one pass but for BatchNorm, whose statistics are those of a micro-batch.
         """
-        parts = list(zip(torch.split(xyz_BN3, size), torch.split(rgb_BN3, size), strict=True))
+        parts = list(
+            zip(torch.tensor_split(xyz_BN3, count), torch.tensor_split(rgb_BN3, count), strict=True)
+        )
         states = []
         with torch.no_grad(), _frozen_statistics(self.student):
             cached = []
@@ -169,36 +218,48 @@ class DistillTask:
                 states.append(_rng_state(self.device))
                 cached.append(self.encode(xyz, rgb))
         features = torch.cat(cached).requires_grad_(True)
-        result = self.loss(features, clouds, step, total)
+        result, everyone = self._compare(features, clouds, step, total)
         result.loss.backward()  # type: ignore[no-untyped-call]
         assert features.grad is not None
-        for (xyz, rgb), gradient, state in zip(
-            parts, torch.split(features.grad, size), states, strict=True
-        ):
-            _set_rng_state(self.device, state)  # the second pass drops the same patches
-            self.encode(xyz, rgb).backward(gradient)  # type: ignore[no-untyped-call]
-        return self._told(result)
+        gradients = torch.tensor_split(features.grad, count)
+        for place, (xyz, rgb) in enumerate(parts):
+            _set_rng_state(self.device, states[place])  # the second pass drops the same patches
+            with self.replicas.accumulate(last=place == count - 1):
+                self.encode(xyz, rgb).backward(gradients[place])  # type: ignore[no-untyped-call]
+        return result, everyone
 
     def loss(self, features_BD: Tensor, batch: DeviceBatch, step: int, total: int) -> StepResult:
-        """Objective of a batch whose 3D features are given."""
-        features = Features(features_BD, batch.image, batch.text, batch.has_text)
-        loss, named = self.align(features)
+        """Objective of a batch whose 3D features are given; its share where there are processes."""
+        return self._compare(features_BD, batch, step, total)[0]
+
+    def _compare(
+        self, features_BD: Tensor, batch: DeviceBatch, step: int, total: int
+    ) -> tuple[StepResult, Features]:
+        """The objective, and the features of all processes."""
+        local = batch.features(features_BD)
+        everyone, offset = distributed.gather_features(local)
+        loss, named = self._losses["align"](local, everyone, offset)
         terms: dict[str, Tensor | float] = {**named}
         every_step: dict[str, Tensor] = {}
         distill = self.distill
         if distill is not None:
             config = self.recipe.loss.distill
             weight = config.weight * ramp(config.warmup, step, total)
-            extra, named = distill(features)
+            extra, named = self._losses["distill"](local, everyone, offset)
             loss = loss + weight * extra
-            terms |= {**named, "distill": extra, "distill_weight": weight}
+            terms |= {**named, "distill": extra}
             weights = distill.weighting.weights().detach().clone()
             every_step = {
                 f"weight_{name}": weights[place]
                 for place, name in enumerate(distill.weighting.names)
             }
-        terms["logit_scale"] = self.align.scale
-        return StepResult(loss, terms, every_step)
+        # Shares of the whole batch become its values; what follows is the same on all processes.
+        shares = {name: value for name, value in terms.items() if isinstance(value, Tensor)}
+        terms = {**distributed.sum_values(shares)}
+        if distill is not None:
+            terms |= {"distill_weight": weight, **distill.report()}
+        terms |= self.align.report()
+        return StepResult(loss, terms, every_step), everyone
 
     @staticmethod
     def _told(result: StepResult) -> StepResult:
@@ -207,11 +268,14 @@ class DistillTask:
             name: value.detach() if isinstance(value, Tensor) else value
             for name, value in result.terms.items()
         }
-        return StepResult(result.loss.detach(), terms, result.every_step)
+        loss = distributed.sum_values({"loss": result.loss.detach()})["loss"]
+        return StepResult(loss, terms, result.every_step)
 
     def after_step(self, step: int) -> None:
         """Called when the optimiser has taken step ``step`` (from 0)."""
         self.align.clamp()
+        if self.distill is not None:
+            self.distill.clamp()
         if self.ema:
             self.ema.update(self.student, step)
 
@@ -219,17 +283,20 @@ class DistillTask:
     def validate(self, batches: Iterable[CloudBatch]) -> dict[str, float]:
         """Metrics of held-out batches (see ``trainer.validate``)."""
         encoder = self.final.eval()
-        points, images, texts, has_text = [], [], [], []
+        found: list[Features] = []
         for batch in batches:
             clouds = batch.to(self.device)
             with self._autocast():
-                points.append(encoder(clouds.xyz, clouds.rgb).float())
-            images.append(clouds.image)
-            texts.append(clouds.text)
-            has_text.append(clouds.has_text)
-        if not points:
+                found.append(clouds.features(encoder(clouds.xyz, clouds.rgb).float()))
+        if not found:
             return {}
-        features = Features(torch.cat(points), _joined(images), _joined(texts), torch.cat(has_text))
+        features = Features(
+            torch.cat([part.point for part in found]),
+            _joined([part.image for part in found]),
+            _joined([part.text for part in found]),
+            torch.cat([part.has_text for part in found]),
+            category=_joined([part.category for part in found]),
+        )
         return validate(features, self.align, self.recipe.data.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,7 +305,8 @@ class DistillTask:
         return {"modules": self.modules.state_dict(), "ema": ema}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Take back what ``state_dict`` gave, with whole tensors."""
+        state = parallel.shared_like(state, self.state_dict())
         self.modules.load_state_dict(state["modules"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])

@@ -11,6 +11,8 @@ before the import, the kernels run on the CPU, slowly, for tests.
 Shape suffixes: B clouds, N points, S centroids, K neighbours, C channels.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-call"
+
 from __future__ import annotations
 
 import torch
@@ -92,9 +94,7 @@ def _ball_kernel(  # type: ignore[no-untyped-def]
     start = 0
     while (start < n_points) & (count < K):
         offsets = start + lane
-        squared = _distances(
-            points, base, offsets, offsets < n_points, cx, cy, cz, stride_n
-        )
+        squared = _distances(points, base, offsets, offsets < n_points, cx, cy, cz, stride_n)
         inside = squared <= radius2
         taken = inside.to(tl.int32)
         place = count + tl.cumsum(taken, axis=0) - taken

@@ -35,7 +35,7 @@ def top1(queries_QD: Tensor, gallery_QD: Tensor) -> float:
 
 @torch.no_grad()
 def validate(features: Features, align: AlignLoss, batch_size: int) -> dict[str, float]:
-    """Metrics of a slice by name.
+    """Metrics of a slice by name, with one image and one text vector a shape.
 
     ``align``: alignment loss, mean over batches of ``batch_size`` in the slice's order weighted
     by their size (a contrastive loss depends on it); ``top1_image`` and ``top1_text``: the
@@ -45,7 +45,7 @@ def validate(features: Features, align: AlignLoss, batch_size: int) -> dict[str,
     result: dict[str, float] = {"rows": len(features)}
     total, weight = 0.0, 0
     for start in range(0, len(features), batch_size):
-        part = _part(features, slice(start, start + batch_size))
+        part = features.part(slice(start, start + batch_size))
         if len(part) > 1:
             total += float(align(part)[0]) * len(part)
             weight += len(part)
@@ -61,12 +61,3 @@ def validate(features: Features, align: AlignLoss, batch_size: int) -> dict[str,
     if scores:
         result["score"] = sum(scores) / len(scores)
     return result
-
-
-def _part(features: Features, rows: slice) -> Features:
-    return Features(
-        features.point[rows],
-        None if features.image is None else features.image[rows],
-        None if features.text is None else features.text[rows],
-        features.has_text[rows],
-    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.common import InputError
+from trainer.heldout import category_key
+
+key = category_key  # categories are compared in one form everywhere
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,6 @@ class LabelSet:
     def find(self, category: str | None) -> int | None:
         """Class of a category, or None when it is not in the set."""
         return None if category is None else self.by_category.get(key(category))
-
-
-def key(name: str) -> str:
-    """Form in which names are compared: lower case, ``_`` and ``-`` as spaces, single spaces."""
-    return " ".join(re.split(r"[\s_\-]+", name.casefold())).strip()
 
 
 def spoken(category: str) -> str:

@@ -9,7 +9,7 @@ Directions, each with the student and, as a ceiling, with the teacher's mean vie
 - ``3d->3d``: every other object of the same category is right, the query itself is no candidate.
 
 The teacher's ceiling for images compares view 0 with the mean of the *other* views. Ties count
-against the model (see ``evaluation.metrics``).
+against the model (see ``trainer.metrics``).
 """
 
 from __future__ import annotations
@@ -21,29 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import metrics
-from evaluation.embeddings import normalise
-from evaluation.metrics import Ranking
 from evaluation.results import plain, proportion, result_record
 from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows, view_embeds
 from pipeline.common import InputError
-from pipeline.shards import Batch, ShardSet
+from pipeline.shards import ShardSet
+from trainer import metrics
+from trainer.heldout import ALL_TEXTS, PREFERRED, TextGatherer, Texts
+from trainer.metrics import Ranking
 
 F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 TOP_K = (1, 5, 10)
-ALL_TEXTS = "all"
-# Tried in this order when no source is asked for: a caption tells objects apart, a name seldom.
-PREFERRED = ("caption", "name")
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The distinct texts of a set and which object carries which."""
-
-    embeds: F32  # (K, D)
-    rows_of: list[I64]  # for each text the rows that carry it
-    texts_of: list[I64]  # for each row its texts
 
 
 @dataclass(frozen=True)
@@ -136,7 +123,7 @@ def collect(
     uids: list[str] = []
     category: list[str | None] = []
     shapes, first, mean, others = [], [], [], []
-    gathered = _TextGatherer(source)
+    gathered = TextGatherer(source)
     for batch in shards.batches(sorted(columns)):
         rows = split_rows(batch, split)
         if len(rows):
@@ -166,45 +153,6 @@ def collect(
         np.concatenate(others) if others else None,
         gathered.finish(shards.manifest.teacher.width),
     )
-
-
-class _TextGatherer:
-    """Collects distinct texts of one source; case and spaces do not distinguish."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.number: dict[tuple[str, str], int] = {}
-        self.embeds: list[NDArray[np.float16]] = []
-        self.rows_of: list[list[int]] = []
-        self.texts_of: list[list[int]] = []
-
-    def add(self, batch: Batch, row: int) -> None:
-        assert batch.texts is not None
-        assert batch.text_sources is not None
-        embeds = batch.texts_of(row)
-        mine: list[int] = []
-        pairs = zip(batch.texts[row], batch.text_sources[row], strict=True)
-        for place, (text, source) in enumerate(pairs):
-            if self.source not in (ALL_TEXTS, source):
-                continue
-            # The same words from two sources are embedded differently (templates or none).
-            key = (" ".join(text.casefold().split()), source)
-            number = self.number.setdefault(key, len(self.number))
-            if number == len(self.embeds):
-                self.embeds.append(embeds[place])
-                self.rows_of.append([])
-            if number not in mine:
-                mine.append(number)
-                self.rows_of[number].append(len(self.texts_of))
-        self.texts_of.append(mine)
-
-    def finish(self, width: int) -> Texts:
-        embeds = np.stack(self.embeds) if self.embeds else np.zeros((0, width), np.float16)
-        return Texts(
-            normalise(embeds),
-            [np.asarray(rows, np.int64) for rows in self.rows_of],
-            [np.asarray(texts, np.int64) for texts in self.texts_of],
-        )
 
 
 def directions(found: Collected) -> dict[str, Any]:
@@ -239,20 +187,12 @@ def _with_texts(shapes: F32, texts: Texts, name: str) -> dict[str, Any]:
 
 def instance_figures(queries: F32, gallery: F32) -> dict[str, Any]:
     """Row q of the gallery is the one right answer to query q."""
-    ranking = metrics.rank_queries(queries, gallery, lambda query: np.array([query], np.int64))
-    return summary(ranking)
+    return summary(metrics.rank_pairs(queries, gallery))
 
 
 def category_figures(embeds: F32, category: Sequence[str | None]) -> dict[str, Any]:
     """All others of the same category are right; rows without a category ask nothing."""
-    members = metrics.groups(category)
-    nobody = np.zeros(0, np.int64)
-
-    def relevant(query: int) -> I64:
-        label = category[query]
-        return nobody if label is None else members[label]
-
-    return summary(metrics.rank_queries(embeds, embeds, relevant, exclude_self=True))
+    return summary(metrics.rank_groups(embeds, category))
 
 
 def summary(ranking: Ranking) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Zero-shot classification: nearest class text by cosine.
 
 Protocol: the class text is the mean of its L2-normalised prompts, normalised again; the class with
-the highest cosine is the answer; ties count against the model (see ``evaluation.metrics``).
+the highest cosine is the answer; ties count against the model (see ``trainer.metrics``).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import metrics
 from evaluation.benchmarks.labels import LabelSet
 from evaluation.results import plain, proportion, result_record
 from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows
 from evaluation.teachers import QueryTeacher, require_same_teacher
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
+from trainer import metrics
 
 TOP_K = (1, 3, 5)
 

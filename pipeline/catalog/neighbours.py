@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 _ROWS, _COLUMNS = 1024, 4096  # of one block of products
-_ONE_CELL = 16_384  # vectors up to which every pair is compared
-_MAX_CELLS = 1024
-_SLACK = 2e-3  # radians: of angles from float32 products, small ones are the least exact
+_ALL_PAIRS = 8192  # vectors up to which every pair is compared over their whole width
+_LEAF = 1024  # vectors of one leaf of the tree, at most
+_SHADOW = 32  # leading principal components
+_SAMPLE = 20_000  # vectors that these are taken from
+_SLACK = 1e-4  # of squared distances, for rounding in float32
 _EDGES = 1 << 22  # kept before they are joined to groups
 
 
@@ -81,16 +84,13 @@ def near_groups(vectors: F32, threshold: float, seed: int = 0) -> I64:
     Two objects are near-duplicates when their cosine is at least ``threshold``; groups are what
     chains of them connect. Exact, whatever ``seed``.
 
-    Of many vectors not every pair is compared. Each belongs to the cell of the nearest of some
-    chosen vectors p. If x of cell p and y of cell q are at an angle of at most t, then, by the
-    triangle inequality on the sphere,
-
-        angle(x, q) <= angle(y, q) + t <= angle(y, p) + t <= angle(x, p) + 2 t,
-
-    so x meets only the cells q for which that holds.
+    Of many vectors not every pair is compared over the whole width. A projection P onto
+    orthonormal directions shortens: |P x - P y|^2 <= |x - y|^2 = 2 - 2 cos(x, y). So pairs that
+    are farther apart than the threshold allows in their leading principal components are none; a
+    tree over those components leaves out whole blocks in the same way.
     """
     groups = Groups(len(vectors))
-    if len(vectors) <= _ONE_CELL:
+    if len(vectors) <= _ALL_PAIRS:
         with ProgressBar("compare", len(vectors), "objects") as bar:
             for start in range(0, len(vectors), _ROWS):
                 rows = vectors[start : start + _ROWS]
@@ -99,43 +99,72 @@ def near_groups(vectors: F32, threshold: float, seed: int = 0) -> I64:
                 bar.advance(len(rows))
         return groups.labels()
     with tempfile.TemporaryDirectory(prefix="mrd3d-") as folder:
-        _search_cells(vectors, threshold, seed, groups, Path(folder))
+        _search_tree(vectors, threshold, seed, groups, Path(folder))
     return groups.labels()
 
 
-def _search_cells(vectors: F32, threshold: float, seed: int, groups: Groups, folder: Path) -> None:
+def _search_tree(vectors: F32, threshold: float, seed: int, groups: Groups, folder: Path) -> None:
     count = len(vectors)
-    n_cells = min(_MAX_CELLS, int(np.sqrt(count)))
-    chosen = np.sort(np.random.default_rng(seed).choice(count, n_cells, replace=False))
-    pivots = np.array(vectors[chosen])
-    cell = np.concatenate(
-        [
-            np.argmax(vectors[at : at + _COLUMNS] @ pivots.T, axis=1)
-            for at in range(0, count, _COLUMNS)
-        ]
-    )
-    # Cells after another, so that each is one stretch of the file.
-    order = np.argsort(cell, kind="stable")
-    bounds = np.searchsorted(cell[order], np.arange(n_cells + 1))
+    shadows = _shadows(vectors, seed)
+    leaves = _leaves(shadows)
+    order = np.concatenate(leaves)
+    bounds = np.cumsum([0, *(len(leaf) for leaf in leaves)])
+    shadows = shadows[order]
+    # Leaves after another, so that each is one stretch of the file.
     stored = scratch(folder / "sorted", *vectors.shape)
     for at in range(0, count, _COLUMNS):
         stored[at : at + _COLUMNS] = vectors[order[at : at + _COLUMNS]]
-    reach = 2 * np.arccos(np.clip(threshold, -1, 1)) + _SLACK
+    low = np.array([shadows[a:b].min(axis=0) for a, b in pairwise(bounds)])
+    high = np.array([shadows[a:b].max(axis=0) for a, b in pairwise(bounds)])
+    most = 2 - 2 * threshold + _SLACK
+    # |x - y|^2 = |x|^2 - 2 x y + |y|^2 as one product.
+    squares, ones = (
+        np.einsum("bk,bk->b", shadows, shadows)[:, None],
+        np.ones((count, 1), np.float32),
+    )
+    left = np.concatenate([-2 * shadows, squares, ones], axis=1)
+    right = np.concatenate([shadows, ones, squares], axis=1)
     with ProgressBar("compare", count, "objects") as bar:
-        for own in range(n_cells):
-            start, end = bounds[own], bounds[own + 1]
-            for at in range(start, end, _ROWS):
-                rows = np.array(stored[at : min(at + _ROWS, end)])
-                angles = np.arccos(np.clip(rows @ pivots.T, -1, 1))
-                near = angles <= angles[:, own : own + 1] + reach
-                near[:, own] = True
-                for other in own + np.flatnonzero(near[:, own:].any(axis=0)):
-                    here = np.flatnonzero(near[:, other])
-                    first = bounds[other] if other > own else at
-                    theirs = stored[first : bounds[other + 1]]
-                    for i, j in _hits(rows[here], theirs, threshold):
-                        groups.add(order[at + here[i]], order[first + j])
-                bar.advance(len(rows))
+        for own, (start, end) in enumerate(pairwise(bounds)):
+            gaps = np.maximum(np.maximum(low[own:] - high[own], low[own] - high[own:]), 0)
+            for other in own + np.flatnonzero(np.einsum("lk,lk->l", gaps, gaps) <= most):
+                first, last = bounds[other], bounds[other + 1]
+                near = left[start:end] @ right[first:last].T <= most
+                rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+                if not len(rows):
+                    continue
+                for i, j in _hits(stored[start + rows], stored[first + columns], threshold):
+                    groups.add(order[start + rows[i]], order[first + columns[j]])
+            bar.advance(int(end - start))
+
+
+def _shadows(vectors: F32, seed: int) -> F32:
+    """(B, K) leading principal components, of directions found in a sample."""
+    count = len(vectors)
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:_SAMPLE])
+    sample = np.array(vectors[chosen])
+    mean = sample.mean(axis=0)
+    covariance = np.cov(sample, rowvar=False)
+    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :_SHADOW].astype(np.float32)
+    shadows = [
+        (vectors[at : at + _COLUMNS] - mean) @ directions for at in range(0, count, _COLUMNS)
+    ]
+    return np.concatenate(shadows)
+
+
+def _leaves(points: F32) -> list[I64]:
+    """Numbers of points (B, K), halved along the widest axis until no part is too large."""
+    todo, leaves = [np.arange(len(points))], []
+    while todo:
+        part = todo.pop()
+        if len(part) <= _LEAF:
+            leaves.append(part)
+            continue
+        own = points[part]
+        axis = int(np.argmax(own.max(axis=0) - own.min(axis=0)))
+        halves = np.argpartition(own[:, axis], len(part) // 2)
+        todo += [part[halves[len(part) // 2 :]], part[halves[: len(part) // 2]]]
+    return leaves
 
 
 def _hits(rows: F32, others: F32, threshold: float) -> Iterator[tuple[I64, I64]]:

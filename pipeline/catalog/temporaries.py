@@ -10,13 +10,16 @@ from pipeline.shards.storage import Storage
 
 
 def clean_temporaries(root: str | Path) -> int:
-    """Remove what a killed run left half-written in a local shard set; how many entries it was.
+    """Remove what a killed run left half-written in a shard set; how many entries it was.
 
-    Only for a set that no other run is writing to. Remote stores keep nothing half-written.
+    Only for a set that no other run is writing to: within ``pipeline.lock.exclusive``.
     """
     storage = Storage.at(root)
     if not storage.is_local:
-        return 0
+        names = storage.list(".tmp-", "")
+        for name in names:
+            storage.delete(name)
+        return len(names) + clean_orphans(root)
     found = sorted(Path(storage.path).glob(".tmp-*"))
     for path in found:
         if path.is_dir() and not path.is_symlink():

@@ -119,6 +119,10 @@ def embed(
     device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
         "auto"
     ),
+    precision: Annotated[
+        str,
+        typer.Option("--precision", help="Of the teacher: auto (by device), fp32, bf16, fp16."),
+    ] = "auto",
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster to join, e.g. auto.")
     ] = None,
@@ -196,6 +200,7 @@ def embed(
             objects=objects,
             out=out,
             teachers=tuple(teacher or ["demo"]),
+            teacher_options={"precision": precision},
             workers=workers,
             worker_cpus=worker_cpus,
             encoders=encoders,

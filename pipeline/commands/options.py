@@ -77,6 +77,14 @@ RendererOption = Annotated[
     str,
     typer.Option("--renderer", help="raster, gl (OpenGL), or auto: gl where there is a GPU."),
 ]
+NearOption = Annotated[
+    float | None,
+    typer.Option(
+        "--near",
+        help="Cosine from which two objects are near-duplicates; default: 0.99 of mean image "
+        "embeddings, 0.998 of point occupancy where there are no views.",
+    ),
+]
 ShardsArgument = Annotated[str, typer.Argument(help="Shard set: a folder or a URI.")]
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

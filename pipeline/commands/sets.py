@@ -1,28 +1,52 @@
-"""Commands that look into a shard set: ``pipeline inspect`` and ``pipeline query``."""
+"""Commands that look into a shard set: ``pipeline inspect``, ``query`` and ``verify``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import ShardsArgument
-from pipeline.console import JsonOption, print_json, print_table
+from pipeline.commands.options import NearOption, ShardsArgument
+from pipeline.console import EXIT_BAD_INPUT, JsonOption, note, print_json, print_table
 
 if TYPE_CHECKING:
     from pipeline.catalog import Inspection
+    from pipeline.sets.verify import Verdict
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(inspect)
     app.command()(query)
+    app.command()(verify)
 
 
-def inspect(shards: ShardsArgument, json_output: JsonOption = False) -> None:
-    """Print counts, categories, teacher, failures by reason and size of a shard set."""
+def inspect(
+    shards: ShardsArgument,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Write a page too: distributions, near-duplicates, outliers, pictures."
+        ),
+    ] = None,
+    near: NearOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Print counts, categories, teacher, failures by reason and size of a shard set.
+
+    Example:
+
+      pipeline inspect shards/mine --html mine.html
+    """
     from pipeline.catalog import inspect as look
 
+    if html is not None:
+        from pipeline.catalog.analysis import analyse
+        from pipeline.catalog.page import write_page
+
+        write_page(html, shards, analyse(shards, near=near))
+        note(f"{html}: written")
     found = look(shards)
     if json_output:
         print_json(found.to_json())
@@ -83,3 +107,53 @@ def query(
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         print_table("", columns, [list(row) for row in rows])
+
+
+def verify(
+    shards: ShardsArgument,
+    order_sample: Annotated[
+        int,
+        typer.Option(
+            "--order-sample",
+            min=0,
+            help="Objects whose whole farthest-point order is followed; the first 64 points are "
+            "looked at in all.",
+        ),
+    ] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which objects those are.")] = 0,
+    show: Annotated[int, typer.Option("--show", min=1, help="Problems to print at most.")] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """Read a shard set again from end to end and name whatever is not as it must be.
+
+    Hashes and checksums of every file, the range of coordinates, the length of embeddings, the
+    order of points, uids, kept pictures. Exits with 0 when the set is sound, else with 2.
+    """
+    from pipeline.sets.verify import verify_set
+
+    verdict = verify_set(shards, order_sample=order_sample, seed=seed)
+    if json_output:
+        print_json(verdict.to_json())
+    else:
+        _show_verdict(verdict)
+    for problem in verdict.problems[:show]:
+        note(f"problem: {problem.line}")
+    count = sum(verdict.by_check.values())
+    if count > show:
+        note(f"... and {count - min(show, len(verdict.problems)):,} more")
+    if not verdict.sound:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _show_verdict(verdict: Verdict) -> None:
+    from pipeline.sets.verify import CHECKS
+
+    rows: list[list[object]] = [
+        [check, told, verdict.looked_at.get(check, 0), verdict.by_check.get(check, 0)]
+        for check, told in CHECKS.items()
+        if check in verdict.looked_at or check in verdict.by_check
+    ]
+    title = f"{verdict.root}: {'sound' if verdict.sound else 'NOT SOUND'}"
+    print_table(title, ["check", "what it asks", "looked at", "problems"], [list(r) for r in rows])
+    for told in verdict.notes:
+        note(f"note: {told}")

@@ -192,19 +192,29 @@ class ImageSet:
     @cached_property
     def files(self) -> dict[str, str]:
         """Side file by part. Raises ``InputError`` that names a part without one."""
-        names = self.shards.storage.list(PREFIX, SUFFIX)
-        found = {}
-        for part in self.shards.parts:
-            prefix = _prefix(part)
-            # Two, where a part was written twice by different versions of the codec: both are good.
-            mine = [name for name in names if _belongs(name, prefix)]
-            if not mine:
-                raise InputError(
-                    f"{self.shards.storage.show(part)}: its pictures ({prefix}*{SUFFIX}) are "
-                    "missing; put the file back, or delete this one and run the same "
-                    "`pipeline embed` command again"
-                )
-            found[part] = mine[0]
+        return {part: self.file_of(part) for part in self.shards.parts}
+
+    def file_of(self, part: str) -> str:
+        """The side file of one part. Raises ``InputError`` when there is none."""
+        prefix = _prefix(part)
+        if prefix not in self._by_prefix:
+            raise InputError(
+                f"{self.shards.storage.show(part)}: its pictures ({prefix}*{SUFFIX}) are "
+                "missing; put the file back, or delete this one and run the same "
+                "`pipeline embed` command again"
+            )
+        return self._by_prefix[prefix]
+
+    @cached_property
+    def _by_prefix(self) -> dict[str, str]:
+        """Side file by what its name begins with."""
+        found: dict[str, str] = {}
+        for name in self.shards.storage.list(PREFIX, SUFFIX):
+            prefix = name.removesuffix(SUFFIX)[:-8]
+            if _belongs(name, prefix):
+                # Two, where a part was written twice by different versions of the codec: both
+                # are good.
+                found.setdefault(prefix, name)
         return found
 
     def read(self, group: RowGroup, views: Sequence[int] | None = None) -> ImageBatch:
@@ -214,7 +224,7 @@ class ImageSet:
         ``IndexError`` for a view that the set does not have.
         """
         wanted = range(self.shards.manifest.n_views) if views is None else views
-        name = self.files[group.part]
+        name = self.file_of(group.part)
         try:
             file = self._open(name)
             table = file.read_row_group(group.index, use_threads=False)
@@ -296,5 +306,5 @@ def clean_orphans(root: str | Path) -> int:
             kept.add(name)
     for name in names:
         if name not in kept:
-            storage.filesystem.delete_file(storage.join(name))
+            storage.delete(name)
     return len(names) - len(kept)

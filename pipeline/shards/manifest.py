@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.common import InputError, canonical_json, content_hash
-from pipeline.shards.storage import Storage
+from pipeline.shards.storage import Storage, shown
 
 CONTRACT_VERSION = 2
 # Fields that came with a version, and are absent from sets that do without: a set says the lowest
@@ -273,7 +273,7 @@ def read_manifest(root: str | Path) -> Manifest:
     storage = Storage.at(root)
     if not storage.exists(MANIFEST):
         raise InputError(
-            f"{root}: no {MANIFEST}, so this is not a shard set; "
+            f"{shown(root)}: no {MANIFEST}, so this is not a shard set; "
             "give the folder that `pipeline embed --out` wrote"
         )
     return Manifest.from_json(storage.read(MANIFEST), storage.show(MANIFEST))
@@ -296,6 +296,8 @@ def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:
             )
         return existing
     if storage.list("part-", ".parquet"):
-        raise InputError(f"{root}: holds parts but no {MANIFEST}; use an empty folder for --out")
+        raise InputError(
+            f"{shown(root)}: holds parts but no {MANIFEST}; use an empty folder for --out"
+        )
     storage.write(MANIFEST, manifest.to_json().encode())
     return manifest

@@ -110,7 +110,7 @@ class ShardSet:
         return cls(Storage.at(root), read_manifest(root), verify=verify)
 
     @cached_property
-    def _schema(self) -> pa.Schema:
+    def schema(self) -> pa.Schema:
         """What every part must look like. Kept: the hash in it takes a millisecond."""
         return row_schema(self.manifest)
 
@@ -161,9 +161,9 @@ class ShardSet:
         Page checksums are always compared, and text is checked to be UTF-8. Raises as ``read``
         does, ``KeyError`` for a column that the set does not have.
         """
-        names = self._schema.names if columns is None else list(columns)
+        names = self.schema.names if columns is None else list(columns)
         for name in names:
-            self._schema.field(name)
+            self.schema.field(name)
         file = self._file(group.part, True)
         try:
             table = file.read_row_group(group.index, columns=names, use_threads=False)
@@ -173,6 +173,16 @@ class ShardSet:
         except _READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         return table
+
+    def decode(self, group: RowGroup, table: pa.Table, columns: Sequence[str]) -> Batch:
+        """``columns`` of a row group that ``table`` gave, ``uid`` among them, as arrays.
+
+        Raises ``InputError`` that names the part for text embeddings of a wrong length.
+        """
+        try:
+            return self._decode(table, group, list(columns))
+        except ValueError as error:
+            raise self._damaged(group.part, error) from error
 
     def rows(self, group: RowGroup) -> list[Row]:
         """One row group as the rows that were written, with every column, for writing them again.
@@ -232,10 +242,11 @@ class ShardSet:
 
         Raises ``InputError`` that names the file when one is truncated, foreign or damaged.
         """
-        tables = [self._read_failures(name) for name in self.storage.list("failures-", ".parquet")]
+        tables = [self.read_failures(name) for name in self.storage.list("failures-", ".parquet")]
         return pa.concat_tables(tables) if tables else FAILURE_SCHEMA.empty_table()
 
-    def _read_failures(self, name: str) -> pa.Table:
+    def read_failures(self, name: str) -> pa.Table:
+        """One file of failures. Raises as ``failures_table`` does."""
         try:
             table = self._open(name, check_pages=True).read(use_threads=False)
             foreign = not table.schema.equals(FAILURE_SCHEMA, check_metadata=False)
@@ -254,7 +265,7 @@ class ShardSet:
         )
 
     def _columns(self, columns: Iterable[str] | None) -> list[str]:
-        names: list[str] = self._schema.names
+        names: list[str] = self.schema.names
         if columns is None:
             return names
         wanted = ["uid", *columns]
@@ -305,12 +316,12 @@ class ShardSet:
                 f"{show}: contract version {version.decode(errors='replace')} is newer than "
                 f"{CONTRACT_VERSION}, the newest that this installation reads; upgrade mrd3d"
             )
-        if metadata.get(CONFIG_KEY) != self._schema.metadata[CONFIG_KEY]:
+        if metadata.get(CONFIG_KEY) != self.schema.metadata[CONFIG_KEY]:
             raise InputError(
                 f"{show}: belongs to another shard set (config hash differs from that of "
                 f"{MANIFEST}); move it back to its own folder"
             )
-        expected = self._schema
+        expected = self.schema
         if not schema.equals(expected, check_metadata=False):
             wrong = [f.name for f in expected if f.name not in schema.names] or [
                 f.name for f in expected if schema.field(f.name) != f

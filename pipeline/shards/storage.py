@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,25 @@ def parquet_footer(source: pa.NativeFile) -> bytes:
     return tail[-length:]
 
 
+def is_uri(root: str | Path) -> bool:
+    """Whether this is an address with a scheme, not a local path."""
+    return "://" in str(root)
+
+
+def within(root: str, name: str) -> str:
+    """The path or URI of ``name`` in a folder; options after ``?`` stay at the end of a URI."""
+    base, mark, options = root.partition("?") if is_uri(root) else (root, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def shown(root: str | Path) -> str:
+    """A path or URI for messages: without the keys and the options that a URI may hold."""
+    text = str(root)
+    if not is_uri(text):
+        return text
+    return re.sub(r"://[^/@]*@", "://", text.partition("?")[0])
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder on some file system. ``root`` is the path or URI as the user gave it."""
@@ -49,14 +69,14 @@ class Storage:
         Raises ``InputError`` when no installed file system understands the URI.
         """
         text = str(root)
-        if "://" not in text:
+        if not is_uri(text):
             path = Path(text).expanduser().absolute()
             return cls(text, pafs.LocalFileSystem(), path.as_posix())
         try:
             filesystem, path_in = pafs.FileSystem.from_uri(text)
         except OSError as error:
             raise InputError(
-                f"{text}: not reachable ({error}); check the address and the credentials"
+                f"{shown(text)}: not reachable ({error}); check the address and the credentials"
             ) from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             try:
@@ -65,7 +85,7 @@ class Storage:
                 handler, path_in = fsspec.core.url_to_fs(text)
             except (ImportError, ValueError, OSError) as error:
                 raise InputError(
-                    f"{text}: no file system for this address ({error}); "
+                    f"{shown(text)}: no file system for this address ({error}); "
                     "give a local path or install the fsspec package of that store"
                 ) from error
             if "file" in handler.protocol:  # fsspec's spelling of a local path: keep renames
@@ -78,13 +98,20 @@ class Storage:
         """Whether files can be renamed atomically in place."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything at the address, a folder or a file."""
+        with self._reading(shown(self.root)):
+            info = self.filesystem.get_file_info(self.path)
+        return bool(info.type != pafs.FileType.NotFound)
+
     def join(self, name: str) -> str:
         """Path of a file of the folder inside ``filesystem``."""
         return f"{self.path.rstrip('/')}/{name}"
 
     def show(self, name: str) -> str:
         """Path of a file as the user would write it, for messages."""
-        return f"{self.root.rstrip('/')}/{name}"
+        return within(shown(self.root), name)
 
     def list(self, prefix: str, suffix: str) -> list[str]:
         """Sorted names of the files that start and end so; [] when the folder is missing."""
@@ -92,7 +119,7 @@ class Storage:
 
     def sizes(self, prefix: str = "", suffix: str = "") -> dict[str, int]:
         """Bytes by name of the files that start and end so."""
-        with self._reading(self.root):
+        with self._reading(shown(self.root)):
             selector = pafs.FileSelector(self.path, allow_not_found=True)
             infos = self.filesystem.get_file_info(selector)
         return {
@@ -105,7 +132,7 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        with self._reading(self.root):
+        with self._reading(shown(self.root)):
             info = self.filesystem.get_file_info(self.join(name))
         return bool(info.type == pafs.FileType.File)
 
@@ -133,13 +160,35 @@ class Storage:
                 with atomic_path(Path(self.join(name))) as temporary:
                     temporary.write_bytes(data)
                 return
-            self.filesystem.create_dir(self.path, recursive=True)
-            with self.filesystem.open_output_stream(self.join(name)) as stream:
+            with self.create(name) as stream:
                 stream.write(data)
         except OSError as error:
             raise InputError(
                 f"{self.show(name)}: cannot be written ({error.strerror or error}); "
                 "make room or check the permissions, then run the same command again"
+            ) from error
+
+    def create(self, name: str) -> pa.NativeFile:
+        """A file to write to, in a folder that is made where it is missing. Raises ``OSError``.
+
+        What was written is there under its name when the stream is closed, complete or not.
+        """
+        try:
+            return self.filesystem.open_output_stream(self.join(name))
+        except FileNotFoundError:  # object stores have no folders and need none
+            self.filesystem.create_dir(self.path, recursive=True)
+            return self.filesystem.open_output_stream(self.join(name))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        try:
+            self.filesystem.delete_file(self.join(name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"{self.show(name)}: cannot be removed ({error.strerror or error}); "
+                "check the permissions"
             ) from error
 
     @contextmanager

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common import content_hash
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import ShardSet
 from pipeline.shards.schema import Failure, Row, encode_failures, encode_rows, row_schema
 from pipeline.shards.storage import Storage, parquet_footer
 
@@ -64,6 +65,26 @@ def write_failures(root: str | Path, failures: Sequence[Failure]) -> str:
     return name
 
 
+def written_uids(root: str | Path, uids: Sequence[str]) -> set[str]:
+    """Those of ``uids`` that are rows of parts whose first row is one of them.
+
+    That is every part that ``write_part`` made of some of these rows, as a task that was cut off
+    and runs again finds it. Raises ``InputError`` as ``ShardSet`` does.
+    """
+    shards = ShardSet.open(root)
+    slugs = {_slug(uid) for uid in uids}
+    wanted, found = set(uids), set[str]()
+    for part in shards.parts:
+        if part.removeprefix("part-").rsplit("-", 3)[0] in slugs:
+            for group in shards.groups_of(part):
+                found.update(wanted.intersection(shards.read(group, ["uid"]).uid))
+    return found
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", label)[:48]
+
+
 def _encode(table: pa.Table, kind: str, label: str) -> tuple[str, bytes]:
     names = table.schema.names
     codecs = {
@@ -83,8 +104,9 @@ def _encode(table: pa.Table, kind: str, label: str) -> tuple[str, bytes]:
     ) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     data = bytes(sink.getvalue().to_pybytes())
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", label)[:48]
     # The second hash is of the footer, the one place that page checksums do not cover.
     footer = content_hash(parquet_footer(pa.BufferReader(data)))
-    name = f"{kind}-{slug}-{table.num_rows:05d}-{content_hash(data)[:16]}-{footer[:8]}.parquet"
+    name = (
+        f"{kind}-{_slug(label)}-{table.num_rows:05d}-{content_hash(data)[:16]}-{footer[:8]}.parquet"
+    )
     return name, data

@@ -97,6 +97,13 @@ def imports(quick: bool) -> list[Table]:
     return [Table("Importing the OpenShape release", columns, rows, notes)]
 
 
+def encode(quick: bool) -> list[Table]:
+    """The teacher against open_clip's own loop, and against a card's matrix product."""
+    from tests.bench.bench_encode import tables
+
+    return [Table(*table) for table in tables(quick)]
+
+
 def job(quick: bool) -> list[Table]:
     """Ray against a plain loop."""
     from tests.bench.bench_job import run
@@ -137,6 +144,7 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "stages": stages,
     "shards": shards,
     "imports": imports,
+    "encode": encode,
     "job": job,
     "cores": cores,
     "memory": memory,

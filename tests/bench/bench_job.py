@@ -18,8 +18,9 @@ from pipeline.cameras import ring
 from pipeline.datasets.base import Record
 from pipeline.datasets.procedural import ProceduralDataset
 from pipeline.encode import Encoder
+from pipeline.isolated import IsolatedProcessor
 from pipeline.job import EmbedOptions, build_manifest, embed, for_teachers
-from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
+from pipeline.objects import ObjectSettings, Processed, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, create_or_open, write_part
 from pipeline.stages import turn_objects

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.cameras import Cameras, look_at, ring
 from pipeline.datasets.base import Asset, Record
+from pipeline.isolated import IsolatedProcessor
 from pipeline.meshes import load_mesh
-from pipeline.objects import IsolatedProcessor, ObjectSettings, Processed, process
+from pipeline.objects import ObjectSettings, Processed, process
 from pipeline.renderers import gl as gl_module
 from pipeline.renderers import gl_draw
 from pipeline.renderers.base import RenderConfig

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipeline.cameras import direction, ring
 from pipeline.datasets.base import Asset, Record
+from pipeline.isolated import IsolatedProcessor
 from pipeline.objects import (
-    IsolatedProcessor,
     ObjectSettings,
     Processed,
     process,

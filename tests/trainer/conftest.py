@@ -44,6 +44,8 @@ class Synth:
     n_fps: int = N_POINTS
     part_rows: int = 40
     prefix: str = "synth"
+    thumbnails: int = 0  # every n-th row has a thumbnail; 0: the set has none
+    by_source: bool = False  # the first text is a name and the others captions; False: all names
     test_rows: int = 0  # every n-th row is marked as of the split "test"; 0: none is marked
 
 
@@ -73,6 +75,7 @@ def _split(index: int, test_rows: int) -> str | None:
 
 def make_rows(options: Synth) -> list[Row]:
     rng = np.random.default_rng(options.teacher + 11)
+    pictures = np.random.default_rng(options.teacher + 12)
     anchors = rng.normal(size=(2, options.classes, options.width))
     rows = []
     for index in range(options.count):
@@ -81,6 +84,8 @@ def make_rows(options: Synth) -> list[Row]:
         n_texts = 0 if textless else 1 + index % 3
         image = anchors[0, kind] + 0.3 * rng.normal(size=(options.views, options.width))
         text = anchors[1, kind] + 0.3 * rng.normal(size=(n_texts, options.width))
+        picture = unit(anchors[0, kind] + pictures.normal(size=options.width))
+        has_picture = options.thumbnails and index % options.thumbnails == 0
         color = np.tile(np.array([40 + 50 * (kind % 4), 120, 200], np.uint8), (N_POINTS, 1))
         rows.append(
             Row(
@@ -94,12 +99,15 @@ def make_rows(options: Synth) -> list[Row]:
                 has_color=True,
                 image_embeds=unit(image),
                 texts=[f"class {kind}"] * n_texts,
-                text_sources=["name"] * n_texts,
+                text_sources=(["name", *["caption" if options.by_source else "name"] * 2])[
+                    :n_texts
+                ],
                 text_embeds=unit(text) if n_texts else np.zeros((0, options.width), np.float32),
                 sha256="0" * 64,
                 n_faces=10,
                 n_vertices=10,
                 n_bytes=100,
+                thumbnail_embed=picture if has_picture else None,
             )
         )
     return rows
@@ -123,6 +131,7 @@ def make_manifest(options: Synth) -> Manifest:
         cameras={},
         templates=["{}"],
         versions={},
+        thumbnails=options.thumbnails > 0,
     )
 
 

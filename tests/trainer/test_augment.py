@@ -136,3 +136,13 @@ def test_augment__scale_and_shift_stay_within_their_bounds() -> None:
     assert float(length.min()) >= 0.8 - 1e-5
     assert float(length.max()) <= 1.25 + 1e-5
     assert float(after[:, 0].abs().max()) <= 0.1
+
+
+def test_augment__a_part_of_a_batch_is_treated_as_in_the_whole() -> None:
+    xyz, rgb = clouds()
+    augment = Augment(AugmentConfig())
+    whole = augment(xyz, rgb, seeded(5))
+    for first, end in ((0, 2), (2, len(xyz))):
+        part = augment(xyz[first:end], rgb[first:end], seeded(5), (first, len(xyz)))
+        assert torch.equal(part[0], whole[0][first:end])
+        assert torch.equal(part[1], whole[1][first:end])

@@ -7,16 +7,39 @@ import torch
 from torch import Tensor
 
 from pipeline.common import InputError
-from trainer.backbones import backbone_names, build_backbone, resolve_options
-from trainer.backbones.measure import measure
+from trainer.backbones import Backbone, backbone_names, build_backbone, resolve_options
+from trainer.backbones.layers import DropPath, drop_patches, drop_path_rates, strided
+from trainer.backbones.measure import measure, on_meta
 
-# Published: parameters in millions (with a 1,280-d embedding) and GFLOP of one forward pass.
+# Published: millions of parameters (Point-BERT: OpenShape, with a 1,280-d embedding; Uni3D: its
+# ladder, 1,024-d) and GFLOP of one forward pass.
 PUBLISHED = {
     "pointbert-5m": (5.1, None),
     "pointbert-13m": (13.3, None),
     "pointbert-26m": (25.9, 7.3),
     "pointbert-32m": (32.3, 28.9),
     "pointbert-72m": (72.1, 83.7),
+    "uni3d-ti": (6, None),
+    "uni3d-s": (23, None),
+    "uni3d-b": (88, None),
+    "uni3d-l": (307, None),
+    "uni3d-g": (1000, None),
+}
+# Published layers: dim, depth, mlp, local feature.
+POINTBERT = {
+    "pointbert-5m": (256, 6, 1024, 96),
+    "pointbert-13m": (512, 6, 1024, 128),
+    "pointbert-26m": (512, 12, 1024, 128),
+    "pointbert-32m": (512, 12, 1536, 256),
+    "pointbert-72m": (768, 12, 2304, 256),
+}
+# Published layers: dim, depth, width of the MLP, its kind.
+UNI3D = {
+    "uni3d-ti": (192, 12, 512, "swiglu"),
+    "uni3d-s": (384, 12, 1024, "swiglu"),
+    "uni3d-b": (768, 12, 2048, "swiglu with norm"),
+    "uni3d-l": (1024, 24, 2730, "swiglu with norm"),
+    "uni3d-g": (1408, 40, 6144, "gelu"),
 }
 SMALL: dict[str, Any] = {
     "dim": 32,
@@ -39,9 +62,152 @@ def clouds(batch: int = 3, points: int = 40) -> tuple[Tensor, Tensor]:
 def test_backbone__size_is_the_published_one(name: str) -> None:
     parameters, gflop = PUBLISHED[name]
     measured = measure(name)
-    assert measured["parameters_m"] == pytest.approx(parameters, abs=0.06)
+    # Uni3D's figures are rounded, and count the image model's parts that are never used.
+    rel = 0.001 if name.startswith("pointbert") else 0.04
+    assert measured["parameters_m"] == pytest.approx(parameters, abs=0.06, rel=rel)
     if gflop is not None:
         assert measured["gflop"] == pytest.approx(gflop, rel=0.01)
+
+
+def dense(inner: int, outer: int) -> int:
+    return inner * outer + outer
+
+
+@pytest.mark.parametrize("name", list(POINTBERT))
+def test_pointbert__count_follows_from_the_published_layers_to_the_digit(name: str) -> None:
+    dim, depth, mlp, local = POINTBERT[name]
+    total = dense(9, 64) + dense(64, 64) + dense(64, local) + 2 * (64 + 64 + local)  # BatchNorm
+    total += dense(local + 3, dim) + 2 * dim + dim  # lift, its norm, CLS
+    block = 2 * dim + 3 * dim * dim + dense(dim, dim)  # norm, qkv without bias, output
+    block += 2 * dim + dense(dim, mlp) + dense(mlp, dim)
+    assert measure(name)["parameters"] == total + depth * block + dense(dim, 1280)
+
+
+@pytest.mark.parametrize("name", list(UNI3D))
+def test_uni3d__count_follows_from_the_published_layers_to_the_digit(name: str) -> None:
+    dim, depth, hidden, kind = UNI3D[name]
+    total = dense(6, 128) + 2 * 128 + dense(128, 256) + dense(512, 512) + 2 * 512
+    total += dense(512, 512) + dense(512, dim)
+    total += dense(3, 128) + dense(128, dim) + 2 * dim  # position, CLS and its position
+    block = 2 * dim + 3 * dim * dim + 2 * dim + dense(dim, dim) + 2 * dim  # no bias of the keys
+    block += dense(dim, hidden) * (1 if kind == "gelu" else 2) + dense(hidden, dim)
+    block += 2 * hidden if kind == "swiglu with norm" else 0
+    total += depth * block + 2 * dim + dense(dim, 1024)
+    assert measure(name)["parameters"] == total
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_backbone__tells_its_tokens_and_layers(name: str) -> None:
+    model = on_meta(name, 48)
+    expected = 0 if name == "pointnext-s" else model.centroids + 1
+    assert model.tokens == expected
+    layers = {model.layer_of(key) for key, _ in model.named_parameters()}
+    assert layers <= set(range(model.n_layers))
+    assert max(layers) == model.n_layers - 1
+    assert model.no_decay() <= {key for key, _ in model.named_parameters()}
+    out = model(torch.empty(2, 4096, 3, device="meta"), torch.empty(2, 4096, 3, device="meta"))
+    assert out.shape == (2, 48)
+
+
+def small(family: str, **options: Any) -> Backbone:
+    """One of each family, at test size, in training mode."""
+    torch.manual_seed(0)
+    if family == "uni3d":
+        options = {"depth": 2, "centroids": 8, "neighbours": 6, "local_dim": 16, **options}
+        return build_backbone("uni3d-ti", 16, options)
+    if family == "pointnext":
+        options = {"centroids": 16, "strides": [2], "neighbours": 6, "radius": 0.6, **options}
+        return build_backbone("pointnext-s", 16, {"stem_dim": 8, "head_dim": 16, **options})
+    return build_backbone("tiny", 16, {**SMALL, **options})
+
+
+FAMILIES = ("tiny", "uni3d", "pointnext")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family__clouds_do_not_mix_and_all_parameters_learn(family: str) -> None:
+    model = small(family)
+    xyz, rgb = clouds()
+    out = model(xyz, rgb)
+    assert out.shape == (3, 16)
+    out.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(xyz[1:2], rgb[1:2]), model(xyz, rgb)[1:2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family__axes_exchange_y_and_z(family: str) -> None:
+    model, mirrored = small(family).eval(), small(family, axes="xzy").eval()
+    xyz, rgb = clouds()
+    with torch.no_grad():
+        assert not torch.allclose(mirrored(xyz, rgb), model(xyz, rgb), atol=1e-5)
+        torch.testing.assert_close(mirrored(xyz[..., [0, 2, 1]], rgb), model(xyz, rgb))
+
+
+@pytest.mark.parametrize("family", ["tiny", "uni3d"])
+@pytest.mark.parametrize("option", [{"drop_path": 0.6}, {"patch_dropout": 0.5}], ids=str)
+def test_family__dropout_acts_in_training_only(family: str, option: dict[str, Any]) -> None:
+    model = small(family, **option)
+    with torch.no_grad():
+        assert not torch.equal(model(*clouds()), model(*clouds()))
+        plain = small(family)
+        plain.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model.eval()(*clouds()), plain.eval()(*clouds()))
+
+
+def test_drop_path__drops_whole_branches_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.25)
+    out = layer(torch.ones(4000, 3, 2))
+    assert torch.equal(out, out[:, :1, :1].expand_as(out))
+    assert out.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float(out.mean()) == pytest.approx(1, abs=0.03)
+    assert torch.equal(layer.eval()(torch.ones(3, 1, 1)), torch.ones(3, 1, 1))
+    assert drop_path_rates(0.2, 5) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert drop_path_rates(0.2, 1) == [0.0]
+
+
+def test_drop_patches__keeps_different_tokens_of_each_cloud() -> None:
+    torch.manual_seed(0)
+    tokens = torch.arange(12.0).view(1, 12, 1).expand(5, -1, 2)
+    kept = drop_patches(tokens, 0.75)
+    assert kept.shape == (5, 3, 2)
+    rows = [tuple(sorted(row[:, 0].tolist())) for row in kept]
+    assert all(len(set(row)) == 3 for row in rows)
+    assert len(set(rows)) > 1
+    assert drop_patches(tokens, 0.99).shape[1] == 1
+
+
+@pytest.mark.parametrize("points", [1, 2, 10, 128, 2048, 10_000])
+def test_strided__is_a_permutation_that_spreads(points: int) -> None:
+    order = strided(torch.arange(points).view(1, -1, 1))[0, :, 0]
+    assert order[0] == 0
+    assert torch.equal(order.sort().values, torch.arange(points))
+    if points >= 128:  # any tenth of it is taken evenly from the whole
+        share = (order[: points // 10] < points // 5).float().mean()
+        assert float(share) == pytest.approx(0.2, abs=0.06)
+
+
+def test_pointbert__scan_decides_which_points_of_a_full_ball_count() -> None:
+    xyz, rgb = clouds()
+    with torch.no_grad():
+        ball = {"grouping": "ball", "radius": 0.9, "neighbours": 3}
+        stored = small("tiny", **ball).eval()(xyz, rgb)
+        assert not torch.allclose(small("tiny", **ball, scan="strided").eval()(xyz, rgb), stored)
+        whole = {"grouping": "ball", "radius": 9.0, "neighbours": 40}  # all points: no choice
+        stored = small("tiny", **whole).eval()(xyz, rgb)
+        torch.testing.assert_close(small("tiny", **whole, scan="strided").eval()(xyz, rgb), stored)
+
+
+def test_pointbert__without_projection_the_width_is_that_of_the_trunk() -> None:
+    model = build_backbone("tiny", 32, {**SMALL, "projection": False})
+    assert model(*clouds()).shape == (3, 32)
+    with pytest.raises(InputError, match="dim 32 must be the width 16"):
+        build_backbone("tiny", 16, {**SMALL, "projection": False})
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
@@ -103,15 +269,6 @@ def test_backbone__every_option_changes_the_embedding(option: dict[str, Any]) ->
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-5)
 
 
-def test_backbone__patch_dropout_acts_in_training_only() -> None:
-    torch.manual_seed(0)
-    model = build_backbone("tiny", 16, {**SMALL, "patch_dropout": 0.5})
-    with torch.no_grad():
-        assert not torch.equal(model(*clouds()), model(*clouds()))
-        model.eval()
-        assert torch.equal(model(*clouds()), model(*clouds()))
-
-
 def test_backbone__too_small_a_cloud_is_refused() -> None:
     model = build_backbone("tiny", 16, SMALL)
     xyz, rgb = clouds(points=7)
@@ -120,7 +277,7 @@ def test_backbone__too_small_a_cloud_is_refused() -> None:
 
 
 def test_registry__names_are_ordered_by_size_and_options_resolved() -> None:
-    assert backbone_names() == ["tiny", *PUBLISHED]
+    assert backbone_names() == ["tiny", *PUBLISHED, "pointnext-s"]
     assert resolve_options("tiny", {"local_dims": [16, 32]})["local_dims"] == (16, 32)
 
 
@@ -130,7 +287,16 @@ def test_registry__names_are_ordered_by_size_and_options_resolved() -> None:
         ("pointbert-32", {}, "did you mean pointbert-32m"),
         ("tiny", {"centroid": 3}, "did you mean centroids"),
         ("tiny", {"centroids": "many"}, "is not a int"),
-        ("tiny", {"grouping": "octree"}, "neither 'ball' nor 'knn'"),
+        ("tiny", {"grouping": "octree"}, "none of 'ball', 'knn'"),
+        ("tiny", {"projection": 1}, "is not a bool"),
+        ("tiny", {"depth": True}, "is not a int"),
+        ("tiny", {"axes": "zyx"}, "none of 'xyz', 'xzy'"),
+        ("tiny", {"scan": "lot"}, "none of 'stored', 'strided'"),
+        ("tiny", {"drop_path": 1.0}, "drop_path 1.0 is not in"),
+        ("uni3d-b", {"trunk": "eva02_base_patch14_44"}, "trunk .* is none of"),
+        ("uni3d-b", {"patch_dropout": -0.5}, "patch_dropout -0.5 is not in"),
+        ("uni3d-b", {"centroids": 0}, "must be positive"),
+        ("uni3d-x", {}, "did you mean uni3d-"),
         ("tiny", {"depth": 0}, "must be positive"),
     ],
 )

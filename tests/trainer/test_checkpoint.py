@@ -132,21 +132,6 @@ def test_load_model__wrong_input_is_one_line(tmp_path: Path) -> None:
     assert "do not fit" in message(tmp_path / "misfit")
 
 
-def test_export__has_no_state_and_loads(tmp_path: Path) -> None:
-    run = run_with(tmp_path, 10, 20)
-    (run / "best.json").write_text('{"step": 10}')
-    assert checkpoint.export(run, tmp_path / "out") == checkpoint.checkpoint_path(run, 10)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
-    assert load_model(tmp_path / "out").step == 10
-    with pytest.raises(InputError, match="no state"):
-        checkpoint.load_state(tmp_path / "out")
-    with pytest.raises(InputError, match="exists already"):
-        checkpoint.export(run, tmp_path / "out")
-
-
 def test_prune__keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     run = run_with(tmp_path, 10, 20, 30, 40)
     (run / "best.json").write_text('{"step": 20}')

@@ -5,29 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common import InputError
-from trainer.backbones import backbone_names
-from trainer.config import flatten, known_keys, load_recipe, parse_recipe, recipe_names
-
-
-def test_recipes__all_load_and_name_a_backbone() -> None:
-    assert set(recipe_names()) == {
-        "tiny",
-        *(f"mrd-pointbert-{size}" for size in ("5m", "13m", "26m", "32m", "72m")),
-    }
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        assert recipe.model.backbone in backbone_names()
-        assert recipe.loss.distill.enabled
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_recipes__comments_tell_data_batch_and_machine(name: str) -> None:
-    from trainer.config import RECIPES
-
-    text = (RECIPES / f"{name}.toml").read_text()
-    comment = " ".join(line[1:] for line in text.splitlines() if line.startswith("#"))
-    for word in ("Data:", "Batch", "GPU"):
-        assert word in comment
+from trainer.config import flatten, known_keys, load_recipe, parse_recipe
 
 
 @pytest.mark.parametrize(
@@ -62,7 +40,16 @@ def test_load_recipe__last_override_wins() -> None:
         ("loss.distill.discrepancy=jefreys", "discrepancy: input should be 'jeffreys'"),
         ("optim.lr", "not of the form key=value"),
         ("optim.lr.x=1", "lr is a value, not a section"),
-        ("loss.distill.representation=distance", "jeffreys needs representation normalised"),
+        (
+            "loss.distill.representation=distance",
+            "jeffreys needs representation normalised_similarity, not distance; take l1, l2 or",
+        ),
+        ("data.image_sampling=all", "image_sampling all needs loss.align.kind multi_positive"),
+        ("data.text_sampling=all", "text_sampling all needs loss.align.kind multi_positive"),
+        ("loss.align.kind=sigclip", "kind: input should be 'infonce', 'siglip'"),
+        ("loss.align.knd=siglip", "did you mean loss.align.kind?"),
+        ("loss.align.logit_scale=0.5", "greater than or equal to 1"),
+        ("loss.align.drop_image_above=1.5", "less than or equal to 1"),
         ("augment.scale=[2.0, 1.0]", "smaller first"),
     ],
 )
@@ -79,6 +66,47 @@ def test_load_recipe__nothing_to_learn_is_an_error() -> None:
     terms = [f"loss.distill.{name}=false" for name in ("intra_image", "intra_text", "cross")]
     with pytest.raises(InputError, match="all terms are off"):
         load_recipe("tiny", terms)
+
+    halves = ["loss.distill.cross_text=false", "loss.distill.cross_image=false"]
+    with pytest.raises(InputError, match="both off; set cross = false"):
+        load_recipe("tiny", halves)
+
+
+@pytest.mark.parametrize("kind", ["jeffreys", "kl", "reverse_kl"])
+@pytest.mark.parametrize("representation", ["similarity", "distance"])
+def test_load_recipe__divergence_of_what_is_no_distribution_names_the_pair(
+    kind: str, representation: str
+) -> None:
+    pair = [f"loss.distill.discrepancy={kind}", f"loss.distill.representation={representation}"]
+    with pytest.raises(InputError, match=f"{kind} needs .* not {representation}"):
+        load_recipe("tiny", pair)
+    for legal in ("l1", "l2", "huber"):
+        load_recipe("tiny", [f"loss.distill.discrepancy={legal}", pair[1]])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("loss.distill.tau_min=0.2",), "tau_teacher_intra 0.1 is not between"),
+        (("loss.distill.tau_max=0.05",), "tau_teacher_intra 0.1 is not between"),
+        (
+            ("loss.distill.representation=similarity", "loss.distill.discrepancy=l2"),
+            "learn_tau student needs representation normalised_similarity: similarity has no",
+        ),
+    ],
+)
+def test_load_recipe__learned_temperatures_are_checked(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    load_recipe("tiny", ["loss.distill.learn_tau=student"])
+    with pytest.raises(InputError, match=message):
+        load_recipe("tiny", ["loss.distill.learn_tau=student", *overrides])
+
+
+@pytest.mark.parametrize("kind", ["multi_positive", "siglip"])
+def test_load_recipe__all_positives_are_legal_where_a_row_may_have_several(kind: str) -> None:
+    every = ["data.image_sampling=all", "data.text_sampling=all"]
+    assert load_recipe("tiny", [*every, f"loss.align.kind={kind}"]).data.text_sampling == "all"
 
 
 def test_load_recipe__unknown_name_is_suggested() -> None:
@@ -115,3 +143,14 @@ def test_needs__follow_the_enabled_terms() -> None:
     loss = load_recipe("tiny", ["loss.align.image_weight=0", "loss.distill.enabled=false"]).loss
     assert not loss.needs_image
     assert loss.needs_text
+
+
+def test_needs__follow_what_false_negatives_are_told_by() -> None:
+    image_only = ["loss.align.text_weight=0", "loss.distill.enabled=false"]
+    assert not load_recipe("tiny", image_only).loss.needs_text
+    assert load_recipe("tiny", [*image_only, "loss.align.drop_same_text=true"]).loss.needs_text
+    assert not load_recipe("tiny").loss.needs_category
+    dropped = ["loss.align.drop_same_category=true"]
+    assert load_recipe("tiny", dropped).loss.needs_category
+    off = ["loss.align.image_weight=0", "loss.align.text_weight=0"]
+    assert not load_recipe("tiny", [*dropped, *off]).loss.needs_category

@@ -9,8 +9,10 @@ import torch
 from pipeline.common import InputError
 from pipeline.shards import ShardSet, create_or_open
 from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows, small_recipe
-from trainer.data import Batches, CloudBatch, Draws, Position, pick_mean, validation_batches
+from trainer.config import load_recipe
+from trainer.data import Batches, CloudBatch, Position, validation_batches
 from trainer.index import Corpus, is_held_out
+from trainer.sampling import Draws
 
 
 def open_batches(*roots: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> Batches:
@@ -28,22 +30,13 @@ def assert_equal(a: CloudBatch, b: CloudBatch) -> None:
     assert a.next == b.next
 
 
-def test_epoch__full_batches_without_a_repeat_and_without_held_out_rows(
-    make_shards: MakeShards,
-) -> None:
+def test_epoch__every_training_row_once_and_no_held_out_row(make_shards: MakeShards) -> None:
     batches = open_batches(make_shards())
     found = rows_of(batches, 0)
     flat = [row for batch in found for row in batch]
-    assert len(found) == batches.per_epoch == batches.corpus.n_train // 16
-    assert all(len(batch) == 16 for batch in found)
-    assert len(set(flat)) == len(flat)
-    assert set(flat) <= set(np.flatnonzero(batches.corpus.train_mask).tolist())
-
-
-def test_epoch__every_training_row_comes_up_over_the_epochs(make_shards: MakeShards) -> None:
-    batches = open_batches(make_shards())
-    seen = {row for epoch in range(12) for batch in rows_of(batches, epoch) for row in batch}
-    assert seen == set(np.flatnonzero(batches.corpus.train_mask).tolist())
+    assert len(found) == batches.per_epoch == -(-batches.corpus.n_train // 16)
+    assert {len(batch) for batch in found} == {14, 15}
+    assert sorted(flat) == np.flatnonzero(batches.corpus.train_mask).tolist()
 
 
 def test_epoch__order_changes_between_epochs_and_repeats_for_a_seed(
@@ -63,19 +56,106 @@ def test_epoch__batches_mix_row_groups(make_shards: MakeShards) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 32])
+@pytest.mark.parametrize("weights", ["[]", "[1.5]"])
 def test_epoch__memory_and_streaming_give_the_same_batches(
-    make_shards: MakeShards, groups: int
+    make_shards: MakeShards, groups: int, weights: str
 ) -> None:
     root = make_shards(textless=5)
-    window = f"data.shuffle_groups={groups}"
-    kept = open_batches(root, overrides=(window,))
-    streamed = open_batches(root, overrides=(window, "data.cache_mib=0"))
+    options = (f"data.shuffle_groups={groups}", f"data.weights={weights}")
+    kept = open_batches(root, overrides=options)
+    streamed = open_batches(root, overrides=(*options, "data.cache_mib=0"))
     assert kept.in_memory
     assert not streamed.in_memory
     pairs = list(zip(kept.epoch(3), streamed.epoch(3), strict=True))
     assert len(pairs) == kept.per_epoch
     for a, b in pairs:
         assert_equal(a, b)
+
+
+@pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_epoch__parts_of_processes_make_up_the_batch_of_one(
+    make_shards: MakeShards, world: int, cache: str
+) -> None:
+    corpus = Corpus([make_shards(textless=5)], small_recipe(cache, "data.shuffle_groups=1"))
+    whole = Batches(corpus, 0).epoch(2, 1)
+    parts = [Batches(corpus, 0, rank=rank, world=world).epoch(2, 1) for rank in range(world)]
+    for full, *shares in zip(whole, *parts, strict=True):
+        assert len({share.next for share in shares} | {full.next}) == 1
+        for name in ("row", "xyz", "rgb", "image", "text", "has_text"):
+            joined = np.concatenate([np.asarray(getattr(share, name)) for share in shares])
+            assert np.array_equal(joined, np.asarray(getattr(full, name))), name
+        assert [share.total for share in shares] == [len(full)] * world
+        before = np.cumsum([0, *(len(share) for share in shares)])
+        assert [share.offset for share in shares] == before[:-1].tolist()
+
+
+def test_epoch__more_processes_than_rows_are_refused(make_shards: MakeShards) -> None:
+    corpus = Corpus([make_shards()], small_recipe())
+    with pytest.raises(InputError, match="--workers 17: more than the 14 rows of a batch"):
+        Batches(corpus, 0, world=17)
+
+
+def test_rows_until__counts_the_rows_of_steps(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards())
+    sizes = [len(batch) for epoch in range(2) for batch in batches.epoch(epoch)]
+    for step in (0, 1, batches.per_epoch, batches.per_epoch + 2):
+        assert batches.rows_until(step) == sum(sizes[:step])
+
+
+def test_stream__remote_set_gives_the_same_batches(make_shards: MakeShards) -> None:
+    import fsspec
+
+    root = make_shards()
+    memory = fsspec.filesystem("memory")
+    for path in root.iterdir():
+        memory.pipe_file(f"/remote/{path.name}", path.read_bytes())
+    try:
+        options = ("data.cache_mib=0", "data.shuffle_groups=1")
+        local = open_batches(root, overrides=options)
+        remote = Batches(Corpus(["memory://remote"], small_recipe(*options)), 0)
+        for a, b in zip(local.epoch(0), remote.epoch(0), strict=True):
+            assert_equal(a, b)
+    finally:
+        memory.rm("/remote", recursive=True)
+
+
+def test_weights__decide_how_often_the_rows_of_a_set_come_up(make_shards: MakeShards) -> None:
+    roots = [make_shards("a"), make_shards("b", prefix="other", count=40)]
+    options = ("data.weights=[0.5, 3]", "data.batch_size=12")
+    batches = open_batches(*roots, overrides=options)
+    corpus = batches.corpus
+    n_first, n_second = (len(rows) for rows in batches.order.rows)
+    flat = [row for batch in rows_of(batches, 0) for row in batch]
+    assert sum(row < 96 for row in flat) == round(0.5 * n_first)
+    assert sum(row >= 96 for row in flat) == 3 * n_second
+    assert [item["weight"] for item in corpus.record()["shards"]] == [0.5, 3]
+
+
+def test_weights__each_time_a_row_comes_up_has_its_own_view(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards(views=8), overrides=("data.weights=[4]", "data.thumbnail=0"))
+    seen: dict[int, set[bytes]] = {}
+    for batch in batches.epoch(0):
+        assert batch.image is not None
+        for row, vector in zip(batch.row.tolist(), batch.image, strict=True):
+            seen.setdefault(row, set()).add(vector.numpy().tobytes())
+    assert np.mean([len(views) for views in seen.values()]) > 2.5
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("[1]", "1 numbers for 2 shard sets"),
+        ("[1, 0.001]", "none of its rows is trained on"),
+        ("[0.1, 9]", "in a batch twice"),
+    ],
+)
+def test_weights__impossible_ones_are_refused(
+    make_shards: MakeShards, weights: str, message: str
+) -> None:
+    roots = [make_shards("a"), make_shards("b", prefix="other", count=12)]
+    with pytest.raises(InputError, match=message):
+        Corpus(roots, small_recipe(f"data.weights={weights}"))
 
 
 @pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
@@ -146,13 +226,6 @@ def test_batch__mean_sampling_gives_the_normalised_mean(make_shards: MakeShards)
         for given, vectors in ((batch.image, row.image_embeds), (batch.text, row.text_embeds)):
             mean = np.asarray(vectors, np.float32).mean(0)
             np.testing.assert_allclose(given[place], mean / np.linalg.norm(mean), atol=2e-3)
-
-
-def test_pick_mean__row_without_vectors_is_zero() -> None:
-    values = np.ones((2, 3), np.float16)
-    out, there = pick_mean(values, np.array([0, 0, 2]), np.array([0, 1]))
-    assert there.tolist() == [False, True]
-    assert out[0].tolist() == [0, 0, 0]
 
 
 def test_validation__is_the_held_out_slice_in_a_fixed_order(make_shards: MakeShards) -> None:
@@ -236,26 +309,56 @@ def test_corpus__empty_set_is_refused(tmp_path: Path) -> None:
         Corpus([tmp_path / "empty"], small_recipe())
 
 
-def test_corpus__missing_views_or_texts_are_refused_only_where_needed(
-    make_shards: MakeShards,
-) -> None:
-    blind, mute = make_shards("blind", views=0), make_shards("mute", textless=1)
+def test_corpus__missing_views_are_refused_only_where_needed(make_shards: MakeShards) -> None:
+    blind = make_shards("blind", views=0)
     with pytest.raises(InputError, match="blind: no image embeddings"):
         Corpus([blind], small_recipe())
-    with pytest.raises(InputError, match="no row has a text"):
-        Corpus([mute], small_recipe())
     no_image = (
         "loss.align.image_weight=0",
         "loss.distill.intra_image=false",
         "loss.distill.cross=false",
     )
-    no_text = tuple(option.replace("image", "text") for option in no_image)
     batch = next(open_batches(blind, overrides=no_image).epoch(0))
     assert batch.image is None
     assert batch.text is not None
-    batch = next(open_batches(mute, overrides=no_text).epoch(0))
+
+
+def test_corpus__without_any_text_the_terms_of_texts_are_off(make_shards: MakeShards) -> None:
+    mute = make_shards("mute", textless=1)
+    corpus = Corpus([mute], small_recipe("loss.align.drop_same_text=true"))
+    assert corpus.left_out == [
+        "loss.align.text_weight",
+        "loss.align.drop_same_text",
+        "loss.distill.intra_text",
+        "loss.distill.cross",
+    ]
+    assert not corpus.loss.needs_text
+    assert corpus.recipe.loss == corpus.loss
+    assert corpus.loss.distill.intra_image
+    # What is left is a legal recipe, the same as if it had been asked for.
+    assert load_recipe("tiny") != corpus.recipe
+    assert type(corpus.recipe).model_validate(corpus.recipe.model_dump()) == corpus.recipe
+    batch = next(Batches(corpus, 0).epoch(0))
     assert batch.text is None
     assert not bool(batch.has_text.any())
+    only_texts = small_recipe("loss.distill.intra_image=false")
+    assert not Corpus([mute], only_texts).loss.distill.enabled
+    with pytest.raises(InputError, match="no row has a text, and the recipe aligns with texts"):
+        Corpus([mute], small_recipe("loss.align.image_weight=0"))
+    # One set with texts is enough.
+    both = [mute, make_shards("told", prefix="other")]
+    assert Corpus(both, small_recipe()).left_out == []
+
+
+def test_describe__names_rows_and_what_is_wrong_with_them(make_shards: MakeShards) -> None:
+    roots = [make_shards("a"), make_shards("b", prefix="other", count=40)]
+    corpus = Corpus(roots, small_recipe())
+    assert corpus.describe([3, 95, 96, 135]) == [
+        {"uid": "synth/0003", "shards": str(roots[0]), "not_finite": []},
+        {"uid": "synth/0095", "shards": str(roots[0]), "not_finite": []},
+        {"uid": "other/0000", "shards": str(roots[1]), "not_finite": []},
+        {"uid": "other/0039", "shards": str(roots[1]), "not_finite": []},
+    ]
 
 
 @pytest.mark.parametrize(

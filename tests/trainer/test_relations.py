@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import Discrepancy, Representation
-from trainer.relations import centred, discrepancy, pair_mask, relation, unit
+from trainer.relations import centred, discrepancy, distances, pair_mask, relation, unit
 
 KINDS: list[Discrepancy] = ["jeffreys", "kl", "reverse_kl", "l1", "l2", "huber"]
 REPRESENTATIONS: list[Representation] = ["normalised_similarity", "similarity", "distance"]
@@ -136,17 +136,60 @@ def test_discrepancy__jeffreys_gradient_is_the_formula() -> None:
     torch.testing.assert_close(logits.grad, (q - p) + q * ((q / p).log() - kl))
 
 
-@pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_relation__gradient_is_right(representation: Representation) -> None:
-    mask = MASKS["without_diagonal"]()
+LEGAL: list[tuple[Representation, Discrepancy]] = [
+    *(("normalised_similarity", kind) for kind in KINDS),
+    *(("similarity", kind) for kind in KINDS[3:]),
+    *(("distance", kind) for kind in KINDS[3:]),
+]
+
+
+@pytest.mark.parametrize("name", list(MASKS))
+@pytest.mark.parametrize(("representation", "kind"), LEGAL)
+def test_relation__gradient_is_right(
+    representation: Representation, kind: Discrepancy, name: str
+) -> None:
+    mask = MASKS[name]()
     target = relation(unit(features(6)), unit(features(6)), mask, representation)
-    kind: Discrepancy = "jeffreys" if representation == "normalised_similarity" else "l2"
+    probabilities = representation == "normalised_similarity"
 
-    def loss(values: Tensor) -> Tensor:
-        given = relation(unit(values), unit(values), mask, representation)
-        return discrepancy(target, given, mask, kind, log_probabilities=kind == "jeffreys")
+    def loss(values: Tensor, columns: Tensor) -> Tensor:
+        given = relation(unit(values), unit(columns), mask, representation)
+        return discrepancy(target, given, mask, kind, log_probabilities=probabilities)
 
-    assert torch.autograd.gradcheck(loss, features(6, seed=4).requires_grad_(True))
+    inputs = [features(6, seed=seed).requires_grad_(True) for seed in (4, 5)]
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_relation__gradient_in_the_temperature_is_right() -> None:
+    mask = MASKS["without_diagonal"]()
+    target = relation(unit(features(6)), unit(features(6)), mask)
+    rows = unit(features(6, seed=4))
+
+    def loss(tau: Tensor) -> Tensor:
+        return discrepancy(target, relation(rows, rows, mask, tau=tau), mask)
+
+    assert torch.autograd.gradcheck(loss, torch.tensor(0.3).double().requires_grad_(True))
+
+
+def test_relation__a_given_mean_scales_distances() -> None:
+    rows, mask = unit(features(4)), full(4)
+    length = distances(rows, rows, mask)
+    given = relation(rows, rows, mask, "distance", mean=torch.tensor(0.25).double())
+    torch.testing.assert_close(given, length * 4)
+    own = relation(rows, rows, mask, "distance")
+    assert float(own.mean()) == pytest.approx(1)
+    torch.testing.assert_close(own, length / length.mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_discrepancy__a_given_count_is_the_divisor(kind: Discrepancy) -> None:
+    mask = MASKS["without_diagonal"]()
+    p = relation(unit(features(6)), unit(features(6)), mask)
+    q = relation(unit(features(6, seed=1)), unit(features(6, seed=1)), mask)
+    count = torch.tensor(12), torch.tensor(90)  # of 6 rows and 30 pairs here
+    factor = 3 if kind in KINDS[3:] else 2
+    got = float(discrepancy(p, q, mask, kind, count=count))
+    assert got == pytest.approx(float(discrepancy(p, q, mask, kind)) / factor)
 
 
 def pairwise_loss(a: Tensor, b: Tensor, kind: Discrepancy = "jeffreys") -> float:

@@ -91,7 +91,7 @@ def test_resume__continues_bit_for_bit(
 
     def told(run: Path) -> list[dict[str, Any]]:
         # Speed differs, and the weights since the last record start anew after a resume.
-        drop = ("samples_per_s",)
+        drop = ("samples_per_s", "data_wait")
         return [{k: v for k, v in m.items() if k not in drop} for m in read_metrics(run)]
 
     assert told(tmp_path / "halves") == told(tmp_path / "straight")
@@ -133,7 +133,7 @@ def test_resume__other_recipe_or_other_rows_are_refused(
     grown = make_shards("grown", count=120)
     with pytest.raises(InputError, match="not the rows"):
         train([grown], None, tmp_path / "run", resume=True, device="cpu")
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="no run to resume"):
         train([grown], None, tmp_path / "nothing", resume=True, device="cpu")
     freed = small_recipe("train.steps=3", "train.log_every=2")
     assert train([], freed, tmp_path / "run", resume=True, device="cpu").step == 3
@@ -197,7 +197,14 @@ def test_train__run_folder_is_complete(make_shards: MakeShards, tmp_path: Path) 
     training = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in training] == [3, 6]
     expected = {"loss", "align_image", "align_text", "intra_image", "intra_text", "cross", "lr"}
-    expected |= {"logit_scale", "samples_per_s", "distill_weight", "weight_cross", "grad_norm"}
+    expected |= {
+        "logit_scale",
+        "samples_per_s",
+        "data_wait",
+        "distill_weight",
+        "weight_cross",
+        "grad_norm",
+    }
     assert expected <= set(training[0])
     assert len(training[0]["weight_cross_each_step"]) == 3
     assert [line["step"] for line in lines if line["kind"] == "val"] == [2, 4, 6]
@@ -211,7 +218,7 @@ def test_train__run_folder_is_complete(make_shards: MakeShards, tmp_path: Path) 
     assert data["n_with_text"] == 72
     assert data["shards"][0]["name"] == "shards"
     assert str(tmp_path) not in json.dumps(config)
-    assert config["samples_seen"] == 96
+    assert config["samples_seen"] == 71 + 14  # an epoch and a batch of the next
     assert config["up_axis"] == "+y"
     best = json.loads((out / "best.json").read_text())
     assert best["step"] == result.best_step
@@ -226,7 +233,7 @@ def test_train__run_folder_is_complete(make_shards: MakeShards, tmp_path: Path) 
 def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="add --resume or choose another folder"):
+    with pytest.raises(InputError, match=r"`trainer resume .*run` goes on with it, or choose"):
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
 
 
@@ -304,8 +311,8 @@ def test_cli__interrupted_run_tells_how_to_go_on(
         patch.setattr(run_module, "Loop", StopsAtNine)
         done = cli("run", "--shards", root, "--out", out, *settings)
     assert done.code == 130
-    assert "saved at step 9; add --resume to go on from there" in done.err
-    assert cli("run", "--out", out, "--resume").code == 0
+    assert f"saved at step 9; `trainer resume {out}` goes on from there" in done.err
+    assert cli("resume", out).code == 0
     assert load_model(out).step == 12
 
 
@@ -317,7 +324,9 @@ def test_cli__interrupted_run_tells_how_to_go_on(
         (["run", "--out", "{out}", "--recipe", "tny"], "did you mean tiny?"),
         (["run", "--out", "{out}", "--set", "optim.rl=1"], "did you mean optim.lr?"),
         (["run", "--out", "{out}", "--device", "tpu"], "--device tpu: unknown"),
-        (["run", "--out", "{tmp}", "--shards", "{tmp}"], "add --resume"),
+        (["run", "--out", "{tmp}", "--shards", "{tmp}"], "exists already"),
+        (["resume", "{tmp}"], "no run to resume"),
+        (["run", "--out", "{out}", "--workers", "0"], "give at least 1"),
         (["export", "{tmp}", "--out", "{out}"], "not a checkpoint"),
     ],
     ids=str,

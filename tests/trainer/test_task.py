@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,34 @@ def test_backward__micro_batches_give_the_gradients_of_the_whole(
         torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_sampling=all"),
+        ("loss.align.kind=siglip", "loss.align.drop_same_category=true"),
+        ("loss.distill.queue=24", "loss.distill.learn_tau=student"),
+        (
+            "loss.distill.representation=distance",
+            "loss.distill.discrepancy=huber",
+            "loss.distill.weighting=uncertainty",
+        ),
+    ],
+    ids=["default", "multi_positive", "siglip", "queue", "distance"],
+)
+def test_backward__accumulated_gradients_are_equal_to_one_in_a_hundred_thousand(
+    root: Path, options: tuple[str, ...]
+) -> None:
+    whole, loss = gradients(root, *options)
+    parts, again = gradients(root, *options, "train.micro_batch=3")
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert parts.keys() == whole.keys()
+    for name, expected in whole.items():
+        error = float((parts[name] - expected).norm())
+        # Of a scalar that is a sum of cancelling parts, float32 leaves fewer digits.
+        assert error <= 1e-5 * float(expected.norm()) + 1e-7, name
+
+
 def gradients_in_parts(root: Path, size: int, option: str) -> tuple[dict[str, Tensor], float]:
     recipe = small_recipe(option)
     task = DistillTask(recipe, WIDTH, CPU)
@@ -117,12 +146,81 @@ def test_loss__align_only_has_no_distillation(root: Path) -> None:
     assert float(result.loss) == pytest.approx(float(total))
 
 
+ALL = ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_sampling=all")
+
+
 @pytest.mark.parametrize(
-    "override", ["loss.distill.weight=3.0", "loss.distill.warmup=1.0", "loss.distill.enabled=false"]
+    "overrides",
+    [
+        ("loss.distill.weight=3.0",),
+        ("loss.distill.warmup=1.0",),
+        ("loss.distill.enabled=false",),
+        ("loss.distill.cross_text=false",),
+        ("loss.distill.cross_image=false",),
+        ("loss.align.kind=siglip",),
+        ("loss.align.drop_same_category=true",),
+        ("loss.align.drop_image_above=0.5",),
+        ("loss.align.drop_text_above=0.5",),
+        ("data.image_sampling=mean",),
+        ("data.text_sampling=mean",),
+        ALL,
+    ],
+    ids=str,
 )
-def test_loss__weight_and_warmup_change_the_value(root: Path, override: str) -> None:
-    base, changed = (gradients(root, *extra)[1] for extra in ((), (override,)))
+def test_loss__options_change_the_value(root: Path, overrides: tuple[str, ...]) -> None:
+    base, changed = (gradients(root, *extra)[1] for extra in ((), overrides))
     assert changed != pytest.approx(base, rel=1e-4)
+
+
+def test_loss__queue_enters_from_the_second_step_on(root: Path) -> None:
+    found = []
+    for size in (0, 24):
+        recipe = small_recipe(f"loss.distill.queue={size}")
+        task = DistillTask(recipe, WIDTH, CPU)
+        batches = list(Batches(Corpus([root], recipe), 0).epoch(0))[:2]
+        found.append([float(task.backward(item, 50, 100).loss) for item in batches])
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != pytest.approx(found[1][1], rel=1e-4)
+
+
+def test_state__queue_and_learned_values_go_on_where_they_stood(root: Path) -> None:
+    options = (
+        "loss.distill.queue=24",
+        "loss.distill.learn_tau=both",
+        "loss.align.kind=siglip",
+        "loss.align.shared_scale=false",
+    )
+    recipe = small_recipe(*options)
+    batches = list(Batches(Corpus([root], recipe), 0).epoch(0))[:3]
+    task = DistillTask(recipe, WIDTH, CPU)
+    optimizer = build_optimizer(task.trainable, recipe.optim)
+    for step, item in enumerate(batches[:2]):
+        optimizer.zero_grad()
+        task.backward(item, step, 10)
+        optimizer.step()
+        task.after_step(step)
+    again = DistillTask(recipe, WIDTH, CPU)
+    file = io.BytesIO()
+    torch.save(task.state_dict(), file)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    results = [item.backward(batches[2], 2, 10) for item in (task, again)]
+    assert torch.equal(results[0].loss, results[1].loss)
+    told = {"tau_student_intra", "tau_teacher_cross", "logit_bias_text", "logit_scale_text"}
+    assert told <= set(results[0].terms)
+
+
+def test_after_step__brings_what_is_learned_back_into_bounds(root: Path) -> None:
+    task = DistillTask(small_recipe("loss.distill.learn_tau=student"), WIDTH, CPU)
+    assert task.distill is not None
+    with torch.no_grad():
+        task.align.log_scale.fill_(50.0)
+        for parameter in task.distill.log_tau.values():
+            parameter.fill_(50.0)
+    task.after_step(0)
+    assert float(task.align.log_scale.detach().exp()) == pytest.approx(100.0)
+    for parameter in task.distill.log_tau.values():
+        assert float(parameter.detach().exp()) == pytest.approx(1.0)
 
 
 def test_ema__follows_the_weights_and_ends_up_in_the_checkpoint(root: Path) -> None:
@@ -152,6 +250,34 @@ def test_validate__does_not_augment_and_does_not_change_the_student(root: Path) 
     assert {"align", "top1_image", "top1_text", "score"} <= set(first)
     for name, value in task.student.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "loss.align.drop_same_category=true",
+        "loss.align.kind=siglip",
+        "loss.align.drop_text_above=0.5",
+    ],
+)
+def test_validate__measures_the_alignment_that_is_trained(root: Path, option: str) -> None:
+    found = []
+    for overrides in ((), (option,)):
+        recipe = small_recipe(*overrides)
+        corpus = Corpus([root], recipe)
+        task = DistillTask(recipe, WIDTH, CPU)
+        found.append(task.validate(validation_batches(corpus))["align"])
+    assert found[0] != pytest.approx(found[1], rel=1e-4)
+
+
+def test_validate__all_positives_are_measured_by_their_mean(root: Path) -> None:
+    found = []
+    for sampling in ("mean", "all"):
+        options = (f"data.image_sampling={sampling}", f"data.text_sampling={sampling}")
+        recipe = small_recipe("loss.align.kind=multi_positive", *options)
+        task = DistillTask(recipe, WIDTH, CPU)
+        found.append(task.validate(validation_batches(Corpus([root], recipe))))
+    assert found[0] == found[1]
 
 
 def test_precision__is_told_with_its_reason() -> None:

@@ -5,6 +5,12 @@ in the unit sphere (+y up) and colours in [0, 1], points in farthest-point order
 not normalised. ``centroids`` tells how many leading points must be in that order.
 """
 
-from trainer.backbones.registry import Backbone, backbone_names, build_backbone, resolve_options
+from trainer.backbones.registry import (
+    Backbone,
+    backbone_names,
+    build_backbone,
+    load_trunk,
+    resolve_options,
+)
 
-__all__ = ["Backbone", "backbone_names", "build_backbone", "resolve_options"]
+__all__ = ["Backbone", "backbone_names", "build_backbone", "load_trunk", "resolve_options"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from pipeline.common import InputError
 from trainer.backbones.registry import Backbone
 
 # Released models know clouds whose y and z are exchanged (a reflection, kept for them alone).
@@ -80,3 +83,20 @@ class BlockLadder(Backbone):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.n_layers - 1 if name.startswith(self.after) else 0
+
+
+def recompute_blocks(backbone: Backbone) -> None:
+    """Have every block keep its input only, and run again when gradients are wanted. In place.
+
+    A quarter more arithmetic or a third, for activations of one block instead of all (Chen et
+    al., arXiv 1604.06174); the gradients are the same. Raises ``InputError`` for a backbone
+    without ``blocks``.
+    """
+    if not isinstance(backbone, BlockLadder):
+        raise InputError(
+            "train.recompute: this backbone has no blocks; leave it out, and lower "
+            "train.micro_batch where memory is short"
+        )
+    for block in backbone.blocks:
+        # The instance alone: names of parameters stay as they are.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.backbones.registry import backbone_names, build_backbone, resolve_options
+from trainer.backbones.registry import Backbone, backbone_names, build_backbone, resolve_options
 
+WIDTHS = {"uni3d": 1024}  # of the teacher of the published recipe
 WIDTH = 1280  # of the teacher that the field uses
 POINTS = {"tiny": 1024}  # points of a cloud; the others read the field's 10,000
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Size of one backbone and GFLOP (2 a multiply-add) of the forward pass of one cloud."""
-    points = POINTS.get(name, 10_000)
-    options = resolve_options(name)
+def on_meta(name: str, width: int, options: Mapping[str, Any] | None = None) -> Backbone:
+    """The backbone with shapes and without values: any size costs nothing."""
     with torch.device("meta"):
-        model = build_backbone(name, WIDTH).eval()
-        cloud = torch.empty(1, points, 3)
+        return build_backbone(name, width, dict(options or {}))
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Numbers that are learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure(
+    name: str, options: Mapping[str, Any] | None = None, *, training: bool = False
+) -> dict[str, Any]:
+    """Size of one backbone and GFLOP (2 a multiply-add) of the forward pass of one cloud.
+
+    ``training`` leaves out the tokens that patch dropout drops. The search for neighbours is not
+    counted: it is no matrix product.
+    """
+    points, width = POINTS.get(name, 10_000), WIDTHS.get(name.split("-")[0], WIDTH)
+    resolved = resolve_options(name, dict(options or {}))
+    model = on_meta(name, width, options).train(training)
+    cloud = torch.empty(1, points, 3, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(cloud, cloud)
+    parameters = count_parameters(model)
     return {
         "name": name,
-        "parameters_m": sum(p.numel() for p in model.parameters()) / 1e6,
-        "centroids": options["centroids"],
-        "neighbours": options["neighbours"],
+        "parameters": parameters,
+        "parameters_m": parameters / 1e6,
+        "width": width,
+        "tokens": model.tokens,
+        "centroids": resolved["centroids"],
+        "neighbours": resolved["neighbours"],
         "points": points,
         "gflop": counter.get_total_flops() / 1e9,
     }

@@ -207,7 +207,7 @@ class PointBert(BlockLadder):
         tokens_BSC = self.lift_norm(self.lift(torch.cat([centroids_BS3, local_BSC], dim=-1)))
         if self.training and options.patch_dropout > 0:
             tokens_BSC = drop_patches(tokens_BSC, options.patch_dropout)
-        cls_B1C = self.cls_token.to(tokens_BSC.dtype).expand(len(tokens_BSC), 1, -1)
+        cls_B1C = self.cls_token.to(tokens_BSC.dtype).expand(tokens_BSC.shape[0], 1, -1)
         tokens_BTC = torch.cat([cls_B1C, tokens_BSC], dim=1)
         for block in self.blocks:
             tokens_BTC = block(tokens_BTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +75,22 @@ def build_backbone(name: str, width: int, options: dict[str, Any] | None = None)
         return PointNext(chosen, width)
     except ValueError as error:
         raise InputError(f"model.options: {error}; correct the value") from error
+
+
+def load_trunk(backbone: Backbone, path: str) -> None:
+    """Begin with a trunk trained on images, from a file of timm; nothing for an empty path.
+
+    Raises ``InputError`` when the backbone has no such trunk or the file is not of it.
+    """
+    if not path:
+        return
+    load = getattr(backbone, "load_trunk", None)
+    if load is None:
+        raise InputError(
+            f"model.trunk {path}: this backbone has no trunk of timm; "
+            "leave it out, or choose one of uni3d-ti, -s, -b, -l, -g"
+        )
+    load(Path(path))
 
 
 def _resolve(name: str, options: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ class Tokenizer(nn.Module):
         shared, own = self.third.weight[:, :width], self.third.weight[:, width:]
         joined = F.linear(local_GKC, own) + F.linear(top_G1C, shared, self.third.bias)
         rows = F.relu(self.third_norm(joined.flatten(0, 1)))
-        features = self.fourth(rows).view(batch, centroids, neighbours, -1)
+        features: Tensor = self.fourth(rows).view(batch, centroids, neighbours, -1)
         return features.max(dim=2).values
 
 
@@ -144,7 +144,7 @@ class Uni3d(BlockLadder):
         if self.training and options.patch_dropout > 0:
             tokens_BSC = drop_patches(tokens_BSC, options.patch_dropout)
         cls_C = (self.cls_token + self.cls_position).to(tokens_BSC.dtype)
-        tokens_BTC = torch.cat([cls_C.expand(len(tokens_BSC), 1, -1), tokens_BSC], dim=1)
+        tokens_BTC = torch.cat([cls_C.expand(tokens_BSC.shape[0], 1, -1), tokens_BSC], dim=1)
         for block in self.blocks:
             tokens_BTC = block(tokens_BTC)
         embedding: Tensor = self.project(self.fc_norm(tokens_BTC[:, 0]))
@@ -169,15 +169,14 @@ class Uni3d(BlockLadder):
         self.load_state_dict(kept, strict=False)
 
 
-def _timm_trunk(options: Uni3dOptions) -> nn.Module:
+def _timm_trunk(options: Uni3dOptions) -> Any:
     import timm  # takes a second or more
 
-    sizes = {"depth": options.depth} if options.depth else {}
-    trunk: nn.Module = timm.create_model(
+    sizes: dict[str, Any] = {"depth": options.depth} if options.depth else {}
+    return timm.create_model(
         options.trunk,
         pretrained=False,
         num_classes=0,
         drop_path_rate=options.drop_path,
         **sizes,
     )
-    return trunk

@@ -92,10 +92,8 @@ class AlignLoss(nn.Module):
         found = {"logit_scale": self.scale}
         if self.log_scale_text is not None:
             found["logit_scale_text"] = self._scale_of("text")
-        for name, value in (("logit_bias", self.bias), ("logit_bias_text", self.bias_text)):
-            if value is not None:
-                found[name] = value
-        return found
+        biases = {"logit_bias": self.bias, "logit_bias_text": self.bias_text}
+        return found | {name: value for name, value in biases.items() if value is not None}
 
     def forward(
         self, local: Features, everyone: Features | None = None, offset: int = 0

@@ -71,7 +71,8 @@ class DistillLoss(nn.Module):
         if name not in self.log_tau:
             return float(getattr(self.config, f"tau_{name}"))
         bounds = self.config.tau_min, self.config.tau_max
-        return self.log_tau[name].exp().clamp(*bounds)
+        tau: Tensor = self.log_tau[name].exp().clamp(*bounds)
+        return tau
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -129,22 +130,22 @@ class DistillLoss(nn.Module):
 class _Side:
     """Unit features of one modality. Shape suffixes: B local rows, E of everyone, G columns."""
 
-    rows_BD: Tensor
-    all_rows_ED: Tensor
-    columns_GD: Tensor
+    rows: Tensor  # (B, D)
+    all_rows: Tensor  # (E, D)
+    columns: Tensor  # (G, D)
 
     def towards(self, other: _Side) -> _Side:
         """The rows of this modality with the columns of another."""
-        return replace(self, columns_GD=other.columns_GD)
+        return replace(self, columns=other.columns)
 
     def centre(self, valid_G: Tensor) -> _Side:
         """Without the mean of the valid columns."""
-        weight_G1 = valid_G[:, None].to(self.columns_GD.dtype)
-        mean_D = (self.columns_GD * weight_G1).sum(0) / weight_G1.sum().clamp(min=1)
+        weight_G1 = valid_G[:, None].to(self.columns.dtype)
+        mean_D = (self.columns * weight_G1).sum(0) / weight_G1.sum().clamp(min=1)
         return _Side(
-            centred(self.rows_BD, mean_D),
-            centred(self.all_rows_ED, mean_D),
-            centred(self.columns_GD, mean_D),
+            centred(self.rows, mean_D),
+            centred(self.all_rows, mean_D),
+            centred(self.columns, mean_D),
         )
 
 
@@ -211,13 +212,14 @@ class _Relations:
         mask_BG = self._mask(
             self.local, everything, self.offset, modality, without_self=without_self
         )
-        count, means = None, (None, None)
+        count: tuple[Tensor, Tensor] | None = None
+        means: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.everyone is not self.local:
             count, means = self._whole(teacher, student, modality, without_self=without_self)
 
         def related(side: _Side, name: str, mean: Tensor | None) -> Tensor:
             tau = self.loss.tau(f"{name}_{kind}")
-            pair = side.rows_BD, side.columns_GD
+            pair = side.rows, side.columns
             return relation(*pair, mask_BG, config.representation, tau, mean=mean)
 
         return discrepancy(
@@ -246,7 +248,7 @@ class _Relations:
             counts.append(torch.stack([mask_RG.any(dim=1).sum(), mask_RG.sum()]))
             if by_distance:
                 lengths = [
-                    distances(side.all_rows_ED[part], side.columns_GD, mask_RG).sum()
+                    distances(side.all_rows[part], side.columns, mask_RG).sum()
                     for side in (teacher, student)
                 ]
                 sums.append(torch.stack(lengths))

@@ -46,6 +46,21 @@ class Features:
         """(B,) bool, all True."""
         return torch.ones(len(self.point), dtype=torch.bool, device=self.point.device)
 
+    def part(self, rows: slice) -> Features:
+        """Some rows, without what objects have several of."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        return Features(
+            self.point[rows],
+            cut(self.image),
+            cut(self.text),
+            self.has_text[rows],
+            category=cut(self.category),
+            row=cut(self.row),
+        )
+
     def valid(self, modality: str) -> Tensor:
         """(B,) bool: rows that have the modality, ``image`` or ``text``."""
         return self.has_text if modality == "text" else self.everyone

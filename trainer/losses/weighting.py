@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from trainer.config import DistillConfig
 
-
 MAX_LOG_VARIANCE = 5.0  # uncertainty weights stay in [exp(-5), exp(5)], also of a vanishing loss
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,13 @@ I64 = NDArray[np.int64]
 
 FEW = 8  # limits up to which counting beats sorting
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def normalise(vectors: NDArray[Any]) -> F32:
+    """L2-normalise the last axis in float32; zero vectors stay zero."""
+    values = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.asarray(values / np.maximum(norms, 1e-12), np.float32)
 
 
 def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -211,6 +219,26 @@ def rank_queries(
             first[query], average[query], equal = rank_row(scores_G, rows, itself)
             tied += equal
     return Ranking(first, average, counts, len(gallery_GD) - exclude_self, tied)
+
+
+def rank_pairs(queries_QD: F32, gallery_QD: F32) -> Ranking:
+    """``rank_queries`` where row q of the gallery is the one right answer to query q."""
+    return rank_queries(queries_QD, gallery_QD, lambda query: np.array([query], np.int64))
+
+
+def rank_groups(embeds_BD: F32, keys: Sequence[str | None]) -> Ranking:
+    """``rank_queries`` among rows: all others of the same key are right, itself is no candidate.
+
+    Rows whose key is None ask nothing.
+    """
+    members = groups(keys)
+    nobody = np.zeros(0, np.int64)
+
+    def relevant(query: int) -> I64:
+        key = keys[query]
+        return nobody if key is None else members[key]
+
+    return rank_queries(embeds_BD, embeds_BD, relevant, exclude_self=True)
 
 
 def recall_at_k(ranking: Ranking, k: int) -> float:

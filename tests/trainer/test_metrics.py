@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evaluation import metrics
+from trainer import metrics
 
 I64 = NDArray[np.int64]
 

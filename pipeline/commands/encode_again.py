@@ -1,0 +1,83 @@
+"""``pipeline encode-again``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import ShardsArgument
+from pipeline.console import JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="encode-again")(encode_again)
+
+
+def encode_again(
+    shards: ShardsArgument,
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME."),
+    ],
+    out: Annotated[str, typer.Option("--out", help="Shard set to write or to go on with.")],
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Copy the kept views along, as they are.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
+        "auto"
+    ),
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Of the teacher: fp32, bf16, fp16, or auto: fp32 on a CPU, bf16 (older cards: "
+            "fp16) on a GPU.",
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, help="Pictures or texts at once; default: 256, on a CPU 32."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Use torch.compile on a GPU: slow to start, then faster."
+        ),
+    ] = True,
+    rows_per_part: Annotated[
+        int, typer.Option("--rows-per-part", min=1, help="Objects per Parquet file.")
+    ] = 256,
+    json_output: JsonOption = False,
+) -> None:
+    """Encode the texts and kept views of a shard set by another teacher, without rendering.
+
+    Run the same command again to go on after an interruption: what is done is skipped. A set
+    without kept views (`pipeline embed --keep-images`) gets texts alone.
+
+    Example:
+
+      pipeline encode-again shards/mine --teacher ViT-L-14:laion2b_s32b_b82k --out shards/mine-l14
+    """
+    from pipeline.encode_again import EncodeAgainOptions, tell
+    from pipeline.encode_again import encode_again as run
+
+    summary = run(
+        EncodeAgainOptions(
+            shards=shards,
+            teacher=teacher,
+            out=out,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            compiled=compiled,
+            keep_images=keep_images,
+            rows_per_part=rows_per_part,
+        )
+    )
+    tell(summary, out)
+    if json_output:
+        print_json(summary.to_json())

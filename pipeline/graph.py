@@ -1,0 +1,259 @@
+"""The Ray Data graph of the embedding job, and what happens when parts of the cluster are lost.
+
+A worker that dies starts again, and its task with it: Ray sees to that, the ledger
+(``pipeline.ledger``) that it has an end. A machine that is lost and not replaced leaves workers for
+which there is no room; and data may be lost that Ray cannot make again. Both end the pass, and
+another one, sized to what the cluster then is, goes over the objects that the shards lack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.catalog import pending_sets
+from pipeline.cluster import available, running
+from pipeline.common import InputError
+from pipeline.console import ProgressBar, note
+from pipeline.datasets.base import Record
+from pipeline.ledger import Reporter, opened
+from pipeline.spool import Spool, SpoolReader, Todo, spooled
+from pipeline.stages import EmbedStage, EncodeSettings, EncodeStage, RenderStage, unpack
+from pipeline.stages import write_stage as _write_stage
+
+if TYPE_CHECKING:
+    from pipeline.job import EmbedOptions, EmbedSummary
+
+_IDLE_PASSES = 3  # in a row that finish nothing: then it is not the machines
+_WATCH_S = 2.0
+_SETTLE_S = 120.0
+
+
+def run_graph(
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    spool: Spool,
+    summary: EmbedSummary,
+    begun: float,
+) -> None:
+    """Run passes until every record of the spool is a row or a failure; fills the summary in.
+
+    Raises ``InputError`` for what a worker found wrong, ``RuntimeError`` where passes finish
+    nothing.
+    """
+    from pipeline.job import compile_all
+
+    compile_all(options.objects.renderer)
+    total, idle = spool.total, 0
+    held = options.workers * options.worker_cpus if options.workers else None
+    with (
+        ExitStack() as stack,
+        running(options.address, held, options.object_store_bytes) as cpus,
+        opened() as reporter,
+    ):
+        start = time.perf_counter()
+        summary.start_seconds = start - begun
+        bar = stack.enter_context(ProgressBar("embed", total, "objects"))
+        while True:
+            summary.passes += 1
+            lost = _pass(options, targets, spool, reporter, cpus(), bar)
+            _settle(reporter)
+            if lost is None:
+                break
+            left = stack.enter_context(
+                spooled(targets.targets[0].out, remaining(spool, options, targets))
+            )
+            idle = idle + 1 if left.total == spool.total else 0
+            if idle >= _IDLE_PASSES:
+                raise RuntimeError(f"{left.total} of {total} objects cannot be done: {lost}")
+            spool = left
+            if not spool.total:
+                break
+            note(f"part of the cluster was lost; going on with {spool.total} objects ({lost})")
+        summary.seconds = time.perf_counter() - start
+        _sum_up(summary, reporter.call("written"), total)
+
+
+def _sum_up(summary: EmbedSummary, written: list[Any], total: int) -> None:
+    reasons: Counter[str] = Counter()
+    texts: Counter[str] = Counter()
+    stages: dict[str, float] = {}
+    for done in written:
+        summary.embedded += done.rows
+        reasons.update(done.reasons)
+        texts.update(done.texts)
+        for stage, spent in done.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + spent
+    summary.failed = sum(reasons.values())
+    summary.reasons = dict(reasons.most_common())
+    summary.texts = dict(sorted(texts.items()))
+    summary.stage_seconds = {k: round(v, 3) for k, v in stages.items()}
+    gone = total - summary.embedded - summary.failed
+    if gone > 0:
+        raise RuntimeError(f"{gone} of {total} objects were lost by the job; run it again")
+
+
+def _pass(
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    spool: Spool,
+    reporter: Reporter,
+    cpus: int,
+    bar: ProgressBar,
+) -> str | None:
+    """Run the graph once; None, or which part of the cluster was lost."""
+    from ray.exceptions import RayError
+
+    graph = _graph(options, targets, spool, cpus, reporter)
+    try:
+        with _watching(reporter, options.node_grace_s):
+            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for done in unpack(batch):
+                    bar.advance(done.rows + done.failures)
+    except Exception as error:
+        problem = reporter.call("problem")
+        if problem is not None:
+            raise InputError(problem) from error
+        if isinstance(error, RayError) and _is_loss(error):
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise
+    return None
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error says that a machine, a worker or its data is gone, not that work failed."""
+    from ray import exceptions
+
+    kinds = (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.ObjectLostError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.RaySystemError,
+    )
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, kinds):
+            return not getattr(error, "actor_init_failed", False)
+        error = getattr(error, "cause", None) or error.__cause__
+        seen += 1
+    return False
+
+
+@contextmanager
+def _watching(reporter: Reporter, grace_s: float) -> Iterator[None]:
+    """End, meanwhile, workers that wait for a machine that does not come back.
+
+    Their tasks then fail, which ends the pass: they would wait for ever.
+    """
+    import ray
+
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_WATCH_S):
+            with contextlib.suppress(Exception):  # the pass itself tells what is wrong
+                for handle in reporter.call("stranded", grace_s):
+                    ray.kill(handle, no_restart=True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _settle(reporter: Reporter) -> None:
+    """Wait until no task of the pass that is over writes any more."""
+    reporter.epoch = reporter.call("next_pass")
+    deadline = time.monotonic() + _SETTLE_S
+    while reporter.call("writing"):
+        if time.monotonic() > deadline:
+            raise RuntimeError("a part is being written for minutes; run the same command again")
+        time.sleep(0.2)
+
+
+def remaining(spool: Spool, options: EmbedOptions, targets: EncodeSettings) -> Iterator[Todo]:
+    """What of a spool the sets still lack, in its order."""
+    reader = SpoolReader(spool.address)
+    ahead: deque[Todo] = deque()
+
+    def records() -> Iterator[Record]:
+        for task in spool.tasks(1):
+            for item in reader.read(task):
+                ahead.append(item)
+                yield item.record
+
+    outs = [target.out for target in targets.targets]
+    for record, lacking in pending_sets(outs, records(), retry_failures=options.retry_failures):
+        while (item := ahead.popleft()).record.uid != record.uid:
+            pass
+        places = tuple(place for place in item.places if place in lacking)
+        if places:
+            yield Todo(item.record, places)
+
+
+def _graph(
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    spool: Spool,
+    cpus: int,
+    reporter: Reporter,
+) -> Any:
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.memory_usage_poll_interval_s = None  # would walk all pages of every worker each second
+    room = max(1, int((cpus - 1) / options.worker_cpus))
+    workers = min(options.workers or room, room)
+    tasks = list(spool.tasks(workers))
+    graph: Any = ray.data.from_arrow(tasks)
+    render = (options.objects, spool.address, options.timeout_s)
+    pool = ActorPoolStrategy(size=min(workers, len(tasks)))
+    if targets.device == "cuda":
+        encoders = options.encoders or max(1, int(available("GPU") / options.encoder_gpus))
+        graph = graph.map_batches(
+            RenderStage,
+            fn_constructor_args=(*render, reporter),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=options.worker_cpus,
+        ).map_batches(
+            EncodeStage,
+            fn_constructor_args=(targets, reporter),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=encoders),
+            num_gpus=options.encoder_gpus,
+        )
+    else:
+        graph = graph.map_batches(
+            EmbedStage,
+            fn_constructor_args=(*render, targets, reporter),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=options.worker_cpus,
+        )
+    write: Any = _write_stage  # Ray's own types of a batch function leave no room for Arrow tables
+    return graph.map_batches(
+        write,
+        fn_args=(targets.targets, spool.address, reporter),
+        batch_size=options.rows_per_part,
+        batch_format="pyarrow",
+        num_cpus=0,
+    )

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.common import InputError
+from tests.trainer.conftest import MakeShards, small_recipe
+from trainer.checkpoint import load_model
+from trainer.config import Recipe
+from trainer.jobs import LOG, RESULT, Done, Here, Job, Processes, RayTasks, failure, perform, start
+
+
+def make_job(folder: Path, root: Path, recipe: Recipe) -> Path:
+    job = Job(
+        recipe=recipe.model_dump(mode="json"),
+        shards=[str(root)],
+        eval_shards=[str(root)],
+        split="test",
+        or_all=False,
+        device="cpu",
+    )
+    job.write(folder)
+    return folder
+
+
+@pytest.fixture
+def shards(make_shards: MakeShards) -> Path:
+    return make_shards(count=60, test_rows=3)
+
+
+def collect(found: dict[str, str | None]) -> Done:
+    def done(folder: Path, reason: str | None) -> None:
+        found[folder.name] = reason
+
+    return done
+
+
+def test_perform__a_folder_killed_before_its_first_record_begins_anew(
+    shards: Path, tmp_path: Path
+) -> None:
+    folder = make_job(tmp_path / "job", shards, small_recipe("train.steps=2"))
+    (folder / "run").mkdir()
+    (folder / "run" / ".tmp-rest").write_text("half")
+    perform(folder)
+    result = json.loads((folder / RESULT).read_text())
+    assert result["step"] == 2
+    assert result["checkpoint"] == load_model(folder / "run").hash
+    assert result["rows"]["n_rows"] == 20
+
+
+def test_here__a_bad_job_does_not_stop_the_others(shards: Path, tmp_path: Path) -> None:
+    bad = make_job(tmp_path / "bad", tmp_path / "nowhere", small_recipe("train.steps=1"))
+    good = make_job(tmp_path / "good", shards, small_recipe("train.steps=1"))
+    found: dict[str, str | None] = {}
+    Here()([bad, good], collect(found))
+    assert found["good"] is None
+    assert "nowhere" in str(found["bad"])
+
+
+def test_failure__is_the_last_line_of_the_log(tmp_path: Path) -> None:
+    assert failure(tmp_path, 0) is None
+    (tmp_path / LOG).write_text("train: 3/9\nerror: step 3: loss nan; lower it\n\n")
+    assert failure(tmp_path, 2) == "step 3: loss nan; lower it"
+    assert "killed by SIGKILL" in str(failure(tmp_path, -9))
+    (tmp_path / LOG).write_text("")
+    assert failure(tmp_path, 7) == "exit code 7"
+
+
+def test_processes__need_one_at_least() -> None:
+    with pytest.raises(InputError, match="--jobs 0"):
+        Processes(0)
+
+
+@pytest.mark.slow
+def test_processes__errors_and_successes_are_told_apart(shards: Path, tmp_path: Path) -> None:
+    bad = make_job(tmp_path / "bad", shards, small_recipe("optim.lr=1e30", "train.steps=9"))
+    good = make_job(tmp_path / "good", shards, small_recipe("train.steps=2"))
+    found: dict[str, str | None] = {}
+    Processes(2)([bad, good], collect(found))
+    assert found["good"] is None
+    assert "lower --set optim.lr" in str(found["bad"])
+    assert (good / RESULT).is_file()
+    assert "samples" in (good / LOG).read_text()
+
+
+@pytest.mark.slow
+def test_perform__killed_and_started_again_ends_as_if_it_had_not_been(
+    shards: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe("train.steps=60", "train.checkpoint_every=5", "train.val_every=1000")
+    whole = make_job(tmp_path / "whole", shards, recipe)
+    perform(whole)
+
+    killed = make_job(tmp_path / "killed", shards, recipe)
+    process = start(killed, 1)
+    checkpoints = killed / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("step-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (killed / RESULT).exists()
+    perform(killed)
+
+    ours, theirs = (json.loads((f / RESULT).read_text()) for f in (killed, whole))
+    assert ours["checkpoint"] == theirs["checkpoint"]
+    assert ours["metrics"] == theirs["metrics"]
+
+
+@pytest.mark.slow
+def test_processes__asked_to_stop_save_and_go_on(shards: Path, tmp_path: Path) -> None:
+    recipe = small_recipe("train.steps=100000", "train.val_every=100000")
+    folder = make_job(tmp_path / "long", shards, recipe)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            log = folder / "run" / "metrics.jsonl"
+            if log.exists() and log.read_text().count("\n") > 3:
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        Processes(1)([folder], collect({}))
+    thread.join()
+    step = load_model(folder / "run").step
+    assert step > 3
+    assert not (folder / RESULT).exists()
+
+
+@pytest.mark.slow
+def test_ray__tasks_do_jobs_and_tell_failures(shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    bad = make_job(tmp_path / "bad", shards, small_recipe("optim.lr=1e30", "train.steps=9"))
+    good = make_job(tmp_path / "good", shards, small_recipe("train.steps=2"))
+    found: dict[str, str | None] = {}
+    RayTasks(None, 1, 0)([bad, good], collect(found))
+    assert found["good"] is None
+    assert "lower --set optim.lr" in str(found["bad"])
+    assert (good / RESULT).is_file()
+    with pytest.raises(InputError, match="a run takes 4096 CPU"):
+        RayTasks(None, 4096, 0)([good], collect(found))

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.features import ROWS, batch, draw, select, with_several
+from trainer.config import AlignConfig
+from trainer.losses import AlignLoss, Features, Several
+from trainer.losses.align import MAX_LOG_SCALE, false_negatives
+from trainer.losses.contrastive import info_nce, multi_positive, siglip
+from trainer.relations import unit
+
+SOME_TEXT = [1, 0, 1, 1, 0, 1, 1, 1]
+Dropped = Callable[[int, int], bool]
+
+
+def nothing(i: int, j: int) -> bool:
+    return False
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return float(sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+
+
+def cross_entropy(own: float, others: list[float]) -> float:
+    """-log of the share of ``own``, which stands among ``others`` too."""
+    return math.log(sum(math.exp(value) for value in others)) - own
+
+
+def oracle_info_nce(
+    u: Tensor, v: Tensor, scale: float, rows: list[int], dropped: Dropped = nothing
+) -> float:
+    total = 0.0
+    for i in rows:
+        for a, b in ((u, v), (v, u)):
+            logits = [scale * dot(a[i], b[j]) for j in rows if not dropped(i, j)]
+            total += cross_entropy(scale * dot(a[i], b[i]), logits)
+    return total / (2 * len(rows))
+
+
+def oracle_multi_positive(
+    u: Tensor, vectors: list[list[Tensor]], scale: float, dropped: Dropped = nothing
+) -> float:
+    """``vectors[i]`` are those of object i."""
+    rows = [i for i in range(len(u)) if vectors[i]]
+    total = 0.0
+    for i in rows:
+        columns = [v for j in rows if not dropped(i, j) for v in vectors[j]]
+        there = [
+            cross_entropy(scale * dot(u[i], own), [scale * dot(u[i], v) for v in columns])
+            for own in vectors[i]
+        ]
+        back = [
+            cross_entropy(
+                scale * dot(u[i], own),
+                [scale * dot(u[j], own) for j in rows if not dropped(i, j)],
+            )
+            for own in vectors[i]
+        ]
+        total += sum(there) / len(there) + sum(back) / len(back)
+    return total / (2 * len(rows))
+
+
+def oracle_siglip(
+    u: Tensor, vectors: list[list[Tensor]], scale: float, bias: float, dropped: Dropped = nothing
+) -> float:
+    rows = [i for i in range(len(u)) if vectors[i]]
+    total = 0.0
+    for i in rows:
+        for j in rows:
+            if dropped(i, j):
+                continue
+            for v in vectors[j]:
+                sign = 1 if i == j else -1
+                z = sign * (scale * dot(u[i], v) + bias)
+                total += math.log(1 + math.exp(-z)) / len(vectors[j])
+    return total / len(rows)
+
+
+def lists(several: Several, rows: int = ROWS) -> list[list[Tensor]]:
+    values = unit(several.values)
+    return [
+        [values[s] for s in range(len(several)) if int(several.owner[s]) == row]
+        for row in range(rows)
+    ]
+
+
+def valid_rows(flags: list[int]) -> list[int]:
+    return [place for place, flag in enumerate(flags) if flag]
+
+
+def align(features: Features, **options: Any) -> tuple[float, dict[str, float]]:
+    total, terms = AlignLoss(AlignConfig(**options)).double()(features)
+    return float(total.detach()), {name: float(value.detach()) for name, value in terms.items()}
+
+
+def test_info_nce__equals_the_oracle() -> None:
+    u, v = unit(draw(0)), unit(draw(1))
+    expected = oracle_info_nce(u, v, 7.0, list(range(ROWS)))
+    assert float(info_nce(u, v, 7.0)) == pytest.approx(expected)
+
+
+def test_info_nce__textless_rows_are_neither_queries_nor_negatives() -> None:
+    u, v = unit(draw(0)), unit(draw(1))
+    valid = torch.tensor(SOME_TEXT).bool()
+    expected = oracle_info_nce(u, v, 7.0, valid_rows(SOME_TEXT))
+    assert float(info_nce(u, v, 7.0, valid)) == pytest.approx(expected)
+
+
+def test_info_nce__no_valid_row_is_zero_with_finite_gradient() -> None:
+    u = draw(0).requires_grad_(True)
+    loss = info_nce(unit(u), unit(draw(1)), 7.0, torch.zeros(ROWS, dtype=torch.bool))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0
+    assert u.grad is not None
+    assert bool((u.grad == 0).all())
+
+
+@pytest.mark.parametrize("flags", [[1] * ROWS, SOME_TEXT], ids=["all", "some"])
+def test_multi_positive__equals_the_oracle(flags: list[int]) -> None:
+    f = with_several(batch(flags))
+    assert f.text_all is not None
+    several = Several(unit(f.text_all.values), f.text_all.owner)
+    got = float(multi_positive(unit(f.point), several, 5.0))
+    expected = oracle_multi_positive(unit(f.point), lists(f.text_all), 5.0)
+    assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("flags", [[1] * ROWS, SOME_TEXT], ids=["all", "some"])
+def test_siglip__equals_the_oracle(flags: list[int]) -> None:
+    f = with_several(batch(flags))
+    assert f.text_all is not None
+    several = Several(unit(f.text_all.values), f.text_all.owner)
+    got = float(siglip(unit(f.point), several, 5.0, -3.0))
+    expected = oracle_siglip(unit(f.point), lists(f.text_all), 5.0, -3.0)
+    assert got == pytest.approx(expected)
+
+
+def test_multi_positive__one_vector_an_object_is_info_nce() -> None:
+    f = batch(SOME_TEXT)
+    several, text = f.several("text"), f.text
+    assert several is not None
+    assert text is not None
+    got = multi_positive(unit(f.point), Several(unit(several.values), several.owner), 5.0)
+    assert float(got) == pytest.approx(
+        float(info_nce(unit(f.point), unit(text), 5.0, f.has_text)), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", ["multi_positive", "siglip"])
+def test_several__the_order_of_vectors_and_ignored_ones_do_not_matter(kind: str) -> None:
+    f = with_several(batch(SOME_TEXT))
+    assert f.text_all is not None
+    order = torch.randperm(len(f.text_all), generator=torch.Generator().manual_seed(0))
+    noise = draw(9, 2)
+    moved = Several(
+        torch.cat([noise, f.text_all.values[order]]),
+        torch.cat([torch.tensor([-1, -1]), f.text_all.owner[order]]),
+    )
+    assert align(replace(f, text_all=moved), kind=kind)[0] == pytest.approx(align(f, kind=kind)[0])
+
+
+@pytest.mark.parametrize("kind", ["infonce", "multi_positive", "siglip"])
+def test_align__no_text_anywhere_is_zero_with_finite_gradients(kind: Any) -> None:
+    f = batch([0] * ROWS)
+    if kind != "infonce":
+        f = with_several(f)
+    point = f.point.clone().requires_grad_(True)
+    config = AlignConfig(kind=kind, drop_same_category=True)
+    total, terms = AlignLoss(config).double()(replace(f, point=point))
+    total.backward()
+    assert float(terms["align_text"].detach()) == 0
+    assert float(terms["align_image"].detach()) > 0
+    assert point.grad is not None
+    assert bool(point.grad.isfinite().all())
+
+
+def test_false_negatives__are_those_of_each_rule() -> None:
+    f = batch(SOME_TEXT)
+    assert f.text is not None
+    assert f.image is not None
+    f.text[3] = f.text[0] * 2
+    f.image[5] = f.image[2] + 0.01 * f.image[1]
+
+    def pairs(modality: str = "image", **options: Any) -> set[tuple[int, int]]:
+        found = false_negatives(AlignConfig(**options), modality, f, f)
+        assert found is not None
+        return {(int(i), int(j)) for i, j in found.nonzero() if i < j}
+
+    # Categories -1 0 1 2 -1 0 1 2: those without a name are not alike.
+    assert pairs(drop_same_category=True) == {(1, 5), (2, 6), (3, 7)}
+    # Rows 1 and 4 have no text, whatever their vectors are.
+    f.text[4] = f.text[1] = f.text[0]
+    assert pairs(drop_same_text=True) == {(0, 3)}
+    assert pairs("text", drop_text_above=0.999) == {(0, 3)}
+    assert pairs("image", drop_image_above=0.999) == {(2, 5)}
+    assert false_negatives(AlignConfig(drop_image_above=0.9), "text", f, f) is None
+    assert pairs(drop_same_text=True, drop_image_above=0.999) == {(0, 3), (2, 5)}
+    assert false_negatives(AlignConfig(), "image", f, f) is None
+
+
+def test_align__dropped_pairs_equal_the_oracles() -> None:
+    f = with_several(batch())
+    assert f.image is not None
+    assert f.image_all is not None
+    assert f.category is not None
+    category = f.category.tolist()
+
+    def dropped(i: int, j: int) -> bool:
+        return i != j and category[i] == category[j] >= 0
+
+    u, options = unit(f.point), {"drop_same_category": True, "logit_scale": 5.0}
+    expected = oracle_info_nce(u, unit(f.image), 5.0, list(range(ROWS)), dropped)
+    assert align(f, **options)[1]["align_image"] == pytest.approx(expected, rel=1e-6)
+    expected = oracle_multi_positive(u, lists(f.image_all), 5.0, dropped)
+    got = align(f, kind="multi_positive", **options)[1]["align_image"]
+    assert got == pytest.approx(expected, rel=1e-6)
+    expected = oracle_siglip(u, lists(f.image_all), 5.0, -10.0, dropped)
+    got = align(f, kind="siglip", **options)[1]["align_image"]
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_weight": 0.5},
+        {"text_weight": 0.0},
+        {"logit_scale": 5.0},
+        {"kind": "siglip"},
+        {"kind": "multi_positive"},
+        {"drop_same_category": True},
+        {"drop_same_text": True},
+        {"drop_image_above": 0.3},
+        {"drop_text_above": 0.3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["infonce", "multi_positive", "siglip"])
+def test_align__every_option_changes_the_value(options: dict[str, Any], kind: str) -> None:
+    f = with_several(batch())
+    assert f.text is not None
+    f.text[3] = f.text[0]
+    changed = {"kind": kind, **options}
+    if changed == {"kind": kind}:
+        changed["kind"] = "infonce" if kind != "infonce" else "siglip"
+    assert align(f, **changed)[0] != pytest.approx(align(f, kind=kind)[0], rel=1e-4)
+
+
+def test_align__bias_changes_siglip_and_is_learned() -> None:
+    f = batch()
+    base = align(f, kind="siglip")[0]
+    assert align(f, kind="siglip", logit_bias=-5.0)[0] != pytest.approx(base, rel=1e-4)
+    loss = AlignLoss(AlignConfig(kind="siglip"))
+    loss(f)[0].backward()
+    assert loss.bias is not None
+    assert loss.bias.grad is not None
+    assert float(loss.bias.grad.abs()) > 0
+    assert AlignLoss(AlignConfig()).bias is None
+    frozen = AlignLoss(AlignConfig(kind="siglip", learn_bias=False)).bias
+    assert frozen is not None
+    assert not frozen.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["infonce", "multi_positive", "siglip"])
+def test_align__separate_scales_belong_to_their_modality(kind: Any) -> None:
+    loss = AlignLoss(AlignConfig(kind=kind, shared_scale=False)).double()
+    before = loss(batch())[1]
+    assert loss.log_scale_text is not None
+    with torch.no_grad():
+        loss.log_scale_text.add_(0.5)
+        if loss.bias_text is not None:
+            loss.bias_text.add_(1.0)
+    after = loss(batch())[1]
+    assert float(after["align_image"].detach()) == float(before["align_image"].detach())
+    assert float(after["align_text"].detach()) != pytest.approx(
+        float(before["align_text"].detach()), rel=1e-3
+    )
+    assert {"logit_scale", "logit_scale_text"} <= set(loss.report())
+    assert ("logit_bias_text" in loss.report()) == (kind == "siglip")
+
+
+def test_align__learn_scale_false_freezes_the_scale() -> None:
+    assert not AlignLoss(AlignConfig(learn_scale=False)).log_scale.requires_grad
+    assert AlignLoss(AlignConfig()).log_scale.requires_grad
+
+
+@pytest.mark.parametrize(("value", "bound"), [(9.0, MAX_LOG_SCALE), (-2.0, 0.0)])
+def test_align__scales_stay_between_one_and_one_hundred(value: float, bound: float) -> None:
+    loss = AlignLoss(AlignConfig(shared_scale=False))
+    assert loss.log_scale_text is not None
+    for parameter in (loss.log_scale, loss.log_scale_text):
+        with torch.no_grad():
+            parameter.fill_(value)
+    for scale in loss.report().values():
+        assert float(scale.detach()) == pytest.approx(math.exp(bound))
+    loss.clamp()
+    for parameter in (loss.log_scale, loss.log_scale_text):
+        assert float(parameter.detach()) == pytest.approx(bound)
+
+
+ALIGN_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"kind": "multi_positive"},
+    {"kind": "siglip"},
+    {"drop_same_category": True},
+    {"kind": "multi_positive", "drop_same_category": True, "drop_text_above": 0.5},
+    {"kind": "siglip", "drop_same_category": True, "drop_same_text": True},
+]
+
+
+@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+def test_align__gradient_is_right(options: dict[str, Any]) -> None:
+    f = batch(SOME_TEXT)
+    f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
+    loss = AlignLoss(AlignConfig(logit_scale=3.0, logit_bias=-1.0, **options)).double()
+
+    def value(point: Tensor) -> Tensor:
+        total: Tensor = loss(replace(f, point=point))[0]
+        return total
+
+    assert torch.autograd.gradcheck(value, f.point.clone().requires_grad_(True))
+
+
+@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+def test_align__invariances(options: dict[str, Any]) -> None:
+    f = batch(SOME_TEXT)
+    f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
+    base = align(f, **options)[0]
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(3)).tolist()
+    assert align(select(f, order), **options)[0] == pytest.approx(base)
+    assert align(replace(f, point=f.point * 7), **options)[0] == pytest.approx(base)
+    rotation = torch.linalg.qr(draw(11, 6, 6)).Q
+    turned = replace(
+        f,
+        point=f.point @ rotation,
+        image=None if f.image is None else f.image @ rotation,
+        text=None if f.text is None else f.text @ rotation,
+        image_all=_turned(f.image_all, rotation),
+        text_all=_turned(f.text_all, rotation),
+    )
+    assert align(turned, **options)[0] == pytest.approx(base)
+    assert align(replace(f, point=f.point[order]), **options)[0] != pytest.approx(base, rel=1e-3)
+
+
+def _turned(several: Several | None, rotation: Tensor) -> Several | None:
+    return None if several is None else Several(several.values @ rotation, several.owner)
+
+
+@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+def test_align__shares_of_unequal_parts_add_up_to_the_whole(options: dict[str, Any]) -> None:
+    f = batch(SOME_TEXT)
+    f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
+    loss = AlignLoss(AlignConfig(**options)).double()
+    _, whole = loss(f)
+    total = dict.fromkeys(whole, 0.0)
+    for start, end in ((0, 1), (1, 2), (2, 8)):  # row 1 has no text
+        _, shares = loss(select(f, list(range(start, end))), f, start)
+        for name, value in shares.items():
+            total[name] += float(value.detach())
+    for name, value in whole.items():
+        assert total[name] == pytest.approx(float(value.detach()))
