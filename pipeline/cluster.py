@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from pipeline.common import InputError
@@ -66,22 +67,24 @@ def running(
     }
     handed = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     joined: dict[str, Any] = {"runtime_env": {"env_vars": handed}} if handed else {}
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(joined if address else local),
-        )
-    except ConnectionError as error:
-        raise InputError(
-            f"--address {address}: no Ray cluster answers there; start one with "
-            "`ray start --head`, or leave the option out"
-        ) from error
-    try:
-        yield _cpus
-    finally:
-        ray.shutdown()
+    # Ray tells of workers that died on stdout, where results go.
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(joined if address else local),
+            )
+        except ConnectionError as error:
+            raise InputError(
+                f"--address {address}: no Ray cluster answers there; start one with "
+                "`ray start --head`, or leave the option out"
+            ) from error
+        try:
+            yield _cpus
+        finally:
+            ray.shutdown()
 
 
 def _cpus() -> int:

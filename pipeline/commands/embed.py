@@ -145,6 +145,19 @@ def embed(
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Try objects that failed before once more.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Estimate size, time and cost from a few objects, and stop."
+        ),
+    ] = False,
+    dry_run_objects: Annotated[
+        int, typer.Option("--dry-run-objects", min=1, help="Objects that the estimate tries.")
+    ] = 8,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", min=0, help="Of all machines together, for --dry-run."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Render, encode and sample every object, and write embedding shards.
@@ -195,27 +208,35 @@ def embed(
             captions, text_sources, texts_per_source, captioner, captioner_views
         ),
     )
-    summary = run(
-        EmbedOptions(
-            objects=objects,
-            out=out,
-            teachers=tuple(teacher or ["demo"]),
-            teacher_options={"precision": precision},
-            workers=workers,
-            worker_cpus=worker_cpus,
-            encoders=encoders,
-            encoder_gpus=encoder_gpus,
-            object_store_bytes=byte_size("--object-store", object_store),
-            device=device,
-            address=address,
-            rows_per_part=rows_per_part,
-            timeout_s=timeout,
-            max_failures=max_failures,
-            retry_failures=retry_failures,
-            limit=count,
-            holdout=holdout,
-        )
+    options = EmbedOptions(
+        objects=objects,
+        out=out,
+        teachers=tuple(teacher or ["demo"]),
+        teacher_options={"precision": precision},
+        workers=workers,
+        worker_cpus=worker_cpus,
+        encoders=encoders,
+        encoder_gpus=encoder_gpus,
+        object_store_bytes=byte_size("--object-store", object_store),
+        device=device,
+        address=address,
+        rows_per_part=rows_per_part,
+        timeout_s=timeout,
+        max_failures=max_failures,
+        retry_failures=retry_failures,
+        limit=count,
+        holdout=holdout,
     )
+    if dry_run:
+        from pipeline.estimate import estimate, show
+
+        found = estimate(options, dry_run_objects, price_per_hour)
+        if json_output:
+            print_json(asdict(found))
+        else:
+            show(found)
+        return
+    summary = run(options)
     tell(summary, out)
     if json_output:
         print_json(asdict(summary))

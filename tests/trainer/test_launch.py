@@ -22,6 +22,8 @@ from trainer.recorder import METRICS, read_metrics
 from trainer.run import Workers, train
 
 slow = pytest.mark.slow
+# Ray Train sets options of Ray Data that Ray has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 TWO = Workers(2)
 
 
