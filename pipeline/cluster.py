@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from pipeline.common import InputError
@@ -35,6 +36,24 @@ _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFA
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what native code writes to stderr: Ray tells there that its log level was set.
+
+    Errors of ``ray.init`` are exceptions and are not touched.
+    """
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as sink:
+        kept = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
 def running(
     address: str | None = None,
     worker_cpus: float | None = None,
@@ -53,8 +72,10 @@ def running(
     import ray
     import ray.data  # sets its own loggers up when it is imported
 
-    for name in ("ray", "ray.data", "ray.util"):
+    for name in ("ray", "ray.util"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What ends a graph is raised too; a machine that was lost is no matter for a traceback.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield _cpus
         return
@@ -70,12 +91,14 @@ def running(
     # Ray tells of workers that died on stdout, where results go.
     with redirect_stdout(sys.stderr):
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(joined if address else local),
-            )
+            with _quiet():
+                ray.init(
+                    # "local": without it Ray would join whatever runs on this machine.
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **(joined if address else local),
+                )
         except ConnectionError as error:
             raise InputError(
                 f"--address {address}: no Ray cluster answers there; start one with "
