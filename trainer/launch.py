@@ -290,7 +290,7 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
         }
         try:
             ray.init(
-                address=workers.address,
+                address=workers.address or "local",  # not whatever else runs on this machine
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
                 **({} if workers.address else local),
