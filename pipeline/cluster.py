@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_SCHEDULER_EVENTS": "0",
 }
+
+
+_PROBE_S = 10.0
 
 
 def available(kind: str) -> float:
@@ -88,10 +92,12 @@ def running(
     }
     handed = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     joined: dict[str, Any] = {"runtime_env": {"env_vars": handed}} if handed else {}
+    if address:
+        _probe(address)
     # Ray tells of workers that died on stdout, where results go.
     with redirect_stdout(sys.stderr):
         try:
-            with _quiet():
+            with nullcontext() if address else _quiet():
                 ray.init(
                     # "local": without it Ray would join whatever runs on this machine.
                     address=address or "local",
@@ -100,14 +106,35 @@ def running(
                     **(joined if address else local),
                 )
         except ConnectionError as error:
-            raise InputError(
-                f"--address {address}: no Ray cluster answers there; start one with "
-                "`ray start --head`, or leave the option out"
-            ) from error
+            raise _unanswered(str(address)) from error
         try:
             yield _cpus
         finally:
             ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raise ``InputError`` where nothing listens: Ray itself would try for many minutes."""
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if named.startswith("ray://"):
+        raise InputError(
+            f"--address {address}: Ray's client protocol does not carry data sets; run the command "
+            "on a machine of the cluster, with --address auto"
+        )
+    host, _, port = named.rpartition(":")
+    if not (host and port.isdigit()):
+        return  # Ray looks for it on this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unanswered(address) from error
+
+
+def _unanswered(address: str) -> InputError:
+    return InputError(
+        f"--address {address}: no Ray cluster answers there; start one with "
+        "`ray start --head`, or leave the option out"
+    )
 
 
 def _cpus() -> int:

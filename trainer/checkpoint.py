@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +34,6 @@ FORMAT = "mrd3d-checkpoint"
 VERSION = 1
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 FOLDER = "checkpoints"
-_WRITE_FAILED = ("os error", "inline_container", "PytorchStreamWriter")
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,8 @@ def save(
     """
     try:
         _write(path, config, weights, state)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch and safetensors have their own errors for a write that failed.
-        written = isinstance(error, OSError) or any(sign in str(error) for sign in _WRITE_FAILED)
-        if not written:
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error):
             raise
         first = str(error).strip().splitlines()[0]
         hint = f", then `trainer resume {path.parents[1]}`" if path.parent.name == FOLDER else ""
@@ -92,7 +89,7 @@ def _write(
         save_file(tensors, folder / WEIGHTS)
         names = [WEIGHTS]
         if state is not None:
-            torch.save(dict(state), folder / STATE)
+            _save_state(state, folder / STATE)
             names.append(STATE)
         full = {
             "format": FORMAT,
@@ -102,6 +99,36 @@ def _write(
             "files": {name: file_hash(folder / name) for name in names},
         }
         (folder / CONFIG).write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n")
+
+
+class _Stream:
+    """A file that keeps its error: ``torch.save`` makes a ``RuntimeError`` of no meaning of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Raises ``OSError`` when there is no room."""
+    with path.open("wb") as file:
+        stream: Any = _Stream(file)
+        try:
+            torch.save(dict(state), stream)
+        except RuntimeError as error:
+            if stream.error is None:
+                raise
+            raise stream.error from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

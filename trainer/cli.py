@@ -325,7 +325,8 @@ def ablate(
         address,
     )
     gpus = choose_device(device).type == "cuda"
-    executor: Executor = Here() if jobs == 1 else Processes(jobs)
+    # Runs of several workers too get a process of their own: each starts Ray Train anew.
+    executor: Executor = Here() if jobs == workers == 1 else Processes(jobs)
     if ray:
         executor = RayTasks(address, cpus, int(gpus))
     record = ablate(study, executor)

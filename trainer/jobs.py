@@ -173,7 +173,7 @@ class RayTasks:
         if begun:
             try:
                 ray.init(
-                    address=self.address,
+                    address=self.address or "local",  # else Ray joins whatever runs here
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     **options,

@@ -49,6 +49,7 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch on a busy machine takes long
 }
 
 
@@ -284,7 +285,7 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = not ray.is_initialized()
     if begun:
-        local = {
+        local: dict[str, Any] = {
             "num_cpus": max(workers.count, os.cpu_count() or 1),
             "include_dashboard": False,
         }

@@ -94,10 +94,9 @@ class Order:
         n_sources = int(sources.max(initial=-1)) + 1
         source_of_row = np.repeat(sources, sizes)
         self.rows = [np.flatnonzero(mask & (source_of_row == s)) for s in range(n_sources)]
-        # Whole rows an epoch, so that all epochs are of equal length; of every set at least one,
-        # however small its weight.
+        # Whole rows an epoch, so that all epochs are of equal length.
         self.quota = [
-            max(min(1, len(rows)), round((weights[source] if weights else 1.0) * len(rows)))
+            round((weights[source] if weights else 1.0) * len(rows))
             for source, rows in enumerate(self.rows)
         ]
         self.rows_per_epoch = sum(self.quota)

@@ -155,18 +155,15 @@ def replicate(student: nn.Module, average: nn.Module | None, kind: str) -> Repli
     return Replicas(student, kind, student)
 
 
-def _sum_hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_hook(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
     del state
-    done = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[union-attr]
+    done = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     summed: torch.futures.Future[Tensor] = done.then(lambda future: future.value()[0])
     return summed
 
 
-# It is asked for its annotations, which are text in this file.
-_sum_hook.__annotations__ |= {
-    "bucket": dist.GradBucket,
-    "return": torch.futures.Future[Tensor],
-}
+# PyTorch looks at the annotations, which are text in this file.
+_sum_hook.__annotations__.clear()
 
 
 def share_out(module: nn.Module) -> None:
@@ -240,7 +237,7 @@ class _AllSum(torch.autograd.Function):
 
 def _all_sum(value: Tensor) -> Tensor:
     """Sum over the processes; so is the gradient."""
-    summed: Tensor = _AllSum.apply(value)  # type: ignore[no-untyped-call]
+    summed: Tensor = _AllSum.apply(value)
     return summed
 
 
@@ -250,7 +247,7 @@ def join_batch_norms(module: nn.Module) -> None:
         if not isinstance(child, nn.BatchNorm1d) or isinstance(child, JointBatchNorm):
             continue
         if next(child.parameters(), torch.empty(0)).is_cuda:
-            joint: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+            joint: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
         else:
             joint = JointBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             joint.train(child.training)

@@ -373,10 +373,10 @@ def _restore(
             say("no whole checkpoint yet: starting from the beginning")
         return 0, None
     config = checkpoint.read_config(path)
-    reason = TeacherInfo(**config["teacher"]).mismatch(TeacherInfo(**header["teacher"]))
-    if reason:
+    differs = TeacherInfo(**config["teacher"]).mismatch(TeacherInfo(**header["teacher"]))
+    if differs:
         raise InputError(
-            f"--shards: made by another teacher than those that {out} was trained on ({reason}); "
+            f"--shards: made by another teacher than those that {out} was trained on ({differs}); "
             "give the same shard sets, or start another run"
         )
     for key in ("uid_hash", "n_train"):

@@ -11,12 +11,16 @@ import typer
 from pipeline.common import InputError
 from pipeline.console import note
 from pipeline.datasets.sources import SourceOptions
+from pipeline.shards.storage import Storage, is_uri
 
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="Where objects come from; see `pipeline datasets`.")
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder that holds the source's files.")
+    str | None,
+    typer.Option(
+        "--root", help="Folder that holds the source's files; for `folder` also s3://bucket/folder."
+    ),
 ]
 MetadataOption = Annotated[
     Path | None,
@@ -100,10 +104,14 @@ def byte_size(option: str, text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
-def source_options(cache_size: str | None, **given: Any) -> SourceOptions:
-    """The options about the source as they stand on the command line."""
+def source_options(cache_size: str | None, root: str | None, **given: Any) -> SourceOptions:
+    """The options about the source as they stand on the command line. Raises ``InputError``."""
     limit = None if cache_size is None else byte_size("--cache-size", cache_size)
-    return SourceOptions(cache_bytes=limit, **given)
+    place: dict[str, Any] = {"root": None if root is None else Path(root)}
+    if root is not None and is_uri(root):
+        storage = Storage.at(root)
+        place = {"root": Path(storage.path)} if storage.is_local else {"root_uri": root}
+    return SourceOptions(cache_bytes=limit, **place, **given)
 
 
 def chosen_renderer(name: str) -> str:

@@ -87,7 +87,7 @@ class FolderDataset:
         table_path = self._table_path()
         table = None
         if table_path is not None:
-            table = read_table(table_path, self.root, dict(self.columns))
+            table = read_table(table_path, self._table_root(table_path), dict(self.columns))
         total = matched = 0
         for folder, files in self._folders():
             stems = Counter(PurePosixPath(name).stem for name in files)
@@ -144,6 +144,11 @@ class FolderDataset:
             return self.metadata
         return find_table(self.root) if self.auto_metadata else None
 
+    def _table_root(self, table: Path) -> Path:
+        """The folder that paths in the table are relative to, unless they are to the table's."""
+        del table
+        return self.root
+
     def _folders(self) -> Iterator[tuple[str, list[str]]]:
         """(folder relative to the root, its mesh files), both sorted, one folder at a time."""
         base = os.path.realpath(self.root)
@@ -173,13 +178,17 @@ class FolderDataset:
                 and entry.is_dir(follow_symlinks=False)
             ]
 
-    def _is_mesh(self, entry: os.DirEntry[str], prefix: str, base: str) -> bool:
-        if not entry.name.lower().endswith(self.SUFFIXES):
+    def _is_named(self, name: str, prefix: str) -> bool:
+        """Whether a file of the folder ``prefix`` is one of the meshes by its name."""
+        if not name.lower().endswith(self.SUFFIXES):
             return False
-        if self.pattern is not None and not (
-            fnmatch.fnmatchcase(prefix + entry.name, self.pattern)
-            or fnmatch.fnmatchcase(entry.name, self.pattern)
-        ):
+        return self.pattern is None or (
+            fnmatch.fnmatchcase(prefix + name, self.pattern)
+            or fnmatch.fnmatchcase(name, self.pattern)
+        )
+
+    def _is_mesh(self, entry: os.DirEntry[str], prefix: str, base: str) -> bool:
+        if not self._is_named(entry.name, prefix):
             return False
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
@@ -228,13 +237,17 @@ def _from_path(relative: str) -> tuple[tuple[str, str], str | None]:
 
 
 def _build(options: SourceOptions) -> FolderDataset:
+    common: dict[str, Any] = {
+        "metadata": options.metadata,
+        "pattern": options.pattern,
+        "up_axis": options.up_axis or "auto",
+    }
+    if options.root_uri is not None:
+        from pipeline.datasets.remote import RemoteFolderDataset
+
+        return RemoteFolderDataset(address=options.root_uri, **common)
     assert options.root is not None
-    return FolderDataset(
-        options.root,
-        metadata=options.metadata,
-        pattern=options.pattern,
-        up_axis=options.up_axis or "auto",
-    )
+    return FolderDataset(options.root, **common)
 
 
 SOURCE = Source(
@@ -242,8 +255,8 @@ SOURCE = Source(
     summary="any folder of meshes, searched recursively; texts from a table or from the names",
     licence="that of the files",
     size="any",
-    get="give a folder of meshes",
-    options=("root", "metadata", "up_axis", "pattern"),
+    get="give a folder of meshes, on disk or at an address such as s3://bucket/meshes",
+    options=("root", "root_uri", "metadata", "up_axis", "pattern"),
     required=("root",),
     build=_build,
 )

@@ -13,7 +13,7 @@ import json
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote_to_bytes
 from pipeline.common import InputError, content_hash, file_hash
 from pipeline.datasets.base import Asset, Record
 from pipeline.meshes import UP_AXES, Limits, load_mesh
-from pipeline.meshes.files import read_file
+from pipeline.meshes.files import References, read_file
 from pipeline.scene import MeshError
 
 SKIPPED_FOLDERS = frozenset({"__MACOSX", "__pycache__"})
@@ -42,7 +42,13 @@ def path_key(relative: str) -> str:
 
 
 def load_asset(
-    root: Path, record: Record, up_axis: str, limits: Limits, *, texture: str | None = None
+    root: Path,
+    record: Record,
+    up_axis: str,
+    limits: Limits,
+    *,
+    texture: str | None = None,
+    references: Callable[..., References] = References,
 ) -> Asset:
     """Read and normalise the mesh that ``record.key`` names under ``root``.
 
@@ -55,7 +61,15 @@ def load_asset(
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise MeshError("outside_reference", f"{record.source} is not under the root")
     data = read_file(path, limits.file_bytes, "the mesh file")
-    mesh = load_mesh(path, up_axis, limits, root=root / folder, data=data, texture=texture)
+    mesh = load_mesh(
+        path,
+        up_axis,
+        limits,
+        root=root / folder,
+        data=data,
+        texture=texture,
+        references=references,
+    )
     return Asset(mesh.normalised(), content_hash(data), len(data))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.common import InputError
 from pipeline.datasets.base import Dataset
+from pipeline.shards.storage import shown
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class SourceOptions:
     """What a user may say about a source. None: not said."""
 
     root: Path | None = None
+    root_uri: str | None = None  # in its place: a folder on another store
     metadata: Path | None = None
     up_axis: str | None = None
     count: int | None = None
@@ -91,8 +93,14 @@ def make_dataset(name: str, options: SourceOptions) -> Dataset:
         given = getattr(options, field.name) is not None
         option = _OPTION.get(field.name, "--" + field.name.replace("_", "-"))
         # --count is read by every command: how many objects at most.
+        if given and field.name == "root_uri" and field.name not in source.options:
+            raise InputError(
+                f"--root {shown(str(options.root_uri))}: {name} reads local folders only; copy the "
+                "files to one, or mount the store"
+            )
         if given and field.name not in (*source.options, "count"):
             raise InputError(f"{option}: the source {name} does not read it; leave it out")
+        given = given or (field.name == "root" and options.root_uri is not None)
         if not given and field.name in source.required:
             raise InputError(f"{option}: {name} needs it; {source.get}")
     if options.subset is not None and options.subset not in source.subsets:

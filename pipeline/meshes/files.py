@@ -85,7 +85,7 @@ class References:
         if not self._base.is_relative_to(self._root):
             self._root = self._base
         self._budget = limits.file_bytes - used_bytes
-        self.texture = texture if texture and (self._base / texture).is_file() else None
+        self.texture = texture if texture and self._is_file(self._base / texture) else None
 
     def read(self, reference: str, *, missing: str, search: bool = False) -> bytes:
         """The bytes of the file that ``reference`` names, relative to the asset's folder.
@@ -155,7 +155,7 @@ class References:
             target = Path(os.path.realpath(self._base / name))
             if not target.is_relative_to(bound):
                 raise outside
-            if target.is_file():
+            if self._is_file(target):
                 return target
         return None
 
@@ -175,30 +175,38 @@ class References:
                 tail = "/".join([*above[-depth:], last])
                 for place in places:
                     target = Path(os.path.realpath(place / tail))
-                    if target.is_relative_to(self._root) and target.is_file():
+                    if target.is_relative_to(self._root) and self._is_file(target):
                         return target
         folders = [self._base]
         for place in places:
-            for folder in _entries(place, TEXTURE_FOLDERS):
-                folders += [folder, *_entries(folder, TEXTURE_FOLDERS)]
+            for folder in self._entries(place, TEXTURE_FOLDERS):
+                folders += [folder, *self._entries(folder, TEXTURE_FOLDERS)]
         for folder in folders:
-            for candidate in _entries(folder, (name,)):
+            for candidate in self._entries(folder, (name,)):
                 target = Path(os.path.realpath(candidate))
-                if target.is_file() and target.is_relative_to(self._root):
+                if target.is_relative_to(self._root) and self._is_file(target):
                     return target
         return None
+
+    # What a source whose files lie elsewhere answers in its own way.
+
+    def _is_file(self, path: Path) -> bool:
+        """Whether a path under the root is a file that can be read."""
+        return path.is_file()
+
+    def _names(self, folder: Path) -> list[str]:
+        """The entries of a folder, not more than are worth a search; [] where it is none."""
+        try:
+            with os.scandir(folder) as entries:
+                return [entry.name for entry in itertools.islice(entries, _LISTED_ENTRIES)]
+        except OSError:  # not a folder, or not readable
+            return []
+
+    def _entries(self, folder: Path, names: tuple[str, ...]) -> list[Path]:
+        """Entries with one of the lower-case ``names``, whatever their case, sorted."""
+        return [folder / name for name in sorted(self._names(folder)) if name.lower() in names]
 
 
 def _shown(reference: str) -> str:
     """A reference as messages show it: quoted, cut where it is long."""
     return repr(reference if len(reference) <= 80 else reference[:77] + "...")
-
-
-def _entries(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Entries of ``folder`` with one of the lower-case ``names``, whatever their case, sorted."""
-    try:
-        with os.scandir(folder) as entries:
-            listed = [entry.name for entry in itertools.islice(entries, _LISTED_ENTRIES)]
-    except OSError:  # not a folder, or not readable
-        return []
-    return [folder / name for name in sorted(listed) if name.lower() in names]

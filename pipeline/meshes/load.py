@@ -91,6 +91,7 @@ def load_mesh(
     root: Path | None = None,
     data: bytes | None = None,
     texture: str | None = None,
+    references: Callable[..., References] = References,
 ) -> Mesh:
     """Load one mesh file: glb, gltf, obj, ply, stl, off or dae, by its suffix.
 
@@ -113,6 +114,7 @@ def load_mesh(
         data: the file's bytes where the caller has read them already.
         texture: an image in the file's folder for the materials of an obj file whose library names
             no texture at all.
+        references: makes the reader of files that the asset refers to.
 
     Colours: base-colour factor and texture, vertex colours, emission. glTF is linear as specified;
     colours of the other formats are taken as sRGB, as common viewers do. ``has_color`` is true with
@@ -140,9 +142,9 @@ def load_mesh(
         data = read_file(path, limits.file_bytes, "the mesh file")
     require(len(data) <= limits.file_bytes, "too_large", f"the file has {len(data):,} bytes")
     require(bool(data), "empty_file", "the file has zero bytes")
-    references = References(path.parent, root, limits, used_bytes=len(data), texture=texture)
+    found = references(path.parent, root, limits, used_bytes=len(data), texture=texture)
     try:
-        parts, file_axis = reader(data, references, limits)
+        parts, file_axis = reader(data, found, limits)
         axis = file_axis if up_axis == "auto" else up_axis
         return _assemble(parts, np.asarray(UP_AXES[axis], np.float64), limits)
     except MeshError:

@@ -100,11 +100,17 @@ def finished(job: subprocess.Popen[str], timeout_s: float = 240) -> dict[str, An
     try:
         stdout, stderr = job.communicate(timeout=timeout_s)
     finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+        kill(job)
     assert job.returncode == 0, stderr[-3000:]
     value: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
     return value
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    """End a job that may still run, and the Ray that it started."""
+    if job.poll() is None:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def wait_for(
@@ -126,15 +132,15 @@ def render_workers(below: int) -> list[psutil.Process]:
 
 def render_child(worker: psutil.Process) -> psutil.Process | None:
     """The process in which a worker renders."""
-    children = [p for p in _below(worker.pid) if "spawn_main" in _title(p)]
-    return children[0] if children else None
+    return next((p for p in _below(worker.pid) if "spawn_main" in _title(p)), None)
 
 
 def _below(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    return found
 
 
 def _title(process: psutil.Process) -> str:

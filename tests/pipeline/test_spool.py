@@ -44,7 +44,7 @@ def test_spool__tasks_cover_every_record_once_and_in_order(
 
 
 def test_spool__the_file_is_hidden_and_goes_whatever_happens(tmp_path: Path) -> None:
-    seen = []
+    seen: list[str] = []
 
     def fail() -> None:
         with spooled(str(tmp_path), iter(todo(3))):

@@ -107,7 +107,7 @@ def work(rank: int, job: Job) -> None:
                     out,
                     resume=bool(checkpoints(out)),
                     device=CPU,
-                    say=[].append,
+                    say=list[str]().append,
                     asked_to_stop=StopAt(stop),
                 )
             except Interrupted:

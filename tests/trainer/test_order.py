@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainer.order import LANES, Epoch, Order
@@ -98,6 +98,7 @@ def test_epoch__weights_are_kept_over_the_epochs(
     sizes: list[list[int]], weights: tuple[float, ...], batch_size: int, window: int
 ) -> None:
     order = make(sizes, weights=weights, batch_size=batch_size, window=window)
+    assume(all(order.quota))  # a weight that leaves a set without a row is refused before
     total: Counter[int] = Counter()
     for number in range(4):
         epoch = order.epoch(number)

@@ -1,0 +1,234 @@
+"""What the job survives: lost workers, lost machines, objects that kill, several jobs at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.shards import ShardSet
+from tests.integration import faults
+from tests.integration.test_embed import contents, embed_procedural, run
+from tests.pipeline.test_teacher import write_teacher
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"local-dir:{write_teacher(tmp_path_factory.mktemp('teacher') / 'tiny')}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("shards") / "whole"
+    faults.finished(faults.start(out, teacher, COUNT, workers=2))
+    return contents(out)
+
+
+@contextmanager
+def cluster(*cpus: int, **head: Any) -> Iterator[Any]:
+    """A Ray cluster of several nodes on this machine; the first one has no CPUs for workers."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small, **head})
+    try:
+        for number in cpus:
+            found.add_node(num_cpus=number, object_store_memory=100 << 20)
+        yield found
+    finally:
+        found.shutdown()  # type: ignore[no-untyped-call]
+
+
+def raylet(node: Any) -> int:
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def rendering(node: Any) -> list[psutil.Process]:
+    """The render workers of a node that are at work on objects."""
+    return [w for w in faults.render_workers(raylet(node)) if faults.render_child(w)]
+
+
+def assert_same(out: Path, expected: dict[str, bytes]) -> None:
+    assert contents(out) == expected  # which also says that no uid is there twice
+    assert ShardSet.open(out).failures() == []
+    assert not list(out.glob(".tmp-*"))
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_job__a_worker_and_a_rendering_process_killed_change_nothing(
+    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    out = tmp_path / "x"
+    job = faults.start(out, teacher, COUNT, workers=2, delay_s=0.25)
+    try:
+        faults.wait_for(lambda: list(out.glob("part-*")), job)
+        workers = faults.render_workers(job.pid)
+        assert len(workers) == 2
+        children = [faults.wait_for(partial(faults.render_child, w), job) for w in workers]
+        workers[0].kill()
+        children[1].kill()
+        faults.wait_for(lambda: gone(children[0]), timeout_s=10)  # no orphan goes on
+        done = faults.finished(job)
+    finally:
+        faults.kill(job)
+    assert (done["embedded"], done["failed"]) == (COUNT, 0)
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_job__objects_that_kill_are_failures_and_the_rest_completes(
+    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    out = tmp_path / "x"
+    poison = [(5, "worker"), (20, "child")]
+    done = faults.finished(faults.start(out, teacher, COUNT, workers=2, poison=poison))
+    assert done["reasons"] == {"process: worker_lost": 1, "process: crash": 1}
+    assert done["embedded"] == COUNT - 2
+    failures = {failure.uid: failure.error for failure in ShardSet.open(out).failures()}
+    assert failures == {
+        "procedural/3-00000005": "worker_lost",
+        "procedural/3-00000020": "crash",
+    }
+    assert contents(out) == {u: row for u, row in undisturbed.items() if u not in failures}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replaced", [False, True])
+def test_job__a_lost_machine_changes_nothing(
+    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes], replaced: bool
+) -> None:
+    """Without another one in its place, there is no room for the workers that it had."""
+    out = tmp_path / "x"
+    with cluster(2, 1) as machines:
+        node, other = machines.list_all_nodes()[1:]
+        job = faults.start(
+            *(out, teacher, COUNT),
+            address=machines.address,
+            delay_s=0.6,
+            node_grace_s=60 if replaced else 3,
+        )
+        try:
+            faults.wait_for(
+                lambda: list(out.glob("part-*")) and rendering(node) and rendering(other), job
+            )
+            orphans = [faults.render_child(worker) for worker in rendering(node)]
+            machines.remove_node(node, allow_graceful=False)
+            if replaced:
+                machines.add_node(num_cpus=2, object_store_memory=100 << 20)
+            for orphan in orphans:
+                faults.wait_for(partial(lambda o: o is None or gone(o), orphan), timeout_s=30)
+            done = faults.finished(job)
+        finally:
+            faults.kill(job)
+    assert done["passes"] == (1 if replaced else 2)
+    assert (done["embedded"], done["failed"]) == (COUNT, 0)
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_job__two_on_one_cluster_share_it_and_leave_it_running(
+    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    with cluster(2) as machines:
+        common = {"address": machines.address, "worker_cpus": 0.5, "workers": 1}
+        jobs = [faults.start(tmp_path / name, teacher, COUNT, **common) for name in "ab"]
+        try:
+            for job in jobs:
+                assert faults.finished(job)["embedded"] == COUNT
+        finally:
+            for job in jobs:
+                faults.kill(job)
+        assert_same(tmp_path / "a", undisturbed)
+        assert_same(tmp_path / "b", undisturbed)
+        # The options of the command line, on a cluster that others have used.
+        done = run(
+            *embed_procedural(tmp_path / "c", teacher, COUNT),
+            *("--address", machines.address, "--worker-cpus", "1", "--workers", "7"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert_same(tmp_path / "c", undisturbed)
+
+
+def test_embed__no_cluster_at_the_address_is_one_line_and_exit_code_2(
+    teacher: str, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    done = run(*embed_procedural(tmp_path / "x", teacher, 2), "--address", address)
+    assert done.returncode == 2, done.stderr
+    assert f"--address {address}: no Ray cluster answers there" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cpus", "options", "workers"),
+    [(4, {}, 3), (4, {"worker_cpus": 1.5}, 2), (4, {"workers": 1}, 1), (2, {"workers": 5}, 1)],
+)
+def test_graph__workers_are_as_many_as_the_options_and_the_cluster_allow(
+    cpus: int, options: dict[str, Any], workers: int, teacher: str, tmp_path: Path
+) -> None:
+    with cluster(cpus) as machines:
+        (node,) = machines.list_all_nodes()[1:]
+        job = faults.start(
+            tmp_path / "x", teacher, 64, address=machines.address, delay_s=60, **options
+        )
+        try:
+            faults.wait_for(lambda: len(rendering(node)) == workers, job)
+            time.sleep(2)
+            assert len(faults.render_workers(raylet(node))) == workers
+        finally:
+            faults.kill(job)
+
+
+@pytest.mark.slow
+def test_embed__a_cluster_that_does_not_share_the_folder_says_so(
+    teacher: str, tmp_path: Path
+) -> None:
+    """A machine without the folder: a node in a mount namespace where it is hidden."""
+    hidden = tmp_path / "shared"
+    hidden.mkdir()
+    with cluster() as machines:
+        command = [
+            *("unshare", "--mount", "bash", "-c"),
+            f"mount -t tmpfs none {hidden} && exec {sys.executable} -m ray.scripts.scripts start "
+            f"--address={machines.address} --num-cpus=2 --object-store-memory=100000000 --block",
+        ]
+        node = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            time.sleep(3)
+            if node.poll() is not None:
+                assert node.stderr is not None
+                pytest.skip(f"no mount namespace here: {node.stderr.read()[-200:]}")
+            job = faults.start(hidden / "x", teacher, 8, address=machines.address, workers=1)
+            _, told = job.communicate(timeout=200)
+            assert job.returncode != 0
+            assert f"--out {hidden}/x: the worker on" in told.splitlines()[-1]
+            assert "all its machines share under one path" in told
+        finally:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()

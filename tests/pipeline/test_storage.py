@@ -1,0 +1,192 @@
+"""Addresses of shard sets, and sets on an S3 store."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+
+from pipeline import lock
+from pipeline.catalog import clean_temporaries, query
+from pipeline.common import InputError
+from pipeline.lock import exclusive
+from pipeline.shards import (
+    Failure,
+    ImageSet,
+    ShardSet,
+    create_or_open,
+    read_manifest,
+    write_failures,
+    write_part,
+)
+from pipeline.shards.storage import Storage, shown, within
+from pipeline.shards.writer import written_uids
+from pipeline.spool import SpoolReader, spooled
+from tests.pipeline.s3_server import BUCKET, s3_environment
+from tests.pipeline.shard_tools import make_manifest, make_row
+from tests.pipeline.test_spool import todo
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_environment() as found:
+        yield found
+
+
+@pytest.fixture(params=["environment", "address"])
+def uri(request: pytest.FixtureRequest, server: str, tmp_path: Path) -> str:
+    """A folder of the store: found by the environment, or by what stands in the address."""
+    place = f"s3://{BUCKET}/{tmp_path.name}-{request.param}/deep"
+    if request.param == "environment":
+        return place
+    host = server.replace(":", "%3A")
+    return f"{place}?endpoint_override={host}&scheme=http"
+
+
+def test_within__options_of_an_address_stay_at_its_end() -> None:
+    assert within("/a/b/", "c") == "/a/b/c"
+    assert within("a?b", "c") == "a?b/c"
+    assert within("s3://bucket/x/?scheme=http", "c") == "s3://bucket/x/c?scheme=http"
+    assert within(within("s3://b/x?a=1&b=2%2F", "c"), "d") == "s3://b/x/c/d?a=1&b=2%2F"
+
+
+def test_shown__neither_keys_nor_options() -> None:
+    assert shown("s3://KEY:SECRET@bucket/x?region=eu") == "s3://bucket/x"
+    assert shown("/local/a@b?c") == "/local/a@b?c"
+    with pytest.raises(InputError) as caught:
+        Storage.at("nosuch://KEY:SECRET@bucket/x")
+    assert "SECRET" not in str(caught.value).partition("(")[0]
+
+
+def test_file_address__is_the_local_folder(tmp_path: Path) -> None:
+    storage = Storage.at(f"file://{tmp_path}/x")
+    storage.write("a", b"1")
+    assert (tmp_path / "x" / "a").read_bytes() == b"1"
+    assert storage.is_local
+    with (
+        exclusive(f"file://{tmp_path}/x"),
+        pytest.raises(InputError, match="another run"),
+        exclusive(str(tmp_path / "x")),
+    ):
+        pass
+
+
+def test_s3__a_set_is_written_and_read_as_a_local_one(uri: str, tmp_path: Path) -> None:
+    manifest = make_manifest()
+    rows = [make_row(manifest, f"toy/{n}") for n in range(5)]
+    for root in (uri, str(tmp_path / "local")):
+        create_or_open(root, manifest)
+        assert write_part(root, manifest, rows[:3]) == write_part(root, manifest, rows[:3])
+        write_part(root, manifest, rows[3:])
+        write_failures(root, [Failure("toy/lost", "toy", "lost", "load", "gone", "x")])
+    there, here = ShardSet.open(uri), ShardSet.open(tmp_path / "local")
+    assert there.parts == here.parts
+    assert pickle.loads(pickle.dumps(there)).uids() == here.uids()
+    for ours, theirs in zip(there.batches(), here.batches(), strict=True):
+        assert ours.xyz is not None
+        assert theirs.xyz is not None
+        np.testing.assert_array_equal(ours.xyz, theirs.xyz)
+    assert there.failures() == here.failures()
+    statement = "select count(*) from shards union all select count(*) from failures"
+    assert query(uri, statement) == query(tmp_path / "local", statement)
+    assert written_uids(uri, [row.uid for row in rows[:4]]) == {row.uid for row in rows[:4]}
+    assert written_uids(uri, ["x/other"]) == set()
+    with pytest.raises(InputError, match="differs from the set in n_points"):
+        create_or_open(uri, make_manifest(n_points=manifest.n_points + 1))
+    with pytest.raises(InputError, match="keeps no pictures"):
+        ImageSet.open(uri)
+
+
+def test_s3__missing_set_and_missing_bucket_say_what_is_wrong(server: str) -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/none: no manifest\.json"):
+        read_manifest("s3://bucket/none")
+    with pytest.raises(InputError, match=r"s3://other-bucket/x/manifest.json: cannot be written"):
+        create_or_open("s3://other-bucket/x", make_manifest())
+
+
+def test_s3__spool_is_read_by_its_address_and_goes(uri: str) -> None:
+    items = todo(70)
+    with spooled(uri, iter(items)) as spool:
+        reader = SpoolReader(spool.address)
+        assert [i for task in spool.tasks(2) for i in reader.read(task)] == items
+    with pytest.raises(InputError, match=r"--out s3://bucket/[^?]*: the worker on .* share"):
+        SpoolReader(spool.address)
+    assert not Storage.at(uri).sizes()
+
+
+def test_spool__a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--out {tmp_path}: the worker on"):
+        SpoolReader(f"{tmp_path}/.tmp-records-0.parquet")
+
+
+def test_exclusive__a_second_run_on_a_remote_folder_is_refused(uri: str) -> None:
+    with exclusive(uri):
+        with pytest.raises(InputError, match="another run is at work"), exclusive(uri):
+            pass
+        assert len(Storage.at(uri).list(".lock-", "")) == 1  # the refused one took its own away
+    with exclusive(uri):
+        pass
+    assert not Storage.at(uri).sizes()
+
+
+def test_exclusive__what_a_killed_run_left_on_a_store_is_known_at_once_and_cleaned(
+    uri: str,
+) -> None:
+    script = (
+        "import os, sys\nfrom pipeline.lock import exclusive\nfrom pipeline.spool import spooled\n"
+        "with exclusive(sys.argv[1]), spooled(sys.argv[1], ()):\n    os._exit(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, uri], check=False)
+    assert done.returncode == 9
+    assert [name[:5] for name in sorted(Storage.at(uri).sizes())] == [".lock", ".tmp-"]
+    with exclusive(uri):
+        assert clean_temporaries(uri) == 1
+    assert not Storage.at(uri).sizes()
+
+
+def test_exclusive__a_lock_of_another_machine_holds_until_it_is_stale(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage.at(uri)
+    storage.write(".lock-0.json", json.dumps({"machine": "elsewhere", "pid": 1}).encode())
+    with pytest.raises(InputError, match="killed on another machine"), exclusive(uri):
+        pass
+    monkeypatch.setattr(lock, "STALE_S", 0.5)
+    time.sleep(2)  # the store tells time in whole seconds
+    with exclusive(uri):
+        assert len(storage.list(".lock-", "")) == 1
+
+
+def test_exclusive__the_lock_is_kept_fresh(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    storage = Storage.at(uri)
+
+    def written() -> object:
+        (name,) = storage.list(".lock-", "")
+        return storage.filesystem.get_file_info(storage.join(name)).mtime
+
+    with exclusive(uri):
+        first = written()
+        time.sleep(1.5)
+        assert written() != first
+
+
+def test_exclusive__a_damaged_lock_counts_as_alive(uri: str) -> None:
+    Storage.at(uri).write(".lock-0.json", b"{")
+    with pytest.raises(InputError, match="another run"), exclusive(uri):
+        pass
+
+
+def test_s3__writing_leaves_nothing_but_the_file(uri: str) -> None:
+    storage = Storage.at(uri)
+    storage.write("a", b"1")
+    listed = storage.filesystem.get_file_info(pafs.FileSelector(storage.path, recursive=True))
+    assert [info.base_name for info in listed] == ["a"]
