@@ -39,7 +39,7 @@ def pending(
 
 
 def pending_sets(
-    roots: Sequence[str | Path],
+    roots: Sequence[str | Path | None],
     records: Iterator[Record],
     *,
     retry_failures: bool = False,
@@ -47,14 +47,20 @@ def pending_sets(
 ) -> Iterator[tuple[Record, tuple[int, ...]]]:
     """As ``pending`` for several sets: each record, and the places of the sets that lack it.
 
-    A record that every set holds is left out.
+    A record that every set holds is left out. None stands for a set that is not there yet.
     """
     with ExitStack() as stack:
-        dbs = [stack.enter_context(connect(ShardSet.open(root))) for root in roots]
-        for db in dbs:
-            db.execute("create table done as select uid from shards")
-            if not retry_failures:
-                db.execute("insert into done select uid from failures")
+        dbs = []
+        for root in roots:
+            if root is None:
+                db = stack.enter_context(duckdb.connect(":memory:"))
+                db.execute("create table done (uid varchar)")
+            else:
+                db = stack.enter_context(connect(ShardSet.open(root)))
+                db.execute("create table done as select uid from shards")
+                if not retry_failures:
+                    db.execute("insert into done select uid from failures")
+            dbs.append(db)
         dbs[0].execute("create table seen (uid varchar)")
         size = min(_FIRST_CHUNK, chunk)
         while batch := list(islice(records, size)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{write_teacher(tmp_path_factory.mktemp('teacher') / 'wide', **WIDE)}"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the job's encoders run: with more threads, a row's place decides which of them has it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_encode__a_row_does_not_depend_on_what_it_is_encoded_with(
     spec: str, precision: str
