@@ -236,11 +236,12 @@ def _besides(data: bytes) -> int:
     """Bytes of a Parquet file that are not of its columns."""
     found = pq.read_metadata(pa.BufferReader(data))
     groups = [found.row_group(index) for index in range(found.num_row_groups)]
-    return len(data) - sum(
+    columns: int = sum(
         group.column(column).total_compressed_size
         for group in groups
         for column in range(group.num_columns)
     )
+    return len(data) - columns
 
 
 def _processes(options: EmbedOptions, device: str) -> tuple[int, int]:

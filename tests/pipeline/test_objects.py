@@ -13,7 +13,6 @@ from PIL import Image
 
 from pipeline.cameras import direction, ring
 from pipeline.datasets.base import Asset, Record
-from pipeline.isolated import IsolatedProcessor
 from pipeline.objects import (
     ObjectSettings,
     Processed,
@@ -220,17 +219,3 @@ def test_process__bad_object_is_a_failure(
     assert isinstance(item, Failure)
     assert (item.uid, item.stage, item.error) == (f"trouble/{key}", stage, error)
     assert item.message
-
-
-def test_isolated__crash_hang_and_hunger_cost_one_object_each(settings: ObjectSettings) -> None:
-    keys = ["good", "crash", "plain", "hang", "hungry", "good"]
-    processor = IsolatedProcessor(settings, timeout_s=20, memory_bytes=4 << 30)
-    try:
-        items = list(processor([record(key) for key in keys]))
-    finally:
-        processor.close()
-    kinds = [item.error if isinstance(item, Failure) else "ok" for item in items]
-    assert kinds == ["ok", "crash", "ok", "timeout", "out_of_memory", "ok"]
-    assert [i.uid if isinstance(i, Failure) else i.record.uid for i in items] == [
-        f"trouble/{key}" for key in keys
-    ]
