@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.embeddings import ModelInfo, normalise
 from pipeline.common import InputError
-from pipeline.scene import MeshError
+from pipeline.scene import Mesh, MeshError
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 
 F32 = NDArray[np.float32]
@@ -109,18 +109,17 @@ class Student:
 
         ``up_axis`` is as in ``pipeline.meshes.load_mesh``; equal seeds give equal clouds.
         """
-        from pipeline.meshes import UP_AXES, load_mesh
+        mesh = read_mesh(path, up_axis)
+        try:
+            return self.sample(mesh, seed)
+        except MeshError as error:
+            raise _unusable(path, error) from error
+
+    def sample(self, mesh: Mesh, seed: int = 0) -> Cloud:
+        """Sample a normalised mesh as the pipeline does. Raises ``MeshError``."""
         from pipeline.points import sample_points
 
-        if up_axis != "auto" and up_axis not in UP_AXES:
-            raise InputError(f"--up-axis {up_axis}: use auto or one of {', '.join(UP_AXES)}")
-        try:
-            mesh = load_mesh(path, up_axis).normalised()
-            points = sample_points(mesh, self.pool_points, seed=seed, n_fps=self.n_points)
-        except MeshError as error:
-            raise InputError(
-                f"{path}: cannot be embedded ({error.kind}: {error.message}); give another mesh"
-            ) from error
+        points = sample_points(mesh, self.pool_points, seed=seed, n_fps=self.n_points)
         return Cloud(points.xyz, points.rgb, points.has_color)
 
     def load_shape(self, path: Path, up_axis: str = "auto", seed: int = 0) -> Cloud:
@@ -130,6 +129,24 @@ class Student:
                 raise InputError(f"{path}: clouds are +y up; --up-axis is for meshes only")
             return load_cloud(path, self.n_points)
         return self.sample_mesh(path, up_axis, seed)
+
+
+def read_mesh(path: Path, up_axis: str = "auto") -> Mesh:
+    """A mesh file in the unit sphere, +y up. Raises ``InputError`` when it cannot be read."""
+    from pipeline.meshes import UP_AXES, load_mesh
+
+    if up_axis != "auto" and up_axis not in UP_AXES:
+        raise InputError(f"--up-axis {up_axis}: use auto or one of {', '.join(UP_AXES)}")
+    try:
+        return load_mesh(path, up_axis).normalised()
+    except MeshError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: MeshError) -> InputError:
+    return InputError(
+        f"{path}: cannot be embedded ({error.kind}: {error.message}); give another mesh"
+    )
 
 
 def load_cloud(path: Path, n_fps: int) -> Cloud:

@@ -39,6 +39,16 @@ def open_teacher(info: TeacherInfo, spec: str | None = None, device: str = "cpu"
     return load_matching(info, spec, device)
 
 
+def load_any(spec: str, device: str = "cpu") -> QueryTeacher:
+    """Load the teacher that ``spec`` names, as ``pipeline embed --teacher`` takes it.
+
+    Raises ``InputError`` when it cannot be loaded.
+    """
+    from pipeline.teacher import load_teacher
+
+    return load_teacher(spec, device)
+
+
 def require_same_teacher(ours: TeacherInfo, our_name: str, other: TeacherInfo, name: str) -> None:
     """Raise ``InputError`` when embeddings of ``our_name`` and ``name`` cannot be compared."""
     reason = ours.mismatch(other)

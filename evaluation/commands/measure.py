@@ -1,0 +1,143 @@
+"""``evaluation zeroshot`` and ``recall``: the benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evaluation.commands.options import (
+    BatchOption,
+    BenchmarkOption,
+    CheckpointOption,
+    DeviceOption,
+    ResultOption,
+    ShardsOption,
+    SplitOption,
+    TeacherOption,
+    TeacherViewsOption,
+    ViewsOption,
+    make_encoder,
+)
+from pipeline.console import JsonOption, ProgressBar, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(zeroshot)
+    app.command()(recall)
+
+
+def zeroshot(
+    shards: ShardsOption,
+    checkpoint: CheckpointOption = None,
+    teacher_views: TeacherViewsOption = False,
+    views: ViewsOption = "mean",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="Class names: one a line, JSON list, or JSON object category -> name. "
+            "Default: the categories of the shards.",
+        ),
+    ] = None,
+    templates: Annotated[
+        str,
+        typer.Option(
+            "--templates",
+            help="manifest (those of the shards), field64, bare, or a file of one a line.",
+        ),
+    ] = "manifest",
+    split: SplitOption = None,
+    benchmark: BenchmarkOption = None,
+    out: ResultOption = None,
+    teacher: TeacherOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 64,
+    json_output: JsonOption = False,
+) -> None:
+    """Classify shapes by the nearest class text.
+
+    Example: evaluation zeroshot --checkpoint runs/mrd --shards shards/test --out zeroshot.json
+    """
+    from evaluation import teachers
+    from evaluation.benchmarks.labels import from_categories, from_file
+    from evaluation.benchmarks.templates import load_templates
+    from evaluation.benchmarks.zeroshot import zeroshot as run
+    from evaluation.results import write_result
+    from evaluation.sources import split_categories
+    from evaluation.student import pick_device
+    from evaluation.tables import zeroshot_tables
+    from pipeline.shards import ShardSet
+
+    opened = ShardSet.open(shards)
+    prompts = load_templates(templates, opened.manifest)
+    classes = from_file(labels) if labels else from_categories(split_categories(opened, split))
+    encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
+    tower = teachers.open_teacher(opened.manifest.teacher, teacher, pick_device(device))
+    with ProgressBar("zeroshot", len(opened), "objects") as bar:
+        record = run(
+            opened,
+            encoder,
+            tower,
+            classes,
+            prompts,
+            split=split,
+            benchmark=benchmark,
+            advance=bar.advance,
+        )
+    if out:
+        write_result(out, record)
+    if json_output:
+        print_json(record)
+    else:
+        zeroshot_tables(record)
+
+
+def recall(
+    shards: ShardsOption,
+    checkpoint: CheckpointOption = None,
+    teacher_views: TeacherViewsOption = False,
+    views: ViewsOption = "mean",
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            "--texts",
+            help="Which texts ask: a source of the shards (caption, name ...) or all. "
+            "Default: captions where there are some, else names.",
+        ),
+    ] = None,
+    split: SplitOption = None,
+    benchmark: BenchmarkOption = None,
+    out: ResultOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 64,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure retrieval: text, image and shape against shape, and back.
+
+    Example: evaluation recall --checkpoint runs/mrd --shards shards/test --out recall.json
+    """
+    from evaluation.benchmarks.recall import recall as run
+    from evaluation.results import write_result
+    from evaluation.tables import recall_table
+    from pipeline.shards import ShardSet
+
+    opened = ShardSet.open(shards)
+    encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
+    with ProgressBar("recall", len(opened), "objects") as bar:
+        record = run(
+            opened,
+            encoder,
+            text_source=texts,
+            split=split,
+            benchmark=benchmark,
+            advance=bar.advance,
+        )
+    if out:
+        write_result(out, record)
+    if json_output:
+        print_json(record)
+    else:
+        recall_table(record)

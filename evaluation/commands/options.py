@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.common import InputError
+
+if TYPE_CHECKING:
+    from evaluation.sources import Encoder
+    from pipeline.shards import ShardSet
+
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="A checkpoint, or a run folder (its newest checkpoint)."),
+]
+ShardsOption = Annotated[str, typer.Option("--shards", help="Shard set: a folder or a URI.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Only rows of this split; default: all rows.")
+]
+TeacherViewsOption = Annotated[
+    bool,
+    typer.Option("--teacher-views", help="Take the teacher on rendered views: the ceiling."),
+]
+ViewsOption = Annotated[
+    str, typer.Option("--views", help="With --teacher-views: mean of all views, or the first.")
+]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Where the teacher is now, if it was a local file."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Clouds at a time.")]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option("--benchmark", help="Name for tables; default: the dataset's name."),
+]
+ResultOption = Annotated[Path | None, typer.Option("--out", help="Result file (JSON) to write.")]
+UpAxisOption = Annotated[
+    str, typer.Option("--up-axis", help="Up axis of mesh files: auto, +x, -x, +y, -y, +z or -z.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the point sampling.")]
+
+
+def make_encoder(
+    shards: ShardSet,
+    checkpoint: Path | None,
+    teacher_views: bool,
+    views: str,
+    device: str,
+    batch_size: int,
+) -> Encoder:
+    """The encoder that the options name. Raises ``InputError`` that names the option."""
+    from evaluation.sources import StudentEncoder, ViewsEncoder
+    from evaluation.student import load_student, pick_device
+
+    if teacher_views == (checkpoint is not None):
+        raise InputError("give either --checkpoint RUN or --teacher-views")
+    if views not in ("mean", "first"):
+        raise InputError(f"--views {views}: use mean or first")
+    if checkpoint is not None:
+        return StudentEncoder(load_student(checkpoint, pick_device(device), batch_size), shards)
+    return ViewsEncoder(shards, "mean" if views == "mean" else "first")
