@@ -14,11 +14,11 @@ demo dir="runs/demo":
 demo-assets assets dir="runs/demo-assets":
     bash examples/demo_assets.sh {{quote(assets)}} {{quote(dir)}}
 
-# The fast suite: under 10 minutes on 2 cores.
+# The fast suite: under 10 minutes on 2 cores. A process a core, one thread each.
 test *args:
-    python -m pytest {{args}}
+    OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadscope {{args}}
 
-# Everything, the slow tests included.
+# Everything, the slow tests included, one after another: some need the machine for themselves.
 test-all *args:
     python -m pytest -m "slow or not slow" {{args}}
 

@@ -78,8 +78,9 @@ class EmbreeRenderer:
                 screen, prepared.faces, size, scale, keys.reshape(-1), row_lo, row_hi,
                 raster.rays(pose, focal, size), light, prepared.normals, prepared.corner_normal,
                 prepared.uv, prepared.vertex_color, prepared.face_material, prepared.factors,
-                prepared.texture_of, prepared.first_level, prepared.levels, prepared.base_texels,
-                prepared.mip_texels, SRGB_TO_LINEAR16, LINEAR_TO_SRGB, SRGB_TO_LINEAR[background],
+                prepared.texture_of, prepared.emissive_of, prepared.first_level, prepared.levels,
+                prepared.base_texels, prepared.mip_texels, SRGB_TO_LINEAR16, LINEAR_TO_SRGB,
+                SRGB_TO_LINEAR[background],
                 *buffers, images[view],
             )  # fmt: skip
         return images

@@ -106,7 +106,7 @@ class VtkRenderer:
         data.SetPoints(points)
         cells = vtk.vtkCellArray()
         rows = np.column_stack([np.full(len(faces), 3), faces]).astype(np.int64)
-        cells.SetCells(len(faces), numpy_to_vtkIdTypeArray(rows.ravel(), deep=True))
+        cells.ImportLegacyFormat(numpy_to_vtkIdTypeArray(rows.ravel(), deep=True))
         data.SetPolys(cells)
         if mesh.normals is not None:
             data.GetPointData().SetNormals(numpy_to_vtk(mesh.normals))

@@ -23,7 +23,7 @@ def s3_environment() -> Iterator[str]:
 
     Skips the test where moto is not installed.
     """
-    pytest.importorskip("moto", reason="moto[server] is not installed")
+    pytest.importorskip("moto", reason="moto and flask are not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
