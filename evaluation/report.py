@@ -60,7 +60,7 @@ def read_results(paths: Sequence[Path]) -> list[Record]:
     """Read result files in the order given. Raises ``InputError`` for one that is not."""
     records = [read_result(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
-        if record.get("task") not in ("zeroshot", "recall"):
+        if record.get("task") not in ("zeroshot", "recall", "probe"):
             raise InputError(f"{path}: task {record.get('task')!r} is unknown; upgrade mrd3d")
     return records
 

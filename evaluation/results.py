@@ -102,4 +102,6 @@ def percent(share: dict[str, Any]) -> str:
     """``{"value": .5, "low": .4, "high": .6}`` as ``50.0 [40.0, 60.0]``; a dash for no value."""
     if share.get("value") is None:
         return "-"
+    if share.get("low") is None:  # runs that agree exactly have no interval
+        return f"{100 * share['value']:.1f}"
     return f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"

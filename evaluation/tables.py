@@ -48,7 +48,11 @@ def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]
     Shares are in percent, the first with its 95 % interval (the results hold them all);
     ``compact`` leaves intervals and chance out.
     """
-    tables = {"zeroshot": _zeroshot_comparison, "recall": _recall_comparison}
+    tables = {
+        "zeroshot": _zeroshot_comparison,
+        "recall": _recall_comparison,
+        "probe": _probe_comparison,
+    }
     return [tables[key[0]](group, compact) for key, group in by_benchmark(records).items()]
 
 
@@ -57,7 +61,10 @@ def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         classes = record.get("confusion", {}).get("classes", [])
-        detail = content_hash(*classes) + str(record["protocol"].get("text_source", ""))
+        protocol = record["protocol"]
+        detail = content_hash(*classes) + str(protocol.get("text_source", ""))
+        if record["task"] == "probe":
+            detail += f"{protocol['classifier']} on {protocol['n_train']}"
         key = (record["task"], record["benchmark"], record["uid_hash"], detail)
         groups.setdefault(key, []).append(record)
     return groups
@@ -117,6 +124,27 @@ def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bo
         str(figures["n_queries"]),
     ]
     return row if compact else [*row, _hundred(figures["chance_recall@1"])]
+
+
+def _probe_comparison(group: list[Record], compact: bool) -> Table:
+    first = group[0]
+    shots = [entry["shots"] for entry in first["few_shot"]]
+    rows = []
+    for record in group:
+        few = {entry["shots"]: entry for entry in record["few_shot"]}
+        cells = [_share(few[k]["top1"], compact) if k in few else "-" for k in shots]
+        nearest = [_share(entry["top1"], True) for entry in record["knn"]]
+        rows.append(
+            [record["model"]["name"], *cells, _share(record["linear"]["top1"], True), *nearest]
+        )
+    protocol = first["protocol"]
+    title = (
+        f"Probes on {title_of(first)}: {protocol['n_classes']} classes, "
+        f"{protocol['n_train']} training objects, top-1 in percent"
+    )
+    names = [f"{k} shot{'s' if k > 1 else ''}" for k in shots]
+    nearest_names = [f"{entry['k']}-NN" for entry in first["knn"]]
+    return title, ["model", *names, "linear", *nearest_names], rows
 
 
 def _share(share: dict[str, Any], compact: bool) -> str:

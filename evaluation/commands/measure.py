@@ -1,4 +1,4 @@
-"""``evaluation zeroshot`` and ``recall``: the benchmarks."""
+"""``evaluation zeroshot``, ``recall`` and ``probe``: the benchmarks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from evaluation.commands.options import (
     ViewsOption,
     make_encoder,
 )
+from pipeline.common import InputError
 from pipeline.console import JsonOption, ProgressBar, print_json
 
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(zeroshot)
     app.command()(recall)
+    app.command()(probe)
 
 
 def zeroshot(
@@ -141,3 +143,74 @@ def recall(
         print_json(record)
     else:
         recall_table(record)
+
+
+def probe(
+    shards: ShardsOption,
+    checkpoint: CheckpointOption = None,
+    teacher_views: TeacherViewsOption = False,
+    views: ViewsOption = "mean",
+    train_shards: Annotated[
+        str | None,
+        typer.Option("--train-shards", help="Set to learn from; default: the same one."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Rows that are measured.")] = "test",
+    shots: Annotated[
+        str, typer.Option("--shots", help="Objects a class, for the few-shot probes.")
+    ] = "1,2,4,8,16",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Draws of the shots.")] = 10,
+    c: Annotated[
+        float, typer.Option("--c", min=1e-6, help="Inverse regularisation of the classifier.")
+    ] = 10.0,
+    benchmark: BenchmarkOption = None,
+    out: ResultOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 64,
+    json_output: JsonOption = False,
+) -> None:
+    """Fit classifiers on frozen embeddings: few-shot, with all labels, and nearest neighbours.
+
+    Learns from rows of split train (or of none), measures on rows of split test.
+
+    Example: evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
+    """
+    from evaluation.benchmarks.probe import probe as run
+    from evaluation.results import write_result
+    from evaluation.tables import comparison_tables
+    from pipeline.shards import ShardSet
+
+    counts = parse_shots(shots)
+    opened = ShardSet.open(shards)
+    learned = ShardSet.open(train_shards) if train_shards else None
+    encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
+    if learned is not None:  # also that its clouds and its teacher fit
+        make_encoder(learned, checkpoint, teacher_views, views, device, batch_size)
+    with ProgressBar("probe", len(opened), "objects") as bar:
+        record = run(
+            opened,
+            encoder,
+            train=learned,
+            split=split,
+            shots=counts,
+            seeds=seeds,
+            c=c,
+            benchmark=benchmark,
+            advance=bar.advance,
+        )
+    if out:
+        write_result(out, record)
+    if json_output:
+        print_json(record)
+    else:
+        comparison_tables([record])
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """``1,2,4`` as numbers. Raises ``InputError`` for anything else."""
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or found[0] < 1:
+        raise InputError(f"--shots {text}: give positive numbers with commas between, as 1,4,16")
+    return found

@@ -106,9 +106,17 @@ def manifest(**changes: Any) -> Manifest:
 
 
 def make_shards(
-    root: Path, count: int = 40, noise: float = 0.15, seed: int = 0, **changes: Any
+    root: Path,
+    count: int = 40,
+    noise: float = 0.15,
+    seed: int = 0,
+    run: int = 1,
+    **changes: Any,
 ) -> Path:
-    """``count`` objects, classes in turn; every fifth has no colour, the last no category."""
+    """``count`` objects, classes in turn; every fifth has no colour, the last no category.
+
+    Splits change every ``run`` objects: train, test, train ...
+    """
     made = manifest(**changes)
     create_or_open(root, made)
     rng = np.random.default_rng(seed)
@@ -125,7 +133,7 @@ def make_shards(
                 dataset="tiny",
                 source=f"{i:03d}.glb",
                 category=name if i < count - 1 else None,
-                split="test" if i % 2 else "train",
+                split="test" if i // run % 2 else "train",
                 xyz=spell(target, rng),
                 rgb=color,
                 has_color=i % 5 != 0,

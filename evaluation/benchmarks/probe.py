@@ -1,0 +1,209 @@
+"""Probes: how well classes can be read off frozen embeddings with few labels, or with all.
+
+- *few-shot*: multinomial logistic regression on k objects a class, drawn anew for every seed; the
+  protocol of the field's tables (1, 2, 4, 8, 16 shots, 10 seeds);
+- *linear*: the same on all training objects;
+- *kNN*: votes of the nearest training objects by cosine.
+
+Embeddings are L2-normalised and used as they are. The inverse regularisation C is one number for
+all: choosing it on the test objects, or on more labels than the shots allow, would be a gain
+that nobody has in practice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.benchmarks.labels import key, spoken
+from evaluation.embeddings import EmbeddingRows, concatenate
+from evaluation.results import plain, proportion, result_record
+from evaluation.sources import Advance, Encoder, embed_shards, no_rows, shards_data
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from trainer import metrics
+from trainer.statistics import t_interval
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+SHOTS = (1, 2, 4, 8, 16)
+SEEDS = 10
+NEIGHBOURS = (1, 20)
+C = 10.0
+_ITERATIONS = 2000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings (B, D) with the number of their class (B,)."""
+
+    uids: list[str]
+    vectors: F32
+    labels: I64
+
+
+def probe(
+    shards: ShardSet,
+    encoder: Encoder,
+    *,
+    train: ShardSet | None = None,
+    split: str = "test",
+    shots: Sequence[int] = SHOTS,
+    seeds: int = SEEDS,
+    c: float = C,
+    benchmark: str | None = None,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Fit on training rows, measure on the rows of ``split``, and return the result record.
+
+    Training rows are those of split ``train`` or of none: of ``train``, or of ``shards`` itself.
+    Rows without a category are left out and counted, and so are test rows of a class that no
+    training row has. Raises ``InputError`` when either side is left with nothing, or fewer than two
+    classes.
+    """
+    rows = _rows(shards, encoder, advance)
+    tested = _of(rows, {split})
+    if not len(tested):
+        raise no_rows(shards, split)
+    learned = _of(rows if train is None else _rows(train, encoder, None), {"train", None})
+    root = (train or shards).storage.root
+    if not len(learned):
+        raise InputError(f"{root}: no row is of split train or of none; give --train-shards")
+    both = set(learned.uid) & set(tested.uid)
+    if both:
+        raise InputError(f"{root}: {len(both)} objects are trained and tested on ({min(both)})")
+    names = sorted({key(c) for c in learned.category if c is not None and key(c)})
+    if len(names) < 2:
+        raise InputError(f"{root}: its training rows have fewer than two categories")
+    fit, left = _labelled(learned, names)
+    test, dropped = _labelled(tested, names)
+    if not len(test.labels):
+        raise InputError(
+            f"{shards.storage.root}: no row of split {split} has a category of the training rows"
+        )
+    spelling = {key(c): spoken(c) for c in reversed(learned.category) if c is not None}
+    smallest = int(np.bincount(fit.labels, minlength=len(names)).min())
+    protocol = {
+        "measure": "top-1 and class mean of test rows; embeddings L2-normalised, frozen",
+        "classifier": f"multinomial logistic regression, C = {c:g}, L2, lbfgs",
+        "shots": "drawn without replacement per class and seed; a class with fewer has them all",
+        "smallest_training_class": smallest,
+        "n_classes": len(names),
+        "n_train": len(fit.labels),
+        "train_without_category": left,
+        "test_without_known_category": dropped,
+        "interval": "95 %: t over seeds for few-shot, Wilson for the others",
+    }
+    data = shards_data(shards, split)
+    name = benchmark or data["dataset"] or data["name"]
+    teacher = shards.manifest.teacher
+    record = result_record("probe", name, encoder.model, teacher, data, test.uids, protocol)
+    found = {"few_shot": [few_shot(fit, test, k, seeds, c) for k in shots]}
+    return {
+        **record,
+        **found,
+        "linear": _shares(_linear(fit, test.vectors, c), test, len(names)),
+        "knn": [
+            {"k": k, **_shares(nearest(fit, test.vectors, k), test, len(names))}
+            for k in NEIGHBOURS
+            if k <= len(fit.labels)
+        ],
+        "classes": [spelling[name] for name in names],
+    }
+
+
+def few_shot(fit: Labelled, test: Labelled, shots: int, seeds: int, c: float = C) -> dict[str, Any]:
+    """Mean over seeds of the accuracy of classifiers that saw ``shots`` objects a class."""
+    n_classes = int(fit.labels.max()) + 1
+    top1, mean = [], []
+    for seed in range(seeds):
+        rows = draw(fit.labels, shots, seed)
+        part = Labelled([fit.uids[i] for i in rows], fit.vectors[rows], fit.labels[rows])
+        predicted = _linear(part, test.vectors, c)
+        top1.append(float(np.mean(predicted == test.labels)))
+        mean.append(metrics.class_mean(metrics.confusion(test.labels, predicted, n_classes)))
+    interval = t_interval(top1)
+    return {
+        "shots": shots,
+        "top1": {
+            "value": interval.mean,
+            "low": plain(interval.low),
+            "high": plain(interval.high),
+        },
+        "class_mean": plain(float(np.mean(mean))),
+        "top1_by_seed": top1,
+    }
+
+
+def draw(labels: I64, shots: int, seed: int) -> I64:
+    """Sorted rows: ``shots`` of every class, or all of a class that has fewer.
+
+    Larger numbers of shots add to smaller ones of the same seed.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    chosen = [order[labels[order] == label][:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(chosen))
+
+
+def nearest(fit: Labelled, vectors: F32, k: int) -> I64:
+    """Classes by a majority of the ``k`` nearest rows by cosine."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+    return np.asarray(model.fit(fit.vectors, fit.labels).predict(vectors), np.int64)
+
+
+def _linear(fit: Labelled, vectors: F32, c: float) -> I64:
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(fit.labels)) < 2:
+        return np.full(len(vectors), fit.labels[0], np.int64)
+    with warnings.catch_warnings():
+        # One shot a class looks like a regression to it; and a late stop is told in the record.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        model = LogisticRegression(C=c, max_iter=_ITERATIONS).fit(fit.vectors, fit.labels)
+    return np.asarray(model.predict(vectors), np.int64)
+
+
+def _shares(predicted: I64, test: Labelled, n_classes: int) -> dict[str, Any]:
+    hits = int((predicted == test.labels).sum())
+    matrix = metrics.confusion(test.labels, predicted, n_classes)
+    return {
+        "top1": proportion(hits, len(test.labels)),
+        "class_mean": plain(metrics.class_mean(matrix)),
+    }
+
+
+def _rows(shards: ShardSet, encoder: Encoder, advance: Advance | None) -> EmbeddingRows:
+    """Embeddings of all rows."""
+    parts = list(embed_shards(shards, encoder, None, advance))
+    if not parts:
+        raise no_rows(shards, None)
+    return concatenate(parts)
+
+
+def _of(rows: EmbeddingRows, splits: set[str | None]) -> EmbeddingRows:
+    """The rows of some splits."""
+    kept = [i for i, split in enumerate(rows.split) if split in splits]
+    lists = {
+        name: [getattr(rows, name)[i] for i in kept]
+        for name in ("uid", "source", "category", "split", "texts", "text_sources")
+    }
+    return EmbeddingRows(**lists, vectors=rows.vectors[kept])
+
+
+def _labelled(rows: EmbeddingRows, names: Sequence[str]) -> tuple[Labelled, int]:
+    """Rows of known classes, and how many are left out."""
+    number = {name: i for i, name in enumerate(names)}
+    found = [number.get(key(c)) if c is not None else None for c in rows.category]
+    kept = [i for i, label in enumerate(found) if label is not None]
+    labels = np.asarray([found[i] for i in kept], np.int64)
+    uids = [rows.uid[i] for i in kept]
+    return Labelled(uids, rows.vectors[kept], labels), len(found) - len(kept)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.benchmarks.probe import Labelled, draw, few_shot, nearest, probe
+from evaluation.embeddings import normalise
+from evaluation.sources import StudentEncoder
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from tests.evaluation import world
+from tests.evaluation.running import Cli
+
+
+def clusters(count: int, classes: int, noise: float, seed: int) -> Labelled:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    centres = np.random.default_rng(99).normal(size=(classes, 6))
+    vectors = normalise(normalise(centres)[labels] + noise * rng.normal(size=(count, 6)))
+    return Labelled([f"{seed}/{i}" for i in range(count)], vectors, labels.astype(np.int64))
+
+
+def softmax_regression(fit: Labelled, vectors: np.ndarray, c: float) -> np.ndarray:
+    """The same classifier by plain gradient descent: sum of losses + |W|^2 / (2 C)."""
+    n_classes = int(fit.labels.max()) + 1
+    weights = np.zeros((6, n_classes))
+    bias = np.zeros(n_classes)
+    target = np.eye(n_classes)[fit.labels]
+    for _ in range(20_000):
+        logits = fit.vectors @ weights + bias
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        weights -= 0.02 * (fit.vectors.T @ (p - target) + weights / c)
+        bias -= 0.02 * (p - target).sum(0)
+    return np.asarray((vectors @ weights + bias).argmax(1))
+
+
+def test_few_shot__is_the_accuracy_of_softmax_regression_on_the_drawn_rows() -> None:
+    fit, test = clusters(60, 3, 0.3, 1), clusters(50, 3, 0.3, 2)
+    found = few_shot(fit, test, shots=4, seeds=2, c=5.0)
+    for seed, top1 in enumerate(found["top1_by_seed"]):
+        rows = draw(fit.labels, 4, seed)
+        part = Labelled([], fit.vectors[rows], fit.labels[rows])
+        expected = np.mean(softmax_regression(part, test.vectors, 5.0) == test.labels)
+        assert top1 == pytest.approx(expected, abs=1 / 50)  # one row may lie on the border
+    assert found["top1"]["value"] == pytest.approx(np.mean(found["top1_by_seed"]))
+
+
+def test_draw__k_of_every_class_all_of_a_smaller_one_and_nested() -> None:
+    labels = np.array([0] * 5 + [1] * 2 + [2] * 9, np.int64)
+    for seed in range(3):
+        four = draw(labels, 4, seed)
+        assert np.bincount(labels[four]).tolist() == [4, 2, 4]
+        assert set(draw(labels, 2, seed)) <= set(four)
+        assert len(set(four)) == len(four)
+    assert draw(labels, 4, 0).tolist() != draw(labels, 4, 1).tolist()
+
+
+def test_nearest__is_a_vote_of_the_largest_cosines() -> None:
+    fit, test = clusters(40, 3, 0.5, 3), clusters(30, 3, 0.5, 4)
+    for k in (1, 5):
+        order = np.argsort(-(test.vectors @ fit.vectors.T), axis=1)[:, :k]
+        votes = [np.bincount(fit.labels[row], minlength=3).argmax() for row in order]
+        np.testing.assert_array_equal(nearest(fit, test.vectors, k), votes)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every class in both splits."""
+    return world.make_shards(tmp_path_factory.mktemp("probe") / "shards", run=4)
+
+
+def test_probe__more_shots_help_and_a_blind_student_is_at_chance(shards: Path) -> None:
+    opened = ShardSet.open(shards)
+    found = probe(opened, StudentEncoder(world.student(), opened), shots=(1, 4), seeds=4)
+    one, four = (entry["top1"]["value"] for entry in found["few_shot"])
+    assert 0.5 < one <= four
+    assert found["linear"]["top1"]["value"] > 0.9
+    assert [entry["k"] for entry in found["knn"]] == [1, 20]
+    assert found["count"] == 19  # half of 40, the last without a category
+    assert found["protocol"]["n_train"] == 20
+    assert found["protocol"]["test_without_known_category"] == 1
+    assert found["classes"] == ["chair", "fish", "mug", "oak tree"]
+    blind = probe(opened, StudentEncoder(world.student(blind=True), opened), shots=(1,), seeds=2)
+    assert blind["few_shot"][0]["top1"]["value"] < 0.4
+
+
+def test_probe__learns_from_another_set(shards: Path, tmp_path: Path) -> None:
+    other = world.make_shards(tmp_path / "other", count=24, seed=9, run=4)
+    opened, learned = ShardSet.open(shards), ShardSet.open(other)
+    with pytest.raises(InputError, match="are trained and tested on"):
+        probe(opened, StudentEncoder(world.student(), opened), train=opened, split="train")
+    with pytest.raises(InputError, match=r"12 objects are trained and tested on \(tiny/000\)"):
+        probe(learned, StudentEncoder(world.student(), learned), train=opened, split="train")
+    with pytest.raises(InputError, match="no such split"):
+        probe(opened, StudentEncoder(world.student(), opened), split="val")
+
+
+def test_command__table_json_and_errors(
+    command: Cli, fakes: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "probe.json"
+    common = ("probe", "--shards", shards, "--shots", "1,2", "--seeds", 2)
+    found = command.json(*common, "--checkpoint", fakes, "--out", out)
+    assert [entry["shots"] for entry in found["few_shot"]] == [1, 2]
+    views = tmp_path / "views.json"
+    table = command.ok(*common, "--teacher-views", "--out", views)
+    assert "2 shots" in table
+    assert "20-NN" in table
+    page = tmp_path / "report.html"
+    command.ok("report", out, views, "--out", page)
+    assert "Probes on" in page.read_text()
+    for shots in ("0", "1,x", ""):
+        assert "--shots" in command.refused(*common[:3], "--checkpoint", fakes, "--shots", shots)
