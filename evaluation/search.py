@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from evaluation import student as students
+from evaluation import teachers
 from evaluation.index import Hit, Index
+from evaluation.queries import Part
 from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.common import InputError
@@ -98,6 +100,53 @@ def index_student(index: Index, checkpoint: Path | None, device: str) -> Student
 def shape_query(path: Path, student: Student, up_axis: str = "auto", seed: int = 0) -> F32:
     """(D,) embedding of a mesh or an ``.npz`` cloud."""
     return student.embed_cloud(student.load_shape(path, up_axis, seed))
+
+
+class Embedder:
+    """Parts of queries to unit vectors (D,); loads teacher and student when one is needed.
+
+    Calls raise ``InputError`` for files that cannot be read, and for models that did not make the
+    index.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        checkpoint: Path | None = None,
+        teacher: str | None = None,
+        device: str = "cpu",
+        up_axis: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self._index, self._checkpoint, self._spec = index, checkpoint, teacher
+        self._device, self._up_axis, self._seed = device, up_axis, seed
+        self._teacher: QueryTeacher | None = None
+        self._student: Student | None = None
+
+    def __call__(self, part: Part) -> F32:
+        """(D,) float32, L2-normalised."""
+        if part.kind == "text":
+            return text_query(part.value, self.teacher)
+        path = Path(part.value)
+        if part.kind == "image":
+            return image_query(path, self.teacher, index_background(self._index))
+        return shape_query(path, self.student, self._up_axis, self._seed)
+
+    @property
+    def teacher(self) -> QueryTeacher:
+        """The teacher of the index."""
+        if self._teacher is None:
+            opened = teachers.open_teacher(self._index.meta.teacher, self._spec, self._device)
+            self._index.require_teacher(opened.info, "the query's teacher")
+            self._teacher = opened
+        return self._teacher
+
+    @property
+    def student(self) -> Student:
+        """The student of the index."""
+        if self._student is None:
+            self._student = index_student(self._index, self._checkpoint, self._device)
+        return self._student
 
 
 def hits_json(hits: list[Hit]) -> list[dict[str, Any]]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evaluation.commands.options import DeviceOption, SeedOption, TeacherOption, UpAxisOption
 from pipeline.common import InputError
 from pipeline.console import JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from evaluation.queries import Part
+
+HIT_COLUMNS = ("rank", "score", "uid", "category", "source", "texts")
 
 
 def register(app: typer.Typer) -> None:
@@ -19,56 +26,85 @@ def register(app: typer.Typer) -> None:
 
 def retrieve(
     index: Annotated[Path, typer.Option("--index", help="Folder made by `index`.")],
-    text: Annotated[str | None, typer.Option("--text", help="What to look for, in words.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Picture to look for.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="What to look for, in words; VALUE@0.5 weighs a part."),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", help="Picture of what to look for.")
+    ] = None,
     shape: Annotated[
-        Path | None, typer.Option("--shape", help="Mesh, or .npz cloud (xyz, rgb), to look for.")
+        list[str] | None,
+        typer.Option("--shape", help="Mesh, or .npz cloud (xyz, rgb), to look for."),
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option("--minus", help="What to keep away from, in words.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries", help="In their place: CSV of text, image, shape, minus; a query a line."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many objects to show.")] = 10,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="With --shape: the student, if it was moved."),
+        typer.Option("--checkpoint", help="With shapes: the student, if it was moved."),
     ] = None,
     teacher: TeacherOption = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the hits as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the hits: a .json or .csv file.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Search an index by text, image or shape.
+    """Search an index by text, image or shape, or by several of them together.
 
-    Example: evaluation retrieve --index mugs.index --text "a red mug"
+    Examples:
+
+      evaluation retrieve --index mugs.index --text "a red mug"
+
+      evaluation retrieve --index idx --image chair.png --text wooden@0.5 --minus armrest
     """
-    from evaluation import search, teachers
     from evaluation.index import load_index
+    from evaluation.queries import compose, parse_parts, read_queries
+    from evaluation.search import Embedder, hits_json
     from evaluation.student import pick_device
     from pipeline.common import write_json
 
-    if sum(query is not None for query in (text, image, shape)) != 1:
-        raise InputError("give one of --text, --image and --shape")
+    if out is not None and out.suffix.lower() not in (".json", ".csv"):
+        raise InputError(f"--out {out}: give a name that ends in .json or .csv")
+    if queries is not None and (text or image or shape or minus):
+        raise InputError("--queries names all that is looked for: leave the other parts out")
     opened = load_index(index)
-    if shape is not None:
-        if not shape.is_file():
-            raise InputError(f"--shape {shape}: no such file; give a mesh or an .npz cloud")
-        student = search.index_student(opened, checkpoint, pick_device(device))
-        query = search.shape_query(shape, student, up_axis, seed)
-    else:
-        if text is not None and not text.strip():
-            raise InputError('--text: is empty; say what to look for, as in --text "a red mug"')
-        tower = teachers.open_teacher(opened.meta.teacher, teacher, pick_device(device))
-        opened.require_teacher(tower.info, "the query's teacher")
-        if text is not None:
-            query = search.text_query(text, tower)
-        else:
-            assert image is not None
-            query = search.image_query(image, tower, search.index_background(opened))
-    hits = search.hits_json(opened.search(query, k))
-    if out:
-        write_json(out, {"query": text or str(image or shape), "index": str(index), "hits": hits})
+    asked = (
+        read_queries(queries)
+        if queries is not None
+        else [parse_parts(text or (), image or (), shape or (), minus or ())]
+    )
+    embed = Embedder(opened, checkpoint, teacher, pick_device(device), up_axis, seed)
+    found = [
+        {"query": _told(parts), "hits": hits_json(opened.search(compose(parts, embed), k))}
+        for parts in asked
+    ]
+    if out is not None and out.suffix.lower() == ".csv":
+        _write_csv(out, found)
+    elif out is not None:
+        write_json(out, {"index": str(index), "queries": found})
     if json_output:
-        print_json(hits)
+        print_json(found[0]["hits"] if queries is None else found)
         return
+    for entry in found:
+        _show(entry, len(opened))
+
+
+def _told(parts: Sequence[Part]) -> str:
+    return " + ".join(part.told() for part in parts).replace("+ -", "- ")
+
+
+def _show(entry: dict[str, Any], size: int) -> None:
     columns = ["rank", "score", "uid", "category", "text"]
     rows = [
         [
@@ -78,7 +114,19 @@ def retrieve(
             hit["category"] or "-",
             hit["texts"][-1] if hit["texts"] else "-",
         ]
-        for hit in hits
+        for hit in entry["hits"]
     ]
-    asked = text or str(image or shape)
-    print_table(f"{len(hits)} of {len(opened)} for {asked}", columns, rows)
+    print_table(f"{len(rows)} of {size} for {entry['query']}", columns, rows)
+
+
+def _write_csv(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """One line a hit; several texts of an object are joined by line breaks."""
+    from pipeline.common import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", *HIT_COLUMNS])
+        for entry in found:
+            for hit in entry["hits"]:
+                cells = {**hit, "texts": "\n".join(hit["texts"]), "category": hit["category"] or ""}
+                writer.writerow([entry["query"], *(cells[name] for name in HIT_COLUMNS)])

@@ -27,7 +27,7 @@ def test_retrieve__table_names_the_objects(command: Cli, indexed: Path, tmp_path
     printed = command.ok("retrieve", "--index", indexed, "--text", "chair", "--out", out)
     assert "tiny/" in printed
     assert "chair" in printed
-    assert len(json.loads(out.read_text())["hits"]) == 10
+    assert len(json.loads(out.read_text())["queries"][0]["hits"]) == 10
 
 
 def test_retrieve__k_beyond_the_size_is_clipped(command: Cli, indexed: Path) -> None:
@@ -203,7 +203,12 @@ def test_refusals__each_is_one_line_with_a_remedy(
     cases: list[tuple[tuple[object, ...], str]] = [
         (("retrieve", "--index", tmp_path / "none", "--text", "mug"), "no index there"),
         ((*retrieve,), "one of --text"),
-        ((*retrieve, "--text", "mug", "--image", text_file), "one of --text"),
+        ((*retrieve, "--text", "mug", "--image", text_file), "not a readable picture"),
+        ((*retrieve, "--minus", "mug"), "at least one of --text"),
+        ((*retrieve, "--text", "mug@0"), "has no weight"),
+        ((*retrieve, "--text", "mug", "--minus", "mug"), "cancel each other"),
+        ((*retrieve, "--text", "mug", "--out", "hits.txt"), "ends in .json or .csv"),
+        ((*retrieve, "--text", "mug", "--queries", text_file), "leave the other parts out"),
         ((*retrieve, "--text", "  "), "is empty"),
         ((*retrieve, "--image", text_file), "not a readable picture"),
         ((*retrieve, "--image", tmp_path / "missing.png"), "no such file"),
