@@ -134,6 +134,86 @@ def macro_f1(confusion_CC: I64) -> float:
     return float(scores.f1[present].mean()) if present.any() else math.nan
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile intervals of one classification over resampled rows."""
+
+    top1: tuple[float, float]
+    class_mean: tuple[float, float]
+    macro_f1: tuple[float, float]
+    resamples: int
+
+
+def bootstrap(
+    labels: I64,
+    predicted: I64,
+    n_classes: int,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Bootstrap:
+    """Intervals by drawing the rows anew, with replacement (Efron 1979, percentile method).
+
+    For means over classes, which no binomial interval fits. In a resample a class that was not
+    drawn is left out, as in ``class_mean``. Raises ``ValueError`` for no rows.
+    """
+    if not len(labels):
+        raise ValueError("there are no rows to draw from")
+    rng = np.random.default_rng(seed)
+    right = labels == predicted
+    found = np.empty((3, resamples))
+    for draw in range(resamples):
+        rows = rng.integers(0, len(labels), len(labels))
+        hits = np.bincount(labels[rows[right[rows]]], minlength=n_classes)
+        count = np.bincount(labels[rows], minlength=n_classes)
+        guesses = np.bincount(predicted[rows], minlength=n_classes)
+        present = count > 0
+        found[0, draw] = hits.sum() / len(rows)
+        found[1, draw] = (hits[present] / count[present]).mean()
+        found[2, draw] = (2 * hits[present] / (count + guesses)[present]).mean()
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail], axis=1)
+    top1, mean, f1 = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
+    return Bootstrap(top1, mean, f1, resamples)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence and accuracy lie apart, in bins of confidence of equal width."""
+
+    error: float  # expected calibration error: mean distance, weighted by rows
+    confidence: F64  # (bins,) mean of the bin's rows; NaN for an empty bin
+    accuracy: F64  # (bins,)
+    count: I64  # (bins,)
+
+
+def calibration(
+    confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
+) -> Calibration:
+    """Expected calibration error of predictions made with ``confidence`` (B,) in [0, 1].
+
+    Naeini et al. (2015); Guo et al. (2017) with 15 bins. NaN for no rows.
+    """
+    place = np.clip((np.asarray(confidence, np.float64) * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(place, minlength=bins).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        sure = np.bincount(place, weights=confidence, minlength=bins) / count
+        true = np.bincount(place, weights=right.astype(np.float64), minlength=bins) / count
+    used = count > 0
+    total = int(count.sum())
+    error = float((np.abs(sure - true)[used] * count[used]).sum() / total) if total else math.nan
+    return Calibration(error, sure, true, count)
+
+
+def confidences(embeds_BD: F32, classes_CD: F32, scale: float, chunk: int = 1024) -> F64:
+    """(B,) largest probability of softmax(scale * cosine) over the classes."""
+    found = []
+    for at in range(0, len(embeds_BD), chunk):
+        logits = scale * (embeds_BD[at : at + chunk].astype(np.float64) @ classes_CD.T)
+        found.append(1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1))
+    return np.concatenate(found or [np.zeros(0)])
+
+
 def most_confused(confusion_CC: I64, limit: int = 20) -> list[tuple[int, int, int]]:
     """(true class, prediction, count) of the largest wrong cells, largest first."""
     wrong = confusion_CC.copy()

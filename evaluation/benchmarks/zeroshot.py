@@ -72,12 +72,16 @@ def zeroshot(
         "templates": list(templates),
         "skipped_without_category": n_unlabelled,
         "skipped_outside_of_labels": n_outside - n_unlabelled,
-        "interval": "95 % Wilson",
+        "interval": "95 % Wilson; of class mean and macro F1 bootstrap over rows (percentile)",
+        "calibration": "softmax of cosine times the teacher's logit scale, 15 bins",
     }
     data = shards_data(shards, split)
     name = benchmark or data["dataset"] or data["name"]
     record = result_record("zeroshot", name, encoder.model, ours, data, uids, protocol)
-    return {**record, **figures(np.concatenate(vectors), classes_CD, np.asarray(truth), labels)}
+    measured = figures(
+        np.concatenate(vectors), classes_CD, np.asarray(truth), labels, ours.logit_scale
+    )
+    return {**record, **measured}
 
 
 def figures(
@@ -85,12 +89,19 @@ def figures(
     classes_CD: NDArray[np.float32],
     truth: NDArray[np.int64],
     labels: LabelSet,
+    scale: float,
 ) -> dict[str, Any]:
-    """Overall, per-class and confusion figures of one classification."""
+    """Overall, per-class and confusion figures of one classification.
+
+    ``scale`` is what cosines are multiplied with for probabilities; no accuracy depends on it.
+    """
     ranks = metrics.class_ranks_chunked(embeds_BD, classes_CD, truth)
     matrix = metrics.confusion(truth, ranks.predicted, len(labels))
     scores = metrics.class_scores(matrix)
     n, names = len(truth), labels.names
+    drawn = metrics.bootstrap(truth, ranks.predicted, len(labels))
+    sure = metrics.confidences(embeds_BD, classes_CD, scale)
+    calibration = metrics.calibration(sure, ranks.rank == 1)
     return {
         "metrics": {
             **{f"top{k}": proportion(int((ranks.rank <= k).sum()), n) for k in TOP_K},
@@ -98,7 +109,15 @@ def figures(
             "macro_f1": plain(metrics.macro_f1(matrix)),
             "chance_top1": 1 / len(labels),
             "tied": ranks.tied,
+            "calibration_error": plain(calibration.error),
         },
+        "bootstrap": {"resamples": drawn.resamples, **_bounds(drawn)},
+        "calibration": [
+            {"confidence": plain(sure), "accuracy": plain(true), "count": int(count)}
+            for sure, true, count in zip(
+                calibration.confidence, calibration.accuracy, calibration.count, strict=True
+            )
+        ],
         "per_class": [
             {
                 "name": name,
@@ -115,3 +134,8 @@ def figures(
         ],
         "confusion": {"rows": "true class", "classes": names, "matrix": matrix.tolist()},
     }
+
+
+def _bounds(drawn: metrics.Bootstrap) -> dict[str, Any]:
+    named = {"top1": drawn.top1, "class_mean": drawn.class_mean, "macro_f1": drawn.macro_f1}
+    return {name: {"low": low, "high": high} for name, (low, high) in named.items()}

@@ -215,3 +215,63 @@ def test_wilson__covers_the_truth_95_percent_of_the_time_on_average() -> None:
 def test_groups__none_belongs_nowhere() -> None:
     found = metrics.groups(["a", None, "b", "a"])
     assert {key: rows.tolist() for key, rows in found.items()} == {"a": [0, 3], "b": [2]}
+
+
+def test_bootstrap__as_the_obvious_loop_over_the_same_draws() -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 6, 80).astype(np.int64)
+    predicted = np.where(rng.random(80) < 0.6, labels, rng.integers(0, 7, 80)).astype(np.int64)
+    found = metrics.bootstrap(labels, predicted, 7, resamples=200, seed=5)
+    again, values = np.random.default_rng(5), []
+    for _ in range(200):
+        rows = again.integers(0, 80, 80)
+        matrix = metrics.confusion(labels[rows], predicted[rows], 7)
+        values.append(
+            (
+                np.mean(labels[rows] == predicted[rows]),
+                metrics.class_mean(matrix),
+                metrics.macro_f1(matrix),
+            )
+        )
+    expected = np.quantile(np.array(values), [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose([found.top1, found.class_mean, found.macro_f1], expected)
+    with pytest.raises(ValueError, match="no rows"):
+        metrics.bootstrap(labels[:0], predicted[:0], 7)
+
+
+def test_bootstrap__of_a_share_is_near_wilsons_interval() -> None:
+    labels = np.zeros(400, np.int64)
+    predicted = (np.arange(400) >= 300).astype(np.int64)
+    low, high = metrics.bootstrap(labels, predicted, 2).top1
+    wilson = metrics.wilson(300, 400)
+    assert (low, high) == pytest.approx(wilson, abs=0.01)
+
+
+def test_calibration__worked_example_and_edges() -> None:
+    confidence = np.array([0.95, 0.85, 0.85, 0.15, 1.0, 0.0])
+    right = np.array([True, True, False, False, True, True])
+    found = metrics.calibration(confidence, right, bins=10)
+    assert found.count.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 2, 2]
+    # 0: |0 - 1|, 1: |0.15 - 0|, 8: |0.85 - 0.5| twice, 9: |0.975 - 1| twice
+    assert found.error == pytest.approx((1 + 0.15 + 2 * 0.35 + 2 * 0.025) / 6)
+    assert math.isnan(found.accuracy[4])
+    assert math.isnan(metrics.calibration(confidence[:0], right[:0]).error)
+
+
+def test_calibration__of_honest_confidences_is_near_zero() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 50_000)
+    honest = rng.random(50_000) < confidence
+    assert metrics.calibration(confidence, honest).error < 0.01
+    assert metrics.calibration(confidence, np.zeros(50_000, bool)).error > 0.5
+
+
+def test_confidences__are_the_largest_softmax_probability() -> None:
+    rng = np.random.default_rng(1)
+    embeds, classes = (metrics.normalise(rng.normal(size=(n, 8))) for n in (50, 9))
+    logits = 20.0 * (embeds.astype(np.float64) @ classes.T)
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        metrics.confidences(embeds, classes, 20.0, chunk=7), softmax.max(1), rtol=1e-6
+    )
+    assert metrics.confidences(embeds[:0], classes, 20.0).shape == (0,)

@@ -53,7 +53,7 @@ def test_figures__are_those_of_openshape_and_uni3d_to_the_last_digit(seed: int) 
     features = (texts.mean(1)[labels] + 0.9 * rng.normal(size=(n, width))).astype(np.float32)
     ours_texts = normalise(normalise(texts).mean(1))
     label_set = LabelSet(names, {name: i for i, name in enumerate(names)}, "test")
-    ours = figures(normalise(features), ours_texts, labels, label_set)["metrics"]
+    ours = figures(normalise(features), ours_texts, labels, label_set, 100.0)["metrics"]
     theirs = openshape(features, ours_texts, labels)
     assert 0.2 < theirs["top1"] < 0.9
     for name, value in {**theirs, **uni3d(features, texts, labels)}.items():
