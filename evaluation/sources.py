@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evaluation.embeddings import EmbeddingRows, ModelInfo, normalise
 from evaluation.student import Student
 from evaluation.teachers import require_same_teacher
-from pipeline.common import InputError
+from pipeline.common import InputError, content_hash
 from pipeline.shards import Batch, ShardSet, decode_xyz
 
 F32 = NDArray[np.float32]
@@ -41,30 +41,65 @@ class Encoder(Protocol):
 class StudentEncoder:
     """The student on the clouds.
 
+    With several ``draws`` a cloud's embedding is the mean over as many samples of its points,
+    normalised: the first is the one that the student was trained on, the prefix in farthest-point
+    order; each further one takes half of the cloud's points, chosen by (seed, uid, draw), in
+    farthest-point order of their own.
+
     Raises ``InputError`` when the shards have another teacher, or clouds that are too small.
     """
 
     columns: tuple[str, ...] = ("xyz", "rgb", "has_color")
 
-    def __init__(self, student: Student, shards: ShardSet) -> None:
+    def __init__(self, student: Student, shards: ShardSet, draws: int = 1, seed: int = 0) -> None:
         name, manifest = shards.storage.root, shards.manifest
         checkpoint = f"checkpoint {student.model.name}"
         require_same_teacher(student.teacher, checkpoint, manifest.teacher, f"shards {name}")
-        if manifest.n_points < student.n_points:
+        needed = student.n_points if draws == 1 else 2 * student.n_points
+        if manifest.n_points < needed:
+            told = f"trained on {student.n_points}"
+            if draws > 1:
+                told += f", and --draws {draws} needs twice as many to choose from"
             raise InputError(
-                f"{name}: clouds of {manifest.n_points} points, but {checkpoint} was trained on "
-                f"{student.n_points}; make shards with at least that many points"
+                f"{name}: clouds of {manifest.n_points} points, but {checkpoint} was {told}; "
+                "make shards with at least that many points"
             )
         self.student, self.model = student, student.model
+        self.draws, self.seed = draws, seed
 
     def __call__(self, batch: Batch, rows: NDArray[np.int64], /) -> F32:
         """Embed the clouds of ``rows``."""
+        found = self.each_draw(batch, rows)
+        return found[0] if self.draws == 1 else normalise(found.mean(0))
+
+    def each_draw(self, batch: Batch, rows: NDArray[np.int64]) -> F32:
+        """(draws, len(rows), D): the embeddings of every draw by itself, L2-normalised."""
         assert batch.xyz is not None
         assert batch.rgb is not None
         assert batch.has_color is not None
-        n = self.student.n_points  # only the prefix that the model takes is decoded
-        xyz = decode_xyz(batch.xyz[rows, :n])
-        return self.student.embed(xyz, batch.rgb[rows, :n], batch.has_color[rows])
+        n, colored = self.student.n_points, batch.has_color[rows]
+        found = []
+        for draw in range(self.draws):
+            if draw == 0:  # only the prefix that the model takes is decoded
+                xyz, rgb = decode_xyz(batch.xyz[rows, :n]), batch.rgb[rows, :n]
+            else:
+                clouds = [self._drawn(batch, int(row), draw) for row in rows]
+                xyz = np.stack([points for points, _ in clouds]) if clouds else xyz[:0]
+                rgb = np.stack([colors for _, colors in clouds]) if clouds else rgb[:0]
+            found.append(self.student.embed(xyz, rgb, colored))
+        return np.stack(found)
+
+    def _drawn(self, batch: Batch, row: int, draw: int) -> tuple[F32, NDArray[np.uint8]]:
+        from pipeline.points import farthest_point_order
+
+        assert batch.xyz is not None
+        assert batch.rgb is not None
+        own = int(content_hash(f"{self.seed}/{batch.uid[row]}/{draw}")[:15], 16)
+        pool = len(batch.xyz[row])
+        chosen = np.random.default_rng(own).permutation(pool)[: pool // 2]
+        points = decode_xyz(batch.xyz[row, chosen])
+        order = farthest_point_order(points, self.student.n_points)[: self.student.n_points]
+        return points[order], batch.rgb[row, chosen[order]]
 
 
 class ViewsEncoder:

@@ -17,6 +17,14 @@ WIDE = 110  # columns of a terminal from which on intervals fit
 def zeroshot_tables(record: Record) -> None:
     """The figures of one classification, its worst classes and confusions."""
     comparison_tables([record])
+    drawn = record.get("draws")
+    if drawn:
+        top1, each = drawn["top1"], drawn["top1"]["each"]
+        out.print(
+            f"top-1 of one draw of points, percent: {100 * top1['mean']:.1f} ± "
+            f"{100 * top1['sd']:.1f} (sd over {len(each)}); above: of their mean embedding",
+            highlight=False,
+        )
     rated = [row for row in record["per_class"] if row["count"]]
     worst = sorted(rated, key=lambda row: (row["recall"], row["name"]))[:5]
     rows = [

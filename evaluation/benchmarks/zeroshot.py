@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from evaluation.benchmarks.labels import LabelSet
 from evaluation.results import plain, proportion, result_record
-from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows
+from evaluation.sources import (
+    Advance,
+    Encoder,
+    StudentEncoder,
+    no_rows,
+    shards_data,
+    split_rows,
+)
 from evaluation.teachers import QueryTeacher, require_same_teacher
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
@@ -43,7 +50,8 @@ def zeroshot(
     ours = shards.manifest.teacher
     require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
     classes_CD = teacher.encode_prompts(labels.names, list(templates))
-    uids, truth, vectors = [], [], []
+    uids, truth, vectors, drawn = [], [], [], []
+    several = isinstance(encoder, StudentEncoder) and encoder.draws > 1
     n_unlabelled = n_outside = 0
     for batch in shards.batches(["category", "split", *encoder.columns]):
         rows = split_rows(batch, split)
@@ -53,7 +61,11 @@ def zeroshot(
         keep = np.asarray([i for i, label in enumerate(found) if label is not None], np.int64)
         n_outside += len(rows) - len(keep)
         if len(keep):
-            vectors.append(encoder(batch, rows[keep]))
+            if isinstance(encoder, StudentEncoder) and several:
+                drawn.append(encoder.each_draw(batch, rows[keep]))
+                vectors.append(metrics.normalise(drawn[-1].mean(0)))
+            else:
+                vectors.append(encoder(batch, rows[keep]))
             truth += [label for label in found if label is not None]
             uids += [batch.uid[row] for row in rows[keep]]
         if advance:
@@ -75,13 +87,33 @@ def zeroshot(
         "interval": "95 % Wilson; of class mean and macro F1 bootstrap over rows (percentile)",
         "calibration": "softmax of cosine times the teacher's logit scale, 15 bins",
     }
+    if isinstance(encoder, StudentEncoder):
+        protocol |= {"draws": encoder.draws, "draw_seed": encoder.seed}
     data = shards_data(shards, split)
     name = benchmark or data["dataset"] or data["name"]
     record = result_record("zeroshot", name, encoder.model, ours, data, uids, protocol)
     measured = figures(
         np.concatenate(vectors), classes_CD, np.asarray(truth), labels, ours.logit_scale
     )
+    if several:
+        measured["draws"] = spread(np.concatenate(drawn, 1), classes_CD, np.asarray(truth))
     return {**record, **measured}
+
+
+def spread(
+    embeds_KBD: NDArray[np.float32], classes_CD: NDArray[np.float32], truth: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Accuracies of every draw of points by itself, their mean and standard deviation."""
+    found: dict[str, Any] = {}
+    ranks = [metrics.class_ranks_chunked(e, classes_CD, truth).rank for e in embeds_KBD]
+    for k in TOP_K:
+        shares = [metrics.topk_accuracy(rank, k) for rank in ranks]
+        found[f"top{k}"] = {
+            "mean": float(np.mean(shares)),
+            "sd": float(np.std(shares, ddof=1)),
+            "each": shares,
+        }
+    return found
 
 
 def figures(

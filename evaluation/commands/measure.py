@@ -13,6 +13,7 @@ from evaluation.commands.options import (
     CheckpointOption,
     DeviceOption,
     ResultOption,
+    SeedOption,
     ShardsOption,
     SplitOption,
     TeacherOption,
@@ -52,6 +53,13 @@ def zeroshot(
         ),
     ] = "manifest",
     split: SplitOption = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            "--draws", min=1, help="Samples of each cloud to average; their spread is told."
+        ),
+    ] = 1,
+    seed: SeedOption = 0,
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
     teacher: TeacherOption = None,
@@ -76,7 +84,9 @@ def zeroshot(
     opened = ShardSet.open(shards)
     prompts = load_templates(templates, opened.manifest)
     classes = from_file(labels) if labels else from_categories(split_categories(opened, split))
-    encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
+    encoder = make_encoder(
+        opened, checkpoint, teacher_views, views, device, batch_size, draws, seed
+    )
     tower = teachers.open_teacher(opened.manifest.teacher, teacher, pick_device(device))
     with ProgressBar("zeroshot", len(opened), "objects") as bar:
         record = run(

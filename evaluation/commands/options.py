@@ -52,6 +52,8 @@ def make_encoder(
     views: str,
     device: str,
     batch_size: int,
+    draws: int = 1,
+    seed: int = 0,
 ) -> Encoder:
     """The encoder that the options name. Raises ``InputError`` that names the option."""
     from evaluation.sources import StudentEncoder, ViewsEncoder
@@ -62,5 +64,8 @@ def make_encoder(
     if views not in ("mean", "first"):
         raise InputError(f"--views {views}: use mean or first")
     if checkpoint is not None:
-        return StudentEncoder(load_student(checkpoint, pick_device(device), batch_size), shards)
+        student = load_student(checkpoint, pick_device(device), batch_size)
+        return StudentEncoder(student, shards, draws, seed)
+    if draws > 1:
+        raise InputError("--draws: are of points; leave it out with --teacher-views")
     return ViewsEncoder(shards, "mean" if views == "mean" else "first")

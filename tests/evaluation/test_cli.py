@@ -193,6 +193,19 @@ def test_encode__teacher_views_and_float16(
     assert "text or image" in error
 
 
+def test_zeroshot__several_draws_tell_their_spread(command: Cli, fakes: Path, shards: Path) -> None:
+    common = ("zeroshot", "--shards", shards, "--checkpoint", fakes)
+    one, three = command.json(*common), command.json(*common, "--draws", 3, "--seed", 7)
+    assert "draws" not in one
+    assert (one["protocol"]["draws"], three["protocol"]["draws"]) == (1, 3)
+    found = three["draws"]["top1"]
+    # The stand-in reads its first points, so other points tell it nothing.
+    assert found["each"][0] == one["metrics"]["top1"]["value"]
+    assert found["mean"] == pytest.approx(np.mean(found["each"]))
+    assert found["sd"] == pytest.approx(np.std(found["each"], ddof=1))
+    assert found["sd"] > 0.1
+
+
 def test_refusals__each_is_one_line_with_a_remedy(
     command: Cli, fakes: Path, shards: Path, indexed: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +233,7 @@ def test_refusals__each_is_one_line_with_a_remedy(
         (("zeroshot", "--shards", shards), "either --checkpoint"),
         (("zeroshot", "--shards", shards, "--teacher-views", "--checkpoint", fakes), "either"),
         (("zeroshot", "--shards", shards, "--teacher-views", "--views", "x"), "mean or first"),
+        (("zeroshot", "--shards", shards, "--teacher-views", "--draws", "2"), "--draws: are of"),
         (("zeroshot", "--shards", tmp_path, "--teacher-views"), "not a shard set"),
         (("zeroshot", "--shards", other, "--checkpoint", fakes), "fingerprints differ"),
         (("zeroshot", "--shards", other, "--teacher-views"), "fingerprints differ"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,42 @@ def test_load_student__a_real_checkpoint_embeds_as_its_backbone_does(tmp_path: P
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     with pytest.raises(InputError):
         load_student(tmp_path / "none")
+
+
+def test_encoder__draws_are_averaged_seeded_and_independent_of_the_batch(shards: Path) -> None:
+    opened = ShardSet.open(shards)
+    batch = opened.read(opened.row_groups[0], ["xyz", "rgb", "has_color"])
+    rows = np.arange(6)
+    one = StudentEncoder(world.student(), opened)
+    three = StudentEncoder(world.student(), opened, draws=3, seed=4)
+    each = three.each_draw(batch, rows)
+    assert each.shape == (3, 6, world.D)
+    np.testing.assert_array_equal(each[0], one(batch, rows))
+    np.testing.assert_allclose(
+        three(batch, rows), each.mean(0) / np.linalg.norm(each.mean(0), axis=1, keepdims=True),
+        atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_array_equal(three.each_draw(batch, rows[4:])[:, 0], each[:, 4])
+    other = StudentEncoder(world.student(), opened, draws=3, seed=5).each_draw(batch, rows)
+    assert not np.array_equal(other[1], each[1])
+    # A further draw is points of the cloud, farthest from each other first.
+    points, colors = three._drawn(batch, 2, 1)
+    assert batch.xyz is not None
+    assert batch.rgb is not None
+    pool = {
+        (*xyz, *rgb)
+        for xyz, rgb in zip(batch.xyz_float()[2].tolist(), batch.rgb[2].tolist(), strict=True)
+    }
+    drawn = [(*p, *c) for p, c in zip(points.tolist(), colors.tolist(), strict=True)]
+    assert len(drawn) == len(set(drawn)) == 32
+    assert set(drawn) <= pool
+    gaps = [np.linalg.norm(points[:i] - points[i], axis=1).min() for i in range(1, len(points))]
+    assert all(a >= b - 1e-6 for a, b in pairwise(gaps))
+
+
+def test_encoder__draws_need_points_to_choose_from(tmp_path: Path) -> None:
+    opened = ShardSet.open(world.make_shards(tmp_path / "s", count=4))
+    student, _ = recording(n_points=40)
+    StudentEncoder(student, opened)
+    with pytest.raises(InputError, match="--draws 2 needs twice as many"):
+        StudentEncoder(student, opened, draws=2)
