@@ -12,7 +12,8 @@ import importlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,23 +88,56 @@ def load_captioner(spec: str, device: str = "cpu", **options: Any) -> Captioner:
     transformers = _transformers()
     import torch
 
-    path = Path(spec).expanduser()
-    name = str(path) if path.is_dir() else spec
-    if not path.is_dir() and (path.is_absolute() or spec.startswith(("./", "../", "~"))):
-        raise InputError(f"--captioner {spec}: no such folder; give a model's folder or a hub id")
+    name = _model_name(spec)
     dtype = torch.float16 if device == "cuda" else torch.float32
+    with _loading(spec, transformers):
+        model = _auto(transformers).from_pretrained(name, torch_dtype=dtype)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return Captioner(model, image_processor, tokenizer, device, **options)
+
+
+def check_captioner(spec: str) -> None:
+    """Find out before a run begins whether its workers will be able to load a captioner.
+
+    Reads no weights. Raises ``InputError`` as ``load_captioner`` does.
+    """
+    transformers = _transformers()
+    identity(spec)
+    with _loading(spec, transformers):
+        config = transformers.AutoConfig.from_pretrained(_model_name(spec))
+        # What ``from_pretrained`` asks as well, after the weights were fetched.
+        if type(config) not in _auto(transformers)._model_mapping:
+            raise ValueError(f"a model of the kind {config.model_type} makes no captions")
+
+
+def _model_name(spec: str) -> str:
+    """The folder, or the hub id, that a captioner is loaded from. Raises ``InputError``."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or spec.startswith(("./", "../", "~")):
+        raise InputError(f"--captioner {spec}: no such folder; give a model's folder or a hub id")
+    return spec
+
+
+def _auto(transformers: Any) -> Any:
+    """The class that finds the model class of a captioner; its name changed."""
+    return getattr(transformers, "AutoModelForImageTextToText", None) or getattr(
+        transformers, "AutoModelForVision2Seq", None
+    )
+
+
+@contextmanager
+def _loading(spec: str, transformers: Any) -> Iterator[None]:
+    """Around what ``transformers`` loads: it keeps quiet, and whatever it raises is one error."""
     previous = logging.getLogger("transformers").level
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            auto: Any = getattr(transformers, "AutoModelForImageTextToText", None) or getattr(
-                transformers, "AutoModelForVision2Seq", None
-            )
-            model = auto.from_pretrained(name, torch_dtype=dtype)
-            image_processor = transformers.AutoImageProcessor.from_pretrained(name)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            yield
     except Exception as error:  # transformers and its hub client raise many kinds
         lines = str(error).strip().splitlines()
         raise InputError(
@@ -112,15 +146,14 @@ def load_captioner(spec: str, device: str = "cpu", **options: Any) -> Captioner:
         ) from error
     finally:
         logging.getLogger("transformers").setLevel(previous)
-    return Captioner(model, image_processor, tokenizer, device, **options)
 
 
 def identity(spec: str) -> dict[str, str]:
     """What a manifest says of a captioner: its name, and of a local folder the hash of its files.
 
-    Raises ``InputError`` for a folder without weights.
+    Raises ``InputError`` for a folder that is not there or has no weights.
     """
-    path = Path(spec).expanduser()
+    path = Path(_model_name(spec))
     if not path.is_dir():
         return {"name": spec}
     files = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))

@@ -20,10 +20,29 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_SCHEDULER_EVENTS": "0",
+    # Ray's own default is 15: beside any other program of the user the job would all but stand
+    # still. Who wants that writes `nice pipeline embed`.
+    "RAY_worker_niceness": "0",
+    # On a machine with much other work the defaults (60 s and 100 s) end what is merely slow.
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_agent_register_timeout_ms": "600000",
 }
 
 
 _PROBE_S = 10.0
+_STARTS = 3
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds a period; the process's own group is there
+
+
+def cores() -> int:
+    """How many CPUs this process may use: by its affinity, and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = _QUOTA.read_text().split()
+        limit = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # not Linux, an older kernel, or "max"
+        return count or 1
+    return max(1, min(count or 1, limit))
 
 
 def available(kind: str) -> float:
@@ -66,7 +85,7 @@ def running(
     """Join the cluster at ``address``, or start Ray here and stop it afterwards.
 
     Yields a function that counts the CPUs of the cluster as it is. ``worker_cpus`` is how many the
-    workers hold together on a Ray that is started here; None: all that the machine has.
+    workers hold together on a Ray that is started here; None: all that this process may use.
 
     A session that the caller has started is used and left running. Raises ``InputError`` when no
     cluster answers at ``address``.
@@ -86,7 +105,7 @@ def running(
     local: dict[str, Any] = {
         # One more than the render workers hold for good: the tasks between them need a slot, and
         # without one the graph would wait for ever.
-        "num_cpus": math.ceil(worker_cpus or os.cpu_count() or 1) + 1,
+        "num_cpus": math.ceil(worker_cpus or cores()) + 1,
         "object_store_memory": object_store_bytes,
         "include_dashboard": False,
     }
@@ -98,7 +117,7 @@ def running(
     with redirect_stdout(sys.stderr):
         try:
             with nullcontext() if address else _quiet():
-                ray.init(
+                _init(
                     # "local": without it Ray would join whatever runs on this machine.
                     address=address or "local",
                     log_to_driver=False,
@@ -107,10 +126,32 @@ def running(
                 )
         except ConnectionError as error:
             raise _unanswered(str(address)) from error
+        except ValueError as error:
+            if not address and object_store_bytes and "object store" in str(error):
+                raise InputError(
+                    f"--object-store: {object_store_bytes:,} bytes are too few for Ray; give 100MB "
+                    "or more"
+                ) from error
+            raise
         try:
             yield _cpus
         finally:
             ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    """``ray.init``; once more where Ray's own 30 s for the start are too few."""
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 def _probe(address: str) -> None:

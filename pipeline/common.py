@@ -60,6 +60,28 @@ def atomic_path(final: Path) -> Iterator[Path]:
         raise
 
 
+def check_place(final: Path, option: str, *, folder: bool = False) -> None:
+    """Ask before the work starts whether a file, or a folder, can be made at ``final``.
+
+    ``option`` is what the user gave it with, such as ``--out``. Raises ``InputError`` where the
+    other kind stands there already, where a file stands above it, and where nothing may be written.
+    """
+    if folder and final.exists() and not final.is_dir():
+        raise InputError(f"{option} {final}: a file; name a folder")
+    if not folder and final.is_dir():
+        raise InputError(f"{option} {final}: a folder; name a file")
+    place = final if folder and final.is_dir() else final.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{option} {final}: {place} is a file, not a folder; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{option} {final}: {place} may not be written to; name another place, or change its "
+            "permissions"
+        )
+
+
 def _fsync(path: Path) -> None:
     """Flush a file, or a directory and the files in it, to the disk."""
     targets = [path]

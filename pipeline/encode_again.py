@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.catalog import clean_temporaries
-from pipeline.common import InputError, versions
+from pipeline.common import InputError, check_place, versions
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
@@ -118,6 +118,7 @@ def encode_again(options: EncodeAgainOptions) -> EncodeAgainSummary:
     )
     wanted = new_manifest(source.manifest, teacher.info, teacher.precision, options.keep_images)
     manifest = create_or_open(options.out, wanted)
+    _tell_without_views(source.manifest, options)
     summary = EncodeAgainSummary(
         teacher=teacher.info.label, device=device, precision=teacher.precision
     )
@@ -183,6 +184,8 @@ def _check_out(source: ShardSet, out: str) -> None:
         same = there.root.rstrip("/") == source.storage.root.rstrip("/")
     if same:
         raise InputError(f"--out {out}: is the set that is to be encoded; name another folder")
+    if there.is_local:
+        check_place(Path(there.path), "--out", folder=True)  # before the teacher is loaded
 
 
 def _images(source: ShardSet, options: EncodeAgainOptions) -> ImageSet | None:
@@ -196,12 +199,15 @@ def _images(source: ShardSet, options: EncodeAgainOptions) -> ImageSet | None:
             f"--keep-images: {options.shards} keeps no pictures; leave the option out, or make "
             "the set again with `pipeline embed --keep-images webp`"
         )
-    if source.manifest.n_views or source.manifest.thumbnails:
+    return None
+
+
+def _tell_without_views(manifest: Manifest, options: EncodeAgainOptions) -> None:
+    if manifest.kept_images is None and (manifest.n_views or manifest.thumbnails):
         note(
             f"{options.shards} keeps no pictures: texts alone are encoded, and {options.out} has "
             "no views. To have them, make the set again with `pipeline embed --keep-images webp`"
         )
-    return None
 
 
 def _run(

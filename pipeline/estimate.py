@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 from pipeline.captions import CaptionJoin
 from pipeline.catalog import pending_sets
 from pipeline.cluster import available, running
+from pipeline.common import check_place
 from pipeline.console import print_table
 from pipeline.datasets.base import Record
-from pipeline.isolated import IsolatedProcessor
-from pipeline.job import EmbedOptions, compile_all, for_teachers, prepare
+from pipeline.isolated import IsolatedProcessor, compile_all
+from pipeline.job import EmbedOptions, for_teachers, prepare
 from pipeline.objects import Processed
 from pipeline.shards import Manifest, Row, create_or_open
 from pipeline.shards.manifest import MANIFEST
@@ -152,7 +153,7 @@ def estimate(
         cost=None if price_per_hour is None else hours * price_per_hour,
         price_per_hour=price_per_hour,
         basis=f"{len(good)} objects of {to_do:,}, drawn evenly, one after another on this machine; "
-        f"teachers on {targets.device}",
+        f"teachers on {targets.device}; the start of Ray and of the workers comes on top",
     )
 
 
@@ -188,6 +189,8 @@ def _draw(
 def _begun(target: Target) -> str | None:
     """The set of a target if it is there; checks that it fits."""
     storage = Storage.at(target.out)
+    if storage.is_local:
+        check_place(Path(storage.path), "--out", folder=True)
     if not storage.exists(MANIFEST) and not storage.list("part-", ".parquet"):
         return None
     create_or_open(target.out, target.manifest)  # writes nothing: it is there, or refused

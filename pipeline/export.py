@@ -30,7 +30,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, atomic_path
+from pipeline.common import InputError, atomic_path, check_place
 from pipeline.console import ProgressBar
 from pipeline.imports.exported import COLUMNS, KEY, MANIFEST_FILE, manifest_text, placed_texts
 from pipeline.shards import Manifest, Row, ShardSet
@@ -93,8 +93,7 @@ def export(
 def _check_out(source: ShardSet, out: Path, overwrite: bool) -> None:
     if "://" in str(out) or str(out).startswith(("s3:/", "gs:/")):
         raise InputError(f"--out {out}: not a local folder; export to one and copy it")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a file; name a folder")
+    check_place(out, "--out", folder=True)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise InputError(f"--out {out}: is there already; add --overwrite to replace it")
     if source.storage.is_local:

@@ -12,8 +12,9 @@ import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.catalog import pending_sets
@@ -21,9 +22,11 @@ from pipeline.cluster import available, running
 from pipeline.common import InputError
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
+from pipeline.isolated import compile_all
 from pipeline.ledger import Reporter, opened
+from pipeline.shards import ShardSet
 from pipeline.spool import Spool, SpoolReader, Todo, spooled
-from pipeline.stages import EmbedStage, EncodeSettings, EncodeStage, RenderStage, unpack
+from pipeline.stages import EmbedStage, EncodeSettings, EncodeStage, RenderStage, Written, unpack
 from pipeline.stages import write_stage as _write_stage
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 _IDLE_PASSES = 3  # in a row that finish nothing: then it is not the machines
 _WATCH_S = 2.0
 _SETTLE_S = 120.0
+_LEAVE_S = 15.0  # the same where the job is given up
+_ANSWER_S = 120.0
+_ROOM_S = 30.0
 
 
 def run_graph(
@@ -46,10 +52,9 @@ def run_graph(
     Raises ``InputError`` for what a worker found wrong, ``RuntimeError`` where passes finish
     nothing.
     """
-    from pipeline.job import compile_all
-
     compile_all(options.objects.renderer)
     total, idle = spool.total, 0
+    written: list[Written] = []
     held = options.workers * options.worker_cpus if options.workers else None
     with (
         ExitStack() as stack,
@@ -59,27 +64,29 @@ def run_graph(
         start = time.perf_counter()
         summary.start_seconds = start - begun
         bar = stack.enter_context(ProgressBar("embed", total, "objects"))
-        while True:
+        left = spool
+        while left.total:
             summary.passes += 1
-            lost = _pass(options, targets, spool, reporter, cpus(), bar)
-            _settle(reporter)
-            if lost is None:
-                break
-            left = stack.enter_context(
-                spooled(targets.targets[0].out, remaining(spool, options, targets))
-            )
-            idle = idle + 1 if left.total == spool.total else 0
+            lost = _guarded_pass(options, targets, left, reporter, cpus(), bar)
+            written = _ask(reporter, "written")
+            if sum(done.rows + done.failures for done in written) == total:
+                break  # without another look at the sets
+            failed = {uid for done in written for uid in done.failed}
+            todo = remaining(left, options, targets, failed)
+            before, left = left, stack.enter_context(spooled(targets.targets[0].out, todo))
+            idle = idle + 1 if left.total == before.total else 0
+            why = lost or "the job lost them"
             if idle >= _IDLE_PASSES:
-                raise RuntimeError(f"{left.total} of {total} objects cannot be done: {lost}")
-            spool = left
-            if not spool.total:
-                break
-            note(f"part of the cluster was lost; going on with {spool.total} objects ({lost})")
+                raise RuntimeError(f"{left.total} of {total} objects cannot be done: {why}")
+            if left.total:
+                note(f"part of the cluster was lost; going on with {left.total} objects ({why})")
         summary.seconds = time.perf_counter() - start
-        _sum_up(summary, reporter.call("written"), total)
+        _sum_up(summary, written)
+        if summary.embedded + summary.failed != total:
+            _recount(summary, spool, options, targets)
 
 
-def _sum_up(summary: EmbedSummary, written: list[Any], total: int) -> None:
+def _sum_up(summary: EmbedSummary, written: list[Written]) -> None:
     reasons: Counter[str] = Counter()
     texts: Counter[str] = Counter()
     stages: dict[str, float] = {}
@@ -93,9 +100,54 @@ def _sum_up(summary: EmbedSummary, written: list[Any], total: int) -> None:
     summary.reasons = dict(reasons.most_common())
     summary.texts = dict(sorted(texts.items()))
     summary.stage_seconds = {k: round(v, 3) for k, v in stages.items()}
-    gone = total - summary.embedded - summary.failed
-    if gone > 0:
-        raise RuntimeError(f"{gone} of {total} objects were lost by the job; run it again")
+
+
+def _recount(
+    summary: EmbedSummary, spool: Spool, options: EmbedOptions, targets: EncodeSettings
+) -> None:
+    """Count objects by what the sets hold: a writer may be lost after it wrote, untold."""
+    every = replace(options, retry_failures=True)
+    failed = {item.record.uid for item in remaining(spool, every, targets)}
+    found: dict[str, str] = {}
+    for target in targets.targets:
+        for failure in ShardSet.open(target.out).failures():
+            if failure.uid in failed:
+                found[failure.uid] = f"{failure.stage}: {failure.error}"
+    summary.embedded, summary.failed = spool.total - len(failed), len(failed)
+    summary.reasons = dict(Counter(found.values()).most_common())
+
+
+def _ask(reporter: Reporter, method: str, *arguments: Any) -> Any:
+    """The ledger's answer. Raises ``RuntimeError`` where there is none."""
+    from ray.exceptions import RayError
+
+    try:
+        return reporter.call(method, *arguments, timeout_s=_ANSWER_S)
+    except RayError as error:
+        raise RuntimeError(
+            f"Ray on this machine does not answer any more ({type(error).__name__}); "
+            "run the same command again to go on"
+        ) from error
+
+
+def _guarded_pass(
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    spool: Spool,
+    reporter: Reporter,
+    cpus: int,
+    bar: ProgressBar,
+) -> str | None:
+    """As ``_pass``; however it ends, nothing of it writes any more."""
+    try:
+        lost = _pass(options, targets, spool, reporter, cpus, bar)
+    except BaseException:
+        # The folder will be free for another run.
+        with contextlib.suppress(Exception):
+            _settle(reporter, kill=True, patience_s=_LEAVE_S)
+        raise
+    _settle(reporter, kill=lost is not None)
+    return lost
 
 
 def _pass(
@@ -111,12 +163,12 @@ def _pass(
 
     graph = _graph(options, targets, spool, cpus, reporter)
     try:
-        with _watching(reporter, options.node_grace_s):
+        with _watching(reporter, options, targets):
             for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for done in unpack(batch):
                     bar.advance(done.rows + done.failures)
     except Exception as error:
-        problem = reporter.call("problem")
+        problem = _ask(reporter, "problem")
         if problem is not None:
             raise InputError(problem) from error
         if isinstance(error, RayError) and _is_loss(error):
@@ -148,20 +200,29 @@ def _is_loss(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _watching(reporter: Reporter, grace_s: float) -> Iterator[None]:
+def _watching(reporter: Reporter, options: EmbedOptions, targets: EncodeSettings) -> Iterator[None]:
     """End, meanwhile, workers that wait for a machine that does not come back.
 
-    Their tasks then fail, which ends the pass: they would wait for ever.
+    Their tasks then fail, which ends the pass: they would wait for ever. Workers that no machine
+    has room for are waited for, since a cluster may grow, but not in silence.
     """
     import ray
 
     stop = threading.Event()
+    begun = time.monotonic()
 
     def watch() -> None:
+        told = False
         while not stop.wait(_WATCH_S):
             with contextlib.suppress(Exception):  # the pass itself tells what is wrong
-                for handle in reporter.call("stranded", grace_s):
+                late = reporter.call("stranded", options.node_grace_s, timeout_s=_ANSWER_S)
+                for handle in late:
                     ray.kill(handle, no_restart=True)
+                if not told and time.monotonic() - begun > _ROOM_S:
+                    lacking = _lacking(options, targets)
+                    told = lacking is not None
+                    if told:
+                        note(f"waiting for {lacking}: the cluster has none")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -169,21 +230,52 @@ def _watching(reporter: Reporter, grace_s: float) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(_ANSWER_S)
 
 
-def _settle(reporter: Reporter) -> None:
-    """Wait until no task of the pass that is over writes any more."""
-    reporter.epoch = reporter.call("next_pass")
-    deadline = time.monotonic() + _SETTLE_S
-    while reporter.call("writing"):
+def _lacking(options: EmbedOptions, targets: EncodeSettings) -> str | None:
+    """What a worker needs and no machine of the cluster has, if there is such a thing."""
+    import ray
+
+    needs = {"CPU": options.worker_cpus}
+    if targets.device == "cuda":
+        needs["GPU"] = options.encoder_gpus
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    for kind, need in needs.items():
+        if all(node.get(kind, 0) < need for node in nodes):
+            return f"a machine with {need:g} {kind}s"
+    return None
+
+
+def _settle(reporter: Reporter, kill: bool = False, patience_s: float = _SETTLE_S) -> None:
+    """Wait until no task of the pass that is over writes any more.
+
+    ``kill`` ends its workers first, whose work nobody waits for.
+    """
+    import ray
+
+    if kill:
+        for handle in _ask(reporter, "workers"):
+            with contextlib.suppress(Exception):  # some are gone
+                ray.kill(handle, no_restart=True)
+    reporter.epoch = _ask(reporter, "next_pass")
+    deadline = time.monotonic() + patience_s
+    while _ask(reporter, "writing"):
         if time.monotonic() > deadline:
             raise RuntimeError("a part is being written for minutes; run the same command again")
         time.sleep(0.2)
 
 
-def remaining(spool: Spool, options: EmbedOptions, targets: EncodeSettings) -> Iterator[Todo]:
-    """What of a spool the sets still lack, in its order."""
+def remaining(
+    spool: Spool,
+    options: EmbedOptions,
+    targets: EncodeSettings,
+    failed: Collection[str] = (),
+) -> Iterator[Todo]:
+    """What of a spool the sets still lack, in its order.
+
+    ``failed`` are uids of objects that failed in this job, which only another one tries again.
+    """
     reader = SpoolReader(spool.address)
     ahead: deque[Todo] = deque()
 
@@ -198,7 +290,7 @@ def remaining(spool: Spool, options: EmbedOptions, targets: EncodeSettings) -> I
         while (item := ahead.popleft()).record.uid != record.uid:
             pass
         places = tuple(place for place in item.places if place in lacking)
-        if places:
+        if places and record.uid not in failed:
             yield Todo(item.record, places)
 
 

@@ -22,9 +22,11 @@ from typing import Any
 
 from pipeline.datasets.base import Record
 from pipeline.objects import ObjectSettings, Processed, failure, prefer_throughput, process
+from pipeline.renderers import get_renderer
 from pipeline.shards import Failure
 
 _STARTS = 3  # of a child that dies before it is ready: then something is wrong with all of them
+_START_S = 1200.0  # for one to be ready: a shared disk may be slow, but not for ever
 _TRIES = 2  # of an object whose child dies: the kernel's out-of-memory killer may have chosen it
 _PR_SET_PDEATHSIG = 1
 
@@ -54,13 +56,18 @@ class IsolatedProcessor:
 
         Raises ``RuntimeError`` where no child can be started.
         """
-        for number, record in enumerate(records):
-            if number == 0:
-                self._send(record)
-            item = self._result(record)
-            if number + 1 < len(records):
-                self._send(records[number + 1])
-            yield item
+        if not records:
+            return
+        try:
+            self._send(records[0])
+            for number, record in enumerate(records):
+                item = self._result(record)
+                if number + 1 < len(records):
+                    self._send(records[number + 1])
+                yield item
+        except BaseException:  # left before the end: its answer must not pass for the next one's
+            self._drop()
+            raise
 
     def close(self) -> None:
         """Stop the child."""
@@ -121,6 +128,8 @@ class _Child:
     def send(self, record: Record) -> None:
         """Start on a record. Raises ``EOFError`` or ``OSError`` where the child is dead."""
         if not self._ready:
+            if not self._connection.poll(_START_S):
+                raise TimeoutError
             self._connection.recv_bytes()
             self._ready = True
         self._connection.send_bytes(pickle.dumps(record, protocol=5))
@@ -130,11 +139,11 @@ class _Child:
         """The result for the record. Raises ``TimeoutError``, ``EOFError`` where the child died."""
         left = self._sent + timeout_s - time.monotonic()
         try:
-            if not self._connection.poll(max(0.0, left)):
-                raise TimeoutError
-            return self._connection.recv_bytes()
-        except ConnectionError as error:
+            if self._connection.poll(max(0.0, left)):
+                return self._connection.recv_bytes()
+        except OSError as error:  # also where it died in the middle of an answer
             raise EOFError from error
+        raise TimeoutError
 
     def end(self) -> int | None:
         """Kill the child; its exit code where it was dead already."""
@@ -145,6 +154,21 @@ class _Child:
         self._connection.close()
         self._process.close()
         return code
+
+
+def compile_all(renderer: str) -> None:
+    """Compile what objects are processed with, or load it from numba's cache.
+
+    Done once before workers fan out, so that they do not all compile the same thing.
+    """
+    from pipeline.meshes.meshopt import compile_cached as compile_meshopt
+    from pipeline.resize import compile_cached as compile_resize
+
+    warm_up = getattr(get_renderer(renderer), "compile_cached", None)
+    if warm_up:
+        warm_up()
+    compile_resize()
+    compile_meshopt()
 
 
 def _serve(
@@ -160,6 +184,8 @@ def _serve(
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     prefer_throughput()
+    # A machine that joined the cluster compiles it now: not within the first object's time limit.
+    compile_all(settings.renderer)
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"ready")
         while True:

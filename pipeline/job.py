@@ -29,8 +29,7 @@ from pipeline.graph import run_graph
 from pipeline.lock import exclusive
 from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
-from pipeline.resize import compile_cached as compile_resize
-from pipeline.shards import Manifest, TeacherInfo, create_or_open
+from pipeline.shards import Manifest, TeacherInfo, create_or_open, taken_back, unstarted
 from pipeline.shards.storage import shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
 from pipeline.stages import EncodeSettings, Target
@@ -170,6 +169,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         captions = stack.enter_context(CaptionJoin(options.objects.captions.files))
         # Before anything is written: a file that names no object must not leave an empty set.
         captions.probe(islice(options.objects.dataset.records(), options.limit))
+        fresh = unstarted(set_names(options.teachers, options.out))
         targets = prepare(options)
         objects = for_teachers(options.objects, *(t.manifest.teacher for t in targets.targets))
         for target in targets.targets:
@@ -178,10 +178,11 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         summary = EmbedSummary(
             limit=options.max_failures, sets={t.spec: t.out for t in targets.targets}
         )
-        with to_do(options, targets, captions) as (spool, seen):
-            summary.skipped = seen - spool.total
-            if spool.total:
-                run_graph(replace(options, objects=objects), targets, spool, summary, begun)
+        with taken_back(fresh):
+            spool, seen = stack.enter_context(to_do(options, targets, captions))
+        summary.skipped = seen - spool.total
+        if spool.total:
+            run_graph(replace(options, objects=objects), targets, spool, summary, begun)
         if options.objects.captions.files:
             summary.texts.update(captions.counts)
             for line in captions.lines():
@@ -206,12 +207,17 @@ def prepare(options: EmbedOptions, write: bool = True) -> EncodeSettings:
     if device != "cuda" or torch.cuda.is_available():
         precision = choose_precision(precision, device)
     outs = set_names(options.teachers, options.out)
-    targets = []
-    for place, (spec, out) in enumerate(zip(options.teachers, outs, strict=True)):
-        info = load_teacher(spec, "cpu").info
-        manifest = build_manifest(options, info, place == 0, {"teacher_precision": precision})
-        targets.append(Target(spec, out, create_or_open(out, manifest) if write else manifest))
-    return EncodeSettings(tuple(targets), device, options.objects.captions, options.teacher_options)
+    told = {"teacher_precision": precision}
+    # All of them before any set is started: one may not be there.
+    manifests = [
+        build_manifest(options, load_teacher(spec, "cpu").info, place == 0, told)
+        for place, spec in enumerate(options.teachers)
+    ]
+    targets = tuple(
+        Target(spec, out, create_or_open(out, manifest) if write else manifest)
+        for spec, out, manifest in zip(options.teachers, outs, manifests, strict=True)
+    )
+    return EncodeSettings(targets, device, options.objects.captions, options.teacher_options)
 
 
 @contextmanager
@@ -237,17 +243,6 @@ def to_do(
 
     with spooled(outs[0], todo()) as spool:
         yield spool, seen
-
-
-def compile_all(renderer: str) -> None:
-    """Compile once what the workers share, before they fan out and all compile the same thing."""
-    from pipeline.meshes.meshopt import compile_cached as compile_meshopt
-
-    warm_up = getattr(get_renderer(renderer), "compile_cached", None)
-    if warm_up:
-        warm_up()
-    compile_resize()
-    compile_meshopt()
 
 
 def _device(name: str, address: str | None) -> str:

@@ -76,8 +76,9 @@ class Ledger:
 
     def begin_write(self, key: str, epoch: int, node: str) -> int:
         """Start to write a part; how often that was begun before, -1 where it must not be."""
-        if epoch != self._epoch:
+        if epoch < self._epoch:
             return -1
+        self._epoch = epoch  # it is behind where this actor was lost and began anew
         before = int(key in self._begun)
         self._begun.add(key)
         self._writes[key] = node
@@ -88,6 +89,14 @@ class Ledger:
         self._writes.pop(key, None)
         self._written[key] = written
         self._starts.clear()
+
+    def give_up_write(self, key: str) -> None:
+        """The writing of a part was cut short; what of it is there is not known."""
+        self._writes.pop(key, None)
+
+    def workers(self) -> list[Any]:
+        """Handles of the workers of this pass."""
+        return [handle for handle, _ in self._workers.values()]
 
     def next_pass(self) -> int:
         """Let no task of this pass write any more; number of the next one.
@@ -126,11 +135,11 @@ class Reporter:
     def __init__(self, handle: Any, epoch: int = 0) -> None:
         self.handle, self.epoch = handle, epoch
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """The answer of ``Ledger.method``."""
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        """The answer of ``Ledger.method``. Raises ``RayError`` where none comes in time."""
         import ray
 
-        return ray.get(getattr(self.handle, method).remote(*arguments))
+        return ray.get(getattr(self.handle, method).remote(*arguments), timeout=timeout_s)
 
     def node(self) -> str:
         """The id of the node that this process runs on."""
@@ -203,8 +212,12 @@ class Guard:
         before = reporter.call("begin_write", key, reporter.epoch, reporter.node())
         if before < 0:
             raise RuntimeError("this pass is over")
-        with self.telling():
-            yield before > 0, lambda written: reporter.call("end_write", key, written)
+        try:
+            with self.telling():
+                yield before > 0, lambda written: reporter.call("end_write", key, written)
+        except BaseException:  # or the driver would wait for it
+            reporter.call("give_up_write", key)
+            raise
 
 
 @contextmanager

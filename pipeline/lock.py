@@ -40,14 +40,20 @@ def exclusive(out: str) -> Iterator[None]:
         with _remote(storage):
             yield
         return
-    path = Path(storage.join(".lock"))
-    with path.open("w") as stream:
+    with storage.writing(".lock"):  # the folder may be one that others alone may write to
+        stream = Path(storage.join(".lock")).open("w")  # noqa: SIM115 (below)
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 f"{shown(out)}: another run is at work on this folder; wait for it or use another "
                 "--out"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{shown(out)}: files cannot be locked here ({error.strerror or error}), so that "
+                "two runs could get in each other's way; use another --out"
             ) from error
         yield
 
@@ -91,7 +97,8 @@ def _refuse_others(storage: Storage, ours: str) -> None:
     for name, info in locks.items():
         if name == ours or info.type == pafs.FileType.NotFound:
             continue
-        age = (now - info.mtime).total_seconds()
+        # Not every store tells the time: there a lock holds until someone removes it.
+        age = (now - info.mtime).total_seconds() if now and info.mtime else 0.0
         if age > STALE_S or _is_dead(storage, name):
             storage.delete(name)
         else:

@@ -104,9 +104,11 @@ def sample_points(mesh: Mesh, count: int = 10_000, seed: int = 0, n_fps: int = 2
 def farthest_point_order(xyz: F32, n_fps: int) -> I64:
     """A permutation of the N points whose first ``n_fps`` are a farthest-point sample.
 
-    It starts at the point farthest from the mean; every next one is farthest from those before it
-    (Gonzalez 1985), ties going either way. The other points keep their order, which is random
-    where they were drawn independently.
+    Every point after the first is farthest from those before it (Gonzalez 1985), ties going either
+    way. The first is the farthest from the mean where there are too few points for buckets; else
+    it is any one, though always the same of the same points: fpsample's bucket sampler reorders
+    them before it looks up the start that it was given. The other points keep their order, which
+    is random where they were drawn independently.
     """
     if n_fps < 1:
         return np.arange(len(xyz))

@@ -45,9 +45,7 @@ def contact_sheet(
     Raises ``InputError`` for another suffix, no images, labels that are not one per image, or a
     limit that cannot be met.
     """
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: unknown image suffix; use .jpg, .png or .webp")
+    kind = check_suffix(path)
     if images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise InputError(f"{path}: nothing to draw; give at least one picture")
     if len(labels) != len(images):
@@ -64,6 +62,14 @@ def contact_sheet(
             f"{path}: {len(images)} pictures do not fit into {max_bytes} bytes; "
             "give fewer or a larger limit"
         )
+
+
+def check_suffix(path: Path) -> str:
+    """The image format that the suffix of ``path`` names. Raises ``InputError`` for another one."""
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{path}: unknown image suffix; use .jpg, .png or .webp")
+    return kind
 
 
 def render_preview(

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -95,25 +96,31 @@ def spooled(out: str, todo: Iterable[Todo]) -> Iterator[Spool]:
     """Write what there is to do to a hidden file in ``out``, and remove it in the end."""
     storage = Storage.at(out)
     name = f".tmp-records-{uuid.uuid4().hex[:12]}.parquet"
-    total = 0
     try:
-        with (
-            storage.create(name) as stream,
-            pq.ParquetWriter(stream, _SCHEMA) as writer,
-        ):
-            rows: list[dict[str, Any]] = []
-            for item in todo:
-                rows.append({**asdict(item.record), "places": list(item.places)})
-                total += 1
-                if len(rows) == GROUP:
-                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-                    rows = []
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        total = _write(storage, name, todo)
         # Workers run in other folders: a local path must be a full one.
         yield Spool(within(storage.path if storage.is_local else storage.root, name), total)
     finally:
         storage.delete(name)
+
+
+def _write(storage: Storage, name: str, todo: Iterable[Todo]) -> int:
+    """Write the file; how many records it holds. Raises ``InputError`` where it cannot be."""
+    total, items = 0, iter(todo)
+    with storage.writing(name):
+        stream = storage.create(name)
+        writer = pq.ParquetWriter(stream, _SCHEMA)
+    try:
+        while rows := [
+            {**asdict(item.record), "places": list(item.places)} for item in islice(items, GROUP)
+        ]:
+            with storage.writing(name):
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+            total += len(rows)
+    finally:
+        with storage.writing(name), stream:
+            writer.close()
+    return total
 
 
 def with_split(record: Record, holdout: float) -> Record:

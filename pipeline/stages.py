@@ -119,6 +119,12 @@ class Renderer:
         for item, done in zip(items, todo, strict=True):
             yield item, done.places
 
+    def alone(self, todo: Todo, times: int) -> list[Item]:
+        """One object that may be what a worker died at; ``times`` it was for certain."""
+        if times >= GIVE_UP:
+            return [(_lost(todo.record, "process", times), todo.places)]
+        return list(self.processed([todo]))
+
 
 def _lost(record: Record, stage: str, times: int) -> Failure:
     told = f"its worker died {times + 1} times with it; it may need more memory than there is"
@@ -149,10 +155,9 @@ class RenderStage:
                 return
             for one in todo:  # a worker died at one of these
                 with self._guard.attempt(one.record.uid) as times:
-                    if times >= GIVE_UP:
-                        yield pack([(_lost(one.record, "process", times), one.places)])
-                    else:
-                        yield pack(list(self._renderer.processed([one])))
+                    items = self._renderer.alone(one, times)
+                # Here, since it may wait for those that read it: that is no work on the object.
+                yield pack(items)
 
 
 class EncodeStage:
@@ -196,7 +201,8 @@ class EncodeStage:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode what ``RenderStage`` yields."""
         items: list[Item] = unpack(batch)
-        with self._guard.attempt(f"encode {_uid(items[0][0])}") as lost:
+        # Not the first object's own key: that object would answer for the death of any other.
+        with self._guard.attempt(f"encode from {_uid(items[0][0])}") as lost:
             if not lost:
                 return pack(self.encoded(items))
             done: list[Done] = []
@@ -270,11 +276,7 @@ class EmbedStage:
                 return pack(done)
             for one in todo:  # a worker died at one of these
                 with self._guard.attempt(one.record.uid) as times:
-                    if times >= GIVE_UP:
-                        items = [(_lost(one.record, "process", times), one.places)]
-                    else:
-                        items = list(self._renderer.processed([one]))
-                    done += self._encode.encoded(items)
+                    done += self._encode.encoded(self._renderer.alone(one, times))
         return pack(done)
 
 
@@ -329,6 +331,7 @@ def _summed(items: Sequence[Done], write_seconds: float) -> Written:
     return Written(
         rows=len(items) - len(failed),
         failures=len(failed),
+        failed=tuple(item.uid for item in failed),
         reasons=Counter(f"{item.stage}: {item.error}" for item in failed),
         seconds=seconds,
         texts=texts,
@@ -341,6 +344,7 @@ class Written:
 
     rows: int  # objects
     failures: int  # objects
+    failed: tuple[str, ...]  # their uids
     reasons: Counter[str]
     seconds: dict[str, float]
     texts: Counter[str]

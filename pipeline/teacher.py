@@ -108,8 +108,14 @@ def _load_local_dir(
     weights = sorted(path.glob("open_clip_model.*"))
     if not weights:
         raise InputError(f"{path}: no open_clip_model.safetensors in the teacher folder")
-    config = json.loads(config_path.read_text())["model_cfg"]
-    merges = config["text_cfg"].get("vocab_size", 0) - _BYTE_TOKENS - _SPECIAL_TOKENS
+    try:
+        config = dict(json.loads(config_path.read_text(encoding="utf-8"))["model_cfg"])
+        merges = int(config["text_cfg"].get("vocab_size", 0)) - _BYTE_TOKENS - _SPECIAL_TOKENS
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"{config_path}: not the configuration of an open_clip model ({error!r}); it needs "
+            "`model_cfg` with `vision_cfg` and `text_cfg`"
+        ) from error
     shortened = 0 < merges < _full_merges() and "hf_tokenizer_name" not in config["text_cfg"]
     model, tokenizer = _create(
         f"local-dir:{path}", f"local-dir:{path}", None, shortened_bpe(merges) if shortened else None
@@ -162,7 +168,9 @@ def _create(
     force_quick_gelu: bool = False,
 ) -> tuple[torch.nn.Module, Any]:
     shown = f"{model_name}:{pretrained}" if pretrained else model_name
-    logging.getLogger("open_clip").setLevel(logging.ERROR)
+    # What fails is told in one line below, not in one for each attempt at a download.
+    for library in ("open_clip", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

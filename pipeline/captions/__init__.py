@@ -19,6 +19,7 @@ from pipeline.captions.files import CaptionFile, parse_caption_file
 from pipeline.captions.join import CaptionJoin
 from pipeline.captions.templates import DEFAULT_TEMPLATES, NAME_SOURCES, article, expand, fill
 from pipeline.captions.texts import (
+    SOURCES,
     CaptionOptions,
     Texts,
     clean_text,
@@ -32,6 +33,7 @@ __all__ = [
     "GENERIC_NAMES",
     "NAME_SOURCES",
     "NOISE_TAGS",
+    "SOURCES",
     "CaptionFile",
     "CaptionJoin",
     "CaptionOptions",

@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 from pipeline.captions.noise import (
+    CAMERA_NAME,
     GENERIC_NAMES,
     NAME_ENDS,
     NAME_PREFIX,
@@ -31,8 +32,9 @@ _SUFFIX = (
     r"\.(?:glb|gltf|obj|ply|stl|off|dae|fbx|blend|3ds|usdz?|usdc|x3d|wrl|step|stp|abc|zip"
     r"|max|ma|mb)"
 )
-_EXTENSION = re.compile(_SUFFIX + "$", re.IGNORECASE)
-_FILE_NAME = re.compile(rf"(?<=[\w-]){_SUFFIX}\b", re.IGNORECASE)
+_PICTURE_SUFFIX = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|psd|mp4|pdf)"
+_EXTENSION = re.compile(rf"(?:{_SUFFIX}|{_PICTURE_SUFFIX})$", re.IGNORECASE)
+_FILE_NAME = re.compile(rf"(?<=[\w-])(?:{_SUFFIX}|{_PICTURE_SUFFIX})\b", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # A hyphen parts words too, but not after a single letter (t-rex); a point in a number stays.
 _SEPARATORS = re.compile(r"[_\s+~|,;:()\[\]{}]+|(?<!\d)\.|\.(?!\d)|(?<!\b[^\W\d_])-|-(?![^\W\d_])")
@@ -93,6 +95,8 @@ def _name_once(raw: str) -> str:
         _SPACED_SLASH.sub(" ", _ADDRESS.sub(" ", plain(raw))).strip().replace("\\", "/").rstrip("/")
     )
     text = _UUID.sub(" ", _EXTENSION.sub("", text.rsplit("/", 1)[-1]))
+    if CAMERA_NAME.fullmatch(text.strip()):
+        return ""
     for piece in reversed(text.split("__")):
         words = _words(NAME_PREFIX.sub("", piece))
         name = NAME_ENDS.sub("", " ".join(words)).strip()
@@ -142,7 +146,8 @@ def _caption_once(raw: str) -> str:
     text = _DOTS.sub("...", _REPEATED.sub(r"\1", _EMPTY_BRACKETS.sub(" ", text)))
     text = _BEFORE_POINT.sub(r"\1\2", " ".join(text.split()))
     text = cut(text.lstrip(_START_EDGES).rstrip(_END_EDGES), MAX_CAPTION)
-    if text.casefold().rstrip(".!?") in PLACEHOLDERS or not mostly_letters(text):
+    said = text.casefold().rstrip(".!?")
+    if said in PLACEHOLDERS or CAMERA_NAME.fullmatch(said) or not mostly_letters(text):
         return ""
     return text
 

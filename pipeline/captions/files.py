@@ -47,10 +47,14 @@ TEXT_KEYS: dict[str, str | None] = {
         ("retrieval_text", "retrieval_texts", "retrieved", "retrieved_texts"), "retrieved"
     ),
     "cap3d": "cap3d",
+    "3dtopia": "3dtopia",
     **dict.fromkeys(ROLES["name"], "name"),
     **dict.fromkeys(ROLES["tags"], "tags"),
 }
-ID_KEYS = (*ROLES["id"], *ROLES["path"], "u", "key", "image", "image_id", "image_path", "name")
+ID_KEYS = (
+    *(*ROLES["id"], "obj_id", *ROLES["path"]),
+    *("u", "key", "image", "image_id", "image_path", "name"),
+)
 _NESTED = ("captions", "caption", "text", "values", "generated_text", "description")
 _FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 _SOURCE = re.compile(r"([A-Za-z][A-Za-z0-9_-]{0,31})=(.+)", re.DOTALL)
@@ -178,7 +182,10 @@ def _csv_entries(
 def _parquet_entries(path: Path) -> Iterator[tuple[str, str | None, str]]:
     import pyarrow as pa
 
-    file = open_parquet(path)
+    try:
+        file = open_parquet(path)
+    except InputError as error:
+        raise InputError(f"--captions {error}") from None
     names = list(file.schema_arrow.names)
     _check_columns(path, [name.lower() for name in names])
     wanted = [name for name in names if name.lower() in TEXT_KEYS or name.lower() in ID_KEYS]

@@ -34,6 +34,7 @@ _SUFFIX = re.compile(
 # What names one object wherever it stands: a UUID, or eight and more letters and digits mixed.
 _UUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _IDENTIFIER = rf"(?:{_UUID}|(?=(?:[A-Za-z]*\d){{2}})[0-9A-Za-z]{{8,}})"
+_SHA256 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{64}(?![0-9A-Za-z])")
 # Also after a synset ("03001627_1a6f61..."), and before the number of a view ("..._003").
 _PART = re.compile(rf"(?:\d{{8}}[_-])?({_IDENTIFIER})(?:[_-](?:[A-Za-z]+[_-])?\d{{1,4}})?")
 
@@ -216,6 +217,8 @@ def candidates(record: Record) -> list[str]:
     native = _normal(record.uid.partition("/")[2])
     source = _normal(record.source)
     found = [_normal(record.uid), native, source]
+    # Objaverse-XL names files by their hash, and so do captions of it: its keys hold it.
+    found += _SHA256.findall(record.key)
     for path in (native, source):
         part = _object_part(path)
         stem = path.rpartition("/")[2]

@@ -19,6 +19,13 @@ GENERIC_NAMES = frozenset(
     """.split()  # noqa: SIM905 (as a list it would take fifty lines)
 )
 
+# What a camera or a screen calls its pictures: IMG_2034, DSC00123, Screenshot 2020-03-04.
+CAMERA_NAME = re.compile(
+    r"(?:img|dscn?|dscf|pxl|mvi|screen ?shot|screenshot|photo|picture|image|untitled|scan)"
+    r"(?:[ _.-]*\d{2,})+",
+    re.IGNORECASE,
+)
+
 # Captions that say that there is none. Compared without case and closing points.
 PLACEHOLDERS = frozenset(
     {
@@ -80,6 +87,11 @@ PHRASES = re.compile(
             rf"\b(?:this|the|it|my|all)(?: [\w-]+){{0,3}} (?:was|were|is|are|has been) {_BY_TOOL}\b"
             + _REST,
             rf"\b{_BY_TOOL}\b",
+            # What leads up to an address that is gone: "Download it at", "More info: ".
+            r"\b(?:you can )?(?:(?:download|buy)(?: (?:it|this|them|the \w+|here|now|free)){0,3}"
+            r"|(?:get|find|see|watch|view|read) (?:it|this|them|more|me))"
+            r"(?: (?:here|at|from|on|in|via)){0,2} ?:? ?\0(?= ?(?:[.!?\0]|$))",
+            r"\b(?:links?|source|website|more(?: info(?:rmation)?)?)(?: here)? ?: ?\0",
             r"\b(?:available )?(?:for )?free (?:to |for )?download(?:able|s)?\b",
             r"\bdownload(?:able)? (?:it )?(?:now )?(?:for )?free\b",
             r"\bfree (?=3d models?\b)",

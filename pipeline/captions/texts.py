@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.captions.clean import clean_caption, clean_name, clean_tags, text_key
-from pipeline.captions.files import CaptionFile
+from pipeline.captions.files import TEXT_KEYS, CaptionFile
 from pipeline.captions.templates import NAME_SOURCES
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
+
+# Where texts come from: what the datasets say of their objects, what caption files call theirs.
+# A file that is given as SOURCE=FILE adds its own.
+SOURCES = frozenset(
+    {
+        *("name", "folder", "title", "tags", "description", "attributes", "category", "caption"),
+        *(source for source in TEXT_KEYS.values() if source is not None),
+    }
+)
 
 
 @dataclass(frozen=True)

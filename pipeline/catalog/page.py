@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,17 @@ class GroupSection:
 def write_page(out: Path, root: str | Path, found: Analysis) -> None:
     """Write the page about the set at ``root`` atomically."""
     shown = [m for group in found.near.shown + found.same_files.shown for m in group]
-    rows = {m.row for m in [*shown, *found.lonely, *found.disagreeing]}
+    drawn = [*shown, *found.lonely, *found.disagreeing]
+    rows = {member.row for member in drawn}
+    common = common_folder([m.uid for m in drawn] + [m.nearest_uid or m.uid for m in drawn])
     page = render_page(
         "pipeline",
         "data",
         "catalog.html.j2",
         found=found,
         seen=found.inspection,
-        facts=facts(found),
+        facts=[*facts(found), *([("Uids below begin with", common)] if common else [])],
+        common=common,
         by_image=found.measure == IMAGES,
         classes=class_chart(found),
         class_sizes=class_size_chart(found.class_counts),
@@ -66,6 +69,13 @@ def write_page(out: Path, root: str | Path, found: Analysis) -> None:
     )
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def common_folder(uids: Sequence[str]) -> str:
+    """What all uids begin with, up to a slash: left out where room is scarce."""
+    levels = zip(*(uid.split("/")[:-1] for uid in uids), strict=False)
+    same = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return "/".join([*same, ""])
 
 
 def facts(found: Analysis) -> list[tuple[str, str]]:

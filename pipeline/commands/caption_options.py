@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from pipeline.captions import CaptionOptions, parse_caption_file
+from pipeline.captions import SOURCES, CaptionOptions, parse_caption_file
 from pipeline.common import InputError
 
 CaptionsOption = Annotated[
@@ -46,14 +47,28 @@ def caption_options(
     captioner: str | None,
     captioner_views: int,
 ) -> CaptionOptions:
-    """The options as they stand on the command line. Raises ``InputError``."""
+    """The options as they stand on the command line; a captioner is looked at, not loaded.
+
+    Raises ``InputError``.
+    """
+    files = tuple(parse_caption_file(spec) for spec in captions or ())
     sources = None
     if text_sources is not None:
         sources = tuple(name for part in text_sources.split(",") if (name := part.strip().lower()))
         if not sources:
             raise InputError("--text-sources: names none; give some, e.g. name,tags,caption")
+        known = {*SOURCES, *(file.source for file in files if file.source is not None)}
+        for name in sources:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"use {', '.join(sorted(known))}"
+                raise InputError(f"--text-sources {name}: no text comes from there; {hint}")
+    if captioner is not None:
+        from pipeline.captioners import check_captioner
+
+        check_captioner(captioner)
     return CaptionOptions(
-        files=tuple(parse_caption_file(spec) for spec in captions or ()),
+        files=files,
         sources=sources,
         per_source=texts_per_source,
         captioner=captioner,

@@ -24,7 +24,11 @@ RootOption = Annotated[
 ]
 MetadataOption = Annotated[
     Path | None,
-    typer.Option("--metadata", help="CSV or Parquet with captions and categories (folder)."),
+    typer.Option(
+        "--metadata",
+        help="CSV or Parquet with captions and categories (folder, points); taxonomy.json "
+        "(shapenet) or model_info.json (3d-future) that lies elsewhere than in --root.",
+    ),
 ]
 UpAxisOption = Annotated[
     str | None,
@@ -47,7 +51,8 @@ PatternOption = Annotated[
     str | None, typer.Option("--pattern", help="Only files that match, as in a shell: *_lod0.glb.")
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="Folder that keeps downloads (objaverse).")
+    Path | None,
+    typer.Option("--cache", help="Folder that keeps downloads (objaverse, objaverse-xl)."),
 ]
 CacheSizeOption = Annotated[
     str | None, typer.Option("--cache-size", help="Most that the cache may hold: 500MB, 50GB.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -83,9 +82,12 @@ def preview(
       pipeline preview --dataset procedural --cameras sphere --view all --out views.png
     """
     from pipeline.cameras import make_cameras
-    from pipeline.preview import preview_dataset
+    from pipeline.common import check_place
+    from pipeline.preview import check_suffix, preview_dataset
     from pipeline.renderers.base import make_config
 
+    check_place(out, "--out")
+    check_suffix(out)
     source = make_dataset(
         dataset,
         source_options(
@@ -120,9 +122,11 @@ def datasets(json_output: JsonOption = False) -> None:
     """List the sources: what each is, its licence and size, and how to get it."""
     known = list(sources().values())
     if json_output:
-        print_json([{k: v for k, v in asdict(source).items() if k != "build"} for source in known])
+        print_json([source.to_json() for source in known])
         return
     for source in known:
+        told = source.to_json()
+        options = [o + " (needed)" * (o in told["required"]) for o in told["options"]]
         print_table(
             source.name,
             ["", ""],
@@ -131,7 +135,8 @@ def datasets(json_output: JsonOption = False) -> None:
                 ["licence", source.licence],
                 ["size", source.size],
                 ["to get it", source.get],
+                *([["layout", source.layout]] if source.layout else []),
                 *([["--subset", ", ".join(source.subsets)]] if source.subsets else []),
-                ["options", ", ".join("--" + o.replace("_", "-") for o in source.options)],
+                ["options", ", ".join(options)],
             ],
         )

@@ -44,7 +44,9 @@ def inspect(
     if html is not None:
         from pipeline.catalog.analysis import analyse
         from pipeline.catalog.page import write_page
+        from pipeline.common import check_place
 
+        check_place(html, "--html")  # before a set of any size is looked through
         write_page(html, shards, analyse(shards, near=near))
         note(f"{html}: written")
     found = look(shards)

@@ -168,6 +168,7 @@ SOURCE = Source(
     licence="CC BY 4.0 (releases before 2023: CC BY-NC 4.0); credit to Amazon.com",
     size="7,953 models; about 150 GB, and 83 MB of listings",
     get=AboDataset.GET,
+    layout=AboDataset.EXPECTED,
     options=("root", "up_axis"),
     required=("root",),
     build=_build,

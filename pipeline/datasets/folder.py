@@ -13,7 +13,13 @@ from typing import Any, ClassVar
 from pipeline.captions import GENERIC_NAMES, clean_name
 from pipeline.common import InputError, file_hash
 from pipeline.datasets.base import Asset, Record
-from pipeline.datasets.layouts import SKIPPED_FOLDERS, load_asset, path_key, printable
+from pipeline.datasets.layouts import (
+    SKIPPED_FOLDERS,
+    first_entries,
+    load_asset,
+    path_key,
+    printable,
+)
 from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.datasets.tables import Entry, Table, find_table, read_table
 from pipeline.meshes import SUFFIXES, UP_AXES, Limits
@@ -100,17 +106,28 @@ class FolderDataset:
                     total, matched = total + 1, matched + known
                     yield record
         if not total:
+            named = ", ".join(self.SUFFIXES)
             raise InputError(
-                f"no {self.THING[0]} files ({', '.join(self.SUFFIXES)}) under {self.root}"
-                + (f" match {self.pattern!r}" if self.pattern else "")
-                + ": check --root"
+                f"--root {self._shown_root()}: expected {self.THING[0]} files ({named}), "
+                + (
+                    f"none matches {self.pattern!r}: check --pattern"
+                    if self.pattern
+                    else f"found {self._found()}: check --root"
+                )
             )
         if table is not None and not matched:
             raise InputError(
-                f"{table.path} names none of the {total} {self.THING[1]} under {self.root} "
-                f"(it names {table.example_key()!r}, for example): check its column "
-                f"{next(iter(table.columns.values()))!r} or give another table"
+                f"{table.path} names none of the {total} {self.THING[1]} under "
+                f"{self._shown_root()} (it names {table.example_key()!r}, for example): check its "
+                f"column {next(iter(table.columns.values()))!r} or give another table"
             )
+
+    def _shown_root(self) -> str:
+        return str(self.root)
+
+    def _found(self) -> str:
+        """What the root holds, for messages."""
+        return first_entries(self.root)
 
     def _records_of(
         self, uid: str, relative: str, table: Table | None

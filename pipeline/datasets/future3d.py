@@ -52,6 +52,11 @@ class Future3dDataset(LayoutDataset):
     )
     TEXTURE: ClassVar[str | None] = "texture.png"
 
+    def _check(self) -> None:
+        super()._check()
+        if self.info is not None and not self.info.is_file():
+            raise InputError(f"--metadata {self.info} is not a file: give the {_INFO} of 3D-FUTURE")
+
     def _objects(self) -> Iterator[Record]:
         path = self._info_path()
         if path is None:
@@ -134,6 +139,7 @@ SOURCE = Source(
     licence="3D-FUTURE terms of use: non-commercial research, after registration",
     size="16,563 models; about 19 GB packed",
     get=Future3dDataset.GET,
+    layout=Future3dDataset.EXPECTED,
     options=("root", "metadata", "up_axis"),
     required=("root",),
     build=_build,

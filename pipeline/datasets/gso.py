@@ -154,6 +154,7 @@ SOURCE = Source(
     licence="CC BY 4.0",
     size="1,033 scans; 13 GB packed",
     get=GsoDataset.GET,
+    layout=GsoDataset.EXPECTED,
     options=("root", "up_axis"),
     required=("root",),
     build=_build,

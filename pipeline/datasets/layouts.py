@@ -152,7 +152,8 @@ def read_json(path: Path, get: str) -> Any:
     try:
         return json.loads(read_file(path, _TABLE_BYTES, path.name))
     except MeshError as error:
-        raise InputError(f"{path}: {error.message}; {get}") from None
+        what = "there is no such file" if error.kind == "missing_file" else error.message
+        raise InputError(f"{path}: {what}; {get}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not whole JSON ({error}); {get}") from None
 

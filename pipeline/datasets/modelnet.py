@@ -92,6 +92,7 @@ SOURCE = Source(
     licence="for academic use; copyright of the models is their authors'",
     size="12,311 models, 2 GB packed (40); 4,899 models, 450 MB packed (10)",
     get=ModelNetDataset.GET,
+    layout=ModelNetDataset.EXPECTED,
     options=("root", "up_axis", "subset", "split"),
     required=("root",),
     build=_build,

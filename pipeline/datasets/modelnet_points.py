@@ -159,6 +159,7 @@ SOURCE = Source(
     licence="for academic use; copyright of the models is their authors'",
     size="12,311 clouds of 10,000 points, 1.7 GB packed (txt); 12,308 of 2,048, 0.4 GB (h5)",
     get=ModelNetPointsDataset.GET,
+    layout=ModelNetPointsDataset.EXPECTED,
     options=("root", "up_axis", "subset", "split"),
     required=("root",),
     build=_build,

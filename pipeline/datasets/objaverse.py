@@ -12,6 +12,10 @@ and in the cache:
 The folder of an object's mesh has the name of the shard that holds its metadata: the package finds
 the one by the other. So an object is listed from its shard alone, and no more than one shard
 (about 5,000 objects) is ever in memory.
+
+A copy that is used without a network (``--root`` alone) is mostly a part: what the package has
+fetched for some uids. There the objects are those whose meshes lie in it, and only the shards that
+hold them are needed.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import InputError, content_hash
+from pipeline.console import note
 from pipeline.datasets.base import Asset, Record
 from pipeline.datasets.download_cache import CacheFolder
 from pipeline.datasets.downloads import (
@@ -33,6 +38,7 @@ from pipeline.datasets.downloads import (
     check_glb,
     read_gzip_json,
 )
+from pipeline.datasets.layouts import first_entries, names_in
 from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.meshes import Limits, load_mesh
 from pipeline.meshes.files import read_file
@@ -57,7 +63,8 @@ class ObjaverseDataset:
 
     Files are looked for in ``root`` or, without one, in the folder of the package; there they are
     read, never changed. Everything else is fetched into the cache. With a ``root`` and no ``cache``
-    nothing is fetched at all. ``~`` in a path is the home of whoever runs the worker.
+    nothing is fetched at all, and the objects are those whose meshes are there. ``~`` in a path is
+    the home of whoever runs the worker.
     """
 
     subset: str = "all"  # all, lvis
@@ -82,11 +89,14 @@ class ObjaverseDataset:
         return {"subset": self.subset, "limits": asdict(self.limits)}
 
     def count(self) -> int:
-        """How many objects there are, by the lists of the LVIS categories or of the paths."""
-        if self.subset == "lvis":
-            self._check()
-            return len(self._categories())
-        return len(self.object_paths())
+        """How many objects there are, by the lists of the LVIS categories or of the paths.
+
+        Of a ``root`` alone: how many meshes lie in it.
+        """
+        self._check()
+        if not self._fetches:
+            return sum(len(uids) for uids in self._meshes_here(self._categories()).values())
+        return len(self._categories() if self.subset == "lvis" else self.object_paths())
 
     def object_paths(self) -> dict[str, str]:
         """Where the mesh of every uid lies on the hub. Raises ``InputError``."""
@@ -96,18 +106,29 @@ class ObjaverseDataset:
     def records(self) -> Iterator[Record]:
         """All records in the order of the shards, a shard being read when its turn comes.
 
-        Raises ``InputError`` where metadata cannot be had, with the way to get it by hand.
+        Raises ``InputError`` where metadata cannot be had, with the way to get it by hand; of a
+        ``root`` alone before the first record, and naming all files that are missing.
         """
         self._check()
         categories = self._categories()
-        for index in range(self.n_shards):
-            shard = f"{index // 1000:03d}-{index % 1000:03d}"
+        here = None if self._fetches else self._meshes_here(categories)
+        if here is not None:
+            self._check_copy(here)
+        left_out = 0
+        for shard in self._shards() if here is None else here:
             for uid, entry in self._metadata(f"metadata/{shard}.json.gz").items():
                 category = categories.get(uid)
                 if self.subset == "lvis" and category is None:
                     continue
-                if _UID.fullmatch(uid):  # it becomes a part of a path and of an address
+                if here is not None and uid not in here[shard]:
+                    left_out += 1
+                elif _UID.fullmatch(uid):  # it becomes a part of a path and of an address
                     yield _record(uid, shard, entry, category)
+        if left_out:
+            note(
+                f"objaverse: {left_out:,} more objects of these shards have no mesh in --root and "
+                "are left out; --cache would fetch them"
+            )
 
     def load(self, record: Record) -> Asset:
         """Fetch and read one mesh; ``sha256`` is of the file.
@@ -188,6 +209,52 @@ class ObjaverseDataset:
                 "--delete-after-use: files of --root are never deleted; leave it out, or give "
                 "--cache to fetch what --root lacks"
             )
+        if self.cache is None and not (folder / MESHES).is_dir():
+            raise self._no_meshes(folder)
+
+    def _shards(self) -> list[str]:
+        """The names of all shards: 000-000, 000-001 ..."""
+        return [f"{index // 1000:03d}-{index % 1000:03d}" for index in range(self.n_shards)]
+
+    def _meshes_here(self, categories: dict[str, str]) -> dict[str, set[str]]:
+        """The uids whose meshes lie in ``root``, those of the subset, by shard; shards sorted.
+
+        Shards without any are left out.
+        """
+        folder = self._folder()
+        assert folder is not None
+        found = {}
+        for shard in names_in(folder / MESHES):
+            files = names_in(folder / MESHES / shard, files=True)
+            uids = {name.removesuffix(".glb") for name in files if name.endswith(".glb")}
+            if self.subset == "lvis":
+                uids &= categories.keys()
+            if uids:
+                found[shard] = uids
+        return found
+
+    def _no_meshes(self, folder: Path) -> InputError:
+        of = " that have an LVIS category" if self.subset == "lvis" else ""
+        return InputError(
+            f"--root {self.root}: expected meshes{of} in {MESHES}/000-000/<uid>.glb ..., found "
+            f"{first_entries(folder)}; fetch some with the package objaverse, or add --cache to "
+            "have them fetched when they are needed"
+        )
+
+    def _check_copy(self, here: dict[str, set[str]]) -> None:
+        """Raise ``InputError`` unless ``root`` holds meshes, and the metadata of all of them."""
+        folder = self._folder()
+        assert folder is not None
+        if not here:
+            raise self._no_meshes(folder)
+        missing = [s for s in here if not (folder / f"metadata/{s}.json.gz").is_file()]
+        if missing:
+            names = f"{missing[0]}.json.gz" + (" and so on" if missing[1:] else "")
+            raise InputError(
+                f"objaverse: --root holds meshes of {len(here)} shards, and lacks the metadata of "
+                f"{len(missing)}: {_ranges(missing)}; get {self.base_url}/metadata/{names} by hand "
+                "into the folder metadata/ of --root, or add --cache to have it fetched"
+            )
 
     def _metadata(self, name: str) -> dict[str, Any]:
         """The JSON object of a metadata file. Raises ``InputError``."""
@@ -227,6 +294,22 @@ class ObjaverseDataset:
             for uid in uids:
                 found.setdefault(str(uid), words)
         return found
+
+
+def _ranges(shards: list[str]) -> str:
+    """Sorted names of shards, runs of them as ranges: ``000-000 to 000-003, 000-007``."""
+    runs: list[list[str]] = []
+    for shard in shards:
+        if runs and _number(shard) == _number(runs[-1][-1]) + 1:
+            runs[-1].append(shard)
+        else:
+            runs.append([shard])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def _number(shard: str) -> int:
+    thousands, _, rest = shard.partition("-")
+    return 1000 * int(thousands) + int(rest) if thousands.isdigit() and rest.isdigit() else -2
 
 
 def _record(uid: str, shard: str, entry: Any, category: str | None) -> Record:
@@ -278,9 +361,11 @@ SOURCE = Source(
     get=(
         "nothing by hand: metadata and meshes are fetched from the Hugging Face hub when they are "
         f"needed, into --cache ({DEFAULT_CACHE}); what the package objaverse has fetched to "
-        f"{PACKAGE_FOLDER} is used as it is. Without a network: a folder laid out like that one as "
-        "--root"
+        f"{PACKAGE_FOLDER} is used as it is. Without a network: a copy of that folder, or of a "
+        "part of it, as --root: the meshes that lie there count, with metadata/ of their shards "
+        f"and {LVIS_FILE}"
     ),
+    layout=f"metadata/000-000.json.gz ..., {MESHES}/000-000/<uid>.glb ..., {LVIS_FILE}",
     options=("root", "subset", "cache", "cache_bytes", "delete_after_use"),
     required=(),
     build=_build,

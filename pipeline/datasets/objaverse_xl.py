@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from pipeline.captions import clean_name
 from pipeline.common import InputError, content_hash
+from pipeline.console import note
 from pipeline.datasets.base import Asset, Record
 from pipeline.datasets.download_cache import CacheFolder
 from pipeline.datasets.downloads import (
@@ -81,8 +82,8 @@ class ObjaverseXLDataset:
       package names files; for Sketchfab its own uid.
     - Texts: the title in the metadata where there is one, and the file name of GitHub's objects.
       Names, tags and descriptions of the Sketchfab part are in the dataset ``objaverse``.
-    - With ``root``, and no ``cache``, nothing is fetched; types that refer to other files are
-      listed with ``root`` only.
+    - With ``root``, and no ``cache``, nothing is fetched, and the objects are those whose files
+      are there. Types that refer to other files are listed with ``root`` only.
     - STL files of Thingiverse are made for printing and have +z up; all others are as
       ``load_mesh`` takes them. ``up_axis`` overrides that for all.
     """
@@ -114,8 +115,13 @@ class ObjaverseXLDataset:
         }
 
     def count(self) -> int:
-        """How many objects of loadable types the annotations list."""
+        """How many objects of loadable types the annotations list.
+
+        Of a ``root`` alone: how many of their files lie in it.
+        """
         self._check()
+        if not self._fetches:
+            return sum(record is not None for record in self._listed())
         total = 0
         types = pa.array(self._types)
         for part in self._parts:
@@ -129,9 +135,31 @@ class ObjaverseXLDataset:
         """All records, part by part in the order of the annotations, a few thousand at a time.
 
         The paths of the Sketchfab part (some 800,000) are in memory while that part is listed.
-        Raises ``InputError`` where annotations cannot be had.
+        Raises ``InputError`` where annotations cannot be had, or a ``root`` alone holds nothing
+        that they name.
         """
         self._check()
+        found = left_out = 0
+        for record in self._listed():
+            if record is None:
+                left_out += 1
+                continue
+            found += 1
+            yield record
+        if left_out and not found:
+            raise InputError(
+                f"--root {self.root}: holds none of the {left_out:,} files that the annotations "
+                "name; fetch some with the package objaverse, or add --cache to have those that "
+                "stand alone fetched"
+            )
+        if left_out:
+            note(
+                f"objaverse-xl: {left_out:,} more objects have no file in --root and are left out; "
+                "--cache would fetch those that stand alone"
+            )
+
+    def _listed(self) -> Iterator[Record | None]:
+        """The objects of loadable types; None for one whose file is not there to be had."""
         for part in self._parts:
             paths = self._sketchfab().object_paths() if part == "sketchfab" else {}
             with self._annotations(part) as file:
@@ -140,7 +168,8 @@ class ObjaverseXLDataset:
                     for row in batch.to_pylist():
                         file_type = str(row["fileType"]).lower().lstrip(".")
                         if row["fileIdentifier"] and file_type in self._types:
-                            yield _record(part, file_type, row, paths)
+                            record = _record(part, file_type, row, paths)
+                            yield record if self._fetches or self._is_here(record) else None
 
     def load(self, record: Record) -> Asset:
         """Fetch and read one mesh; ``sha256`` is of the file.
@@ -197,6 +226,15 @@ class ObjaverseXLDataset:
             path, base = own.with_suffix(f".{file_type}"), _within(folder, place.base)
         mesh = load_mesh(path, axis, self.limits, root=base, data=data)
         return Asset(mesh.normalised(), content_hash(data), len(data))
+
+    def _is_here(self, record: Record) -> bool:
+        """Whether an object's file is there, or ``load`` can say better why it is not."""
+        part, _, _, hub_path = json.loads(record.key)
+        folder = self._folder()
+        try:
+            return folder is None or (folder / _place(part, record.source, hub_path).path).exists()
+        except (ValueError, OSError):
+            return True
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -270,9 +308,10 @@ class ObjaverseXLDataset:
         except DownloadError as error:
             reason = str(error).removeprefix(f"{url}: ")
             shown = reason if name in reason else f"{name} cannot be had: {reason}"
+            only = ", or name a part that is there with --subset" if self.root is not None else ""
             raise InputError(
                 f"objaverse-xl: {shown}; get {url} by hand, put it into a folder as {name} and "
-                "give the folder as --root"
+                f"give the folder as --root{only}"
             ) from None
         missing = [column for column in _COLUMNS if column not in file.schema_arrow.names]
         if missing:
@@ -391,6 +430,10 @@ SOURCE = Source(
         "and the package gets those by cloning whole repositories: pip install 'mrd3d[objaverse]', "
         "objaverse.xl.download_objects(..., save_repo_format='files'), then --root ~/.objaverse. "
         "fbx, blend, usd and abc are left out; the Polycam part is given out on request only"
+    ),
+    layout=(
+        "<part>/<part>.parquet, github/repos/<org>/<repo>/, smithsonian/objects/, "
+        "thingiverse/thing-<thing>-file-<file>.stl, hf-objaverse-v1/"
     ),
     options=("root", "up_axis", "subset", "cache", "cache_bytes", "delete_after_use"),
     required=(),

@@ -72,6 +72,7 @@ SOURCE = Source(
     licence="CC BY 4.0",
     size="6,000 scans, of which 90 % are public; 1.2 TB packed with all renderings and videos",
     get=OmniObject3dDataset.GET,
+    layout=OmniObject3dDataset.EXPECTED,
     options=("root", "up_axis"),
     required=("root",),
     build=_build,

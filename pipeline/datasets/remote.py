@@ -32,6 +32,7 @@ from pipeline.shards.storage import Storage, shown
 
 _REMEMBERED_FOLDERS = 64  # whose names are kept for the search of textures
 _CHUNK = 1 << 20
+_NAMED = 5  # entries that a message names
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class RemoteFolderDataset(FolderDataset):
     @property
     def _storage(self) -> Storage:
         return _storage(self.address)
+
+    def _shown_root(self) -> str:
+        return shown(self.address)
+
+    def _found(self) -> str:
+        names = sorted(info.base_name for info in _listed(self._storage, ""))
+        return ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "") or "nothing"
 
     def _check(self) -> None:
         if self.up_axis != "auto" and self.up_axis not in UP_AXES:

@@ -128,6 +128,7 @@ SOURCE = Source(
     licence="on request, for research; see its page (scans of SceneNN and ScanNet)",
     size="2,890 clouds (OBJ_ONLY, OBJ_BG), 14,298 clouds (PB_T50_RS)",
     get=ScanObjectNNDataset.GET,
+    layout=ScanObjectNNDataset.EXPECTED,
     options=("root", "up_axis", "subset", "split"),
     required=("root",),
     build=_build,

@@ -93,6 +93,13 @@ class ShapeNetDataset(LayoutDataset):
                     texts=texts,
                 )
 
+    def _check(self) -> None:
+        super()._check()
+        if self.taxonomy is not None and not self.taxonomy.is_file():
+            raise InputError(
+                f"--metadata {self.taxonomy} is not a file: give the taxonomy.json of ShapeNetCore"
+            )
+
     def _tables(self) -> list[Path]:
         return [path for path in (self._taxonomy_path(), self.root / "all.csv") if path.is_file()]
 
@@ -151,6 +158,7 @@ SOURCE = Source(
     licence="ShapeNet terms: non-commercial research and education, after registration",
     size="51,300 models; about 25 GB (v2) or 30 GB (v1) packed",
     get=ShapeNetDataset.GET,
+    layout=ShapeNetDataset.EXPECTED,
     options=("root", "metadata", "up_axis", "split"),
     required=("root",),
     build=_build,

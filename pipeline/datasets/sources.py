@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pipeline.common import InputError
 from pipeline.datasets.base import Dataset
@@ -31,7 +32,8 @@ class SourceOptions:
     delete_after_use: bool | None = None  # of a downloaded mesh
 
 
-_OPTION = {"cache_bytes": "--cache-size"}
+# Fields whose option has another name; an address is given in the place of a folder.
+_OPTION = {"cache_bytes": "--cache-size", "root_uri": "--root"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,26 @@ class Source:
     required: tuple[str, ...]  # those that must be given
     build: Callable[[SourceOptions], Dataset]
     subsets: tuple[str, ...] = ()  # values of --subset, the default first
+    layout: str = ""  # what lies below --root, where that is fixed
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``pipeline datasets --json`` tells: options as they are typed."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "licence": self.licence,
+            "size": self.size,
+            "get": self.get,
+            "layout": self.layout,
+            "options": list(dict.fromkeys(_typed(name) for name in (*self.options, "count"))),
+            "required": [_typed(name) for name in self.required],
+            "subsets": list(self.subsets),
+        }
+
+
+def _typed(field: str) -> str:
+    """The option of a field of ``SourceOptions``."""
+    return _OPTION.get(field, "--" + field.replace("_", "-"))
 
 
 # One module per source (or per family) under pipeline.datasets, each with SOURCE or SOURCES.
@@ -91,7 +113,7 @@ def make_dataset(name: str, options: SourceOptions) -> Dataset:
     source = known[name]
     for field in fields(options):
         given = getattr(options, field.name) is not None
-        option = _OPTION.get(field.name, "--" + field.name.replace("_", "-"))
+        option = _typed(field.name)
         # --count is read by every command: how many objects at most.
         if given and field.name == "root_uri" and field.name not in source.options:
             raise InputError(

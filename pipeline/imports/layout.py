@@ -35,6 +35,8 @@ LISTS = ("train_all", "train_no_lvis", "train_shapenet_only")  # names of --spli
 
 _ABOVE_DATASETS = "merged_for_training_final"
 _SHARD = re.compile(r"\d{3}-\d{3}")
+GET = "download it from the data set OpenShape/openshape-training-data on Hugging Face"
+_GET_META = f"{GET.replace(' it ', ' its meta_data.zip ')} and unzip it there"
 _EXPECTED = (
     "expected Objaverse/000-*.tar.gz, ShapeNet.tar.gz, 3D-FUTURE.tar.gz, ABO.tar.gz (or the "
     "folders unpacked from them) and meta_data/ of the release"
@@ -68,7 +70,7 @@ def find_units(root: Path) -> list[Unit]:
     two archives hold the same group.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder with the release. {_EXPECTED}")
+        raise InputError(f"{root}: no such folder; {_EXPECTED}; {GET}")
     packed: dict[tuple[str, ...], Unit] = {}
     folders: dict[tuple[str, ...], Unit] = {}
     for folder, files in _walk(root):
@@ -93,12 +95,15 @@ def find_units(root: Path) -> list[Unit]:
         note(f"{root}: {len(covered)} unpacked folders lie beside their archives, which are read")
     units = [*packed.values(), *(u for p, u in folders.items() if p not in covered)]
     if not units:
-        raise InputError(f"{root}: {_EXPECTED}; found {_listing(root)}")
+        raise InputError(f"{root}: {_EXPECTED}, found {_listing(root)}; {GET}")
     return sorted(units, key=lambda unit: unit.place)
 
 
 def meta_file(root: Path, name: str, remedy: str = "") -> Path:
-    """A file of ``meta_data``. Raises ``InputError`` when it is not there."""
+    """A file of ``meta_data``. Raises ``InputError`` when it is not there.
+
+    ``remedy`` says what else there is to do than to fetch it.
+    """
     path = root / META / name
     if path.is_file():
         return path
@@ -109,7 +114,8 @@ def meta_file(root: Path, name: str, remedy: str = "") -> Path:
         if (root / META).is_dir()
         else (f"{root} has no {META}/ and holds {_listing(root)}")
     )
-    raise InputError(f"{path}: not there; {found}. {remedy or 'Download meta_data.zip there'}")
+    also = f", or {remedy}" if remedy else ""
+    raise InputError(f"{path}: not there; {found}; {_GET_META}{also}")
 
 
 def read_list(path: Path) -> list[tuple[tuple[str, ...], str | None]]:

@@ -109,11 +109,17 @@ def import_openshape(options: ImportOptions) -> ImportSummary:
         raise InputError(f"--up-axis {options.up_axis}: use one of {', '.join(UP_AXES)}")
     units = find_units(options.root)
     rules = _rules(options)
-    create_or_open(options.out, rules.manifest)
     summary = ImportSummary(limit=options.max_failures)
+    listed, summary.lacking = _listed(options, rules, units)
+    if listed is not None and not listed:
+        held = ", ".join(sorted({unit.place[0] for unit in units}))
+        raise InputError(
+            f"{options.root}: none of the {summary.lacking:,} listed objects lies in what is here "
+            f"({held}); download more archives, or use another --split-file"
+        )
+    create_or_open(options.out, rules.manifest)
     with exclusive(options.out):
         clean_temporaries(options.out)
-        listed, summary.lacking = _listed(options, rules, units)
         uids, done = _done(options, units)
         tasks = [
             Task(
@@ -168,7 +174,7 @@ def _rules(options: ImportOptions) -> ObjectRules:
         note(f"{options.root / META}/split/lvis.json is not there: no object gets a category")
     filtered: frozenset[str] = frozenset()
     if options.text_filter:
-        remedy = "Download meta_data.zip there, or keep all raw texts with --no-text-filter"
+        remedy = "keep all raw texts with --no-text-filter"
         filtered = read_filtered(meta_file(options.root, "gpt4_filtering.json", remedy))
     return ObjectRules(
         manifest=make_manifest(options.recorded(), options.n_points, options.n_views),
@@ -218,9 +224,7 @@ def _listed(
         return None, 0
     if name in LISTS:
         folder = "split/ablation" if name == "train_shapenet_only" else "split"
-        path = meta_file(
-            root, f"{folder}/{name}.json", "Download meta_data.zip there, or use --split-file all"
-        )
+        path = meta_file(root, f"{folder}/{name}.json", "use --split-file all")
     else:
         path = Path(name)
         if not path.is_file():

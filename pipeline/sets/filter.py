@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from pipeline.catalog.connection import connect, one_line
+from pipeline.catalog.connection import BULK, connect, one_line
 from pipeline.common import InputError
 from pipeline.console import ProgressBar
 from pipeline.sets.writing import Mask, Written, check_out, derived, new_set
@@ -48,13 +48,18 @@ def matching(source: ShardSet, where: str) -> Mask:
 
     Raises ``InputError`` with DuckDB's message when it is wrong.
     """
+    if not where.strip():
+        raise InputError(f'--where {where!r}: no condition; give one such as "n_faces < 100000"')
+    names = [name for name in source.schema.names if name not in BULK]
     try:
         with connect(source) as db:
             # A parsed expression, not text put into a statement: brackets and comments in it
             # cannot change the rest. Rows are found by uid; a query has no order to rely on.
             found = db.view("shards").filter(where).project("uid").fetchnumpy()["uid"]
     except duckdb.Error as error:
-        raise InputError(f"--where {where}: {one_line(error)}") from error
+        raise InputError(
+            f"--where {where}: {one_line(error)}; the columns are {', '.join(names)}"
+        ) from error
     wanted = set(found.tolist())
     uids = source.uids()
     return np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))

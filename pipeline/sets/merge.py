@@ -103,7 +103,9 @@ def merged_manifest(sources: Sequence[ShardSet], allow: Sequence[str] = ()) -> M
             contract_version=CONTRACT_VERSION,
             **{name: getattr(first, name) for name in differs},
         )
-        found = first.difference(alike)
+        # What cannot be allowed comes first: allowing the rest would be of no use.
+        hard = replace(alike, **{name: getattr(first, name) for name in MAY_DIFFER})
+        found = first.difference(hard) or first.difference(alike)
         if found:
             field = found.split(".")[0].split(":")[0]
             remedy = (

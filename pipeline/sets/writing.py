@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, atomic_path
+from pipeline.common import InputError, atomic_path, check_place
 from pipeline.console import ProgressBar
 from pipeline.lock import exclusive
 from pipeline.shards import (
@@ -29,7 +29,7 @@ from pipeline.shards import (
     write_table,
 )
 from pipeline.shards.manifest import MANIFEST
-from pipeline.shards.storage import Storage
+from pipeline.shards.storage import Storage, is_uri
 
 ROWS_PER_PART = 256
 _FAILURES_PER_FILE = 10_000
@@ -150,8 +150,8 @@ def new_set(
     A local set is written beside ``out`` and renamed; in a remote store, which cannot rename, the
     manifest comes last, and without one a folder is no shard set.
 
-    Raises ``InputError`` when ``out`` is there (``overwrite`` replaces a local folder), is a file
-    or holds one of the ``sources``.
+    Raises ``InputError`` when ``out`` is there (``overwrite`` replaces a local folder), is a file,
+    cannot be made, or holds one of the ``sources`` or lies in one.
     """
     storage = Storage.at(out)
     check_out(storage, sources, overwrite)
@@ -181,13 +181,16 @@ def check_out(storage: Storage, sources: Sequence[ShardSet], overwrite: bool) ->
             raise InputError(f"{show}: holds files already; name another, or empty it first")
         return
     out = Path(storage.path)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{show}: a file; name a folder")
+    check_place(out if is_uri(storage.root) else Path(storage.root), "--out", folder=True)
     for source in sources:
         if source.storage.is_local:
             inner = Path(source.storage.path).resolve()
             if inner == out.resolve():
                 raise InputError(f"{show}: is the shard set that is read; name another folder")
+            if out.resolve().is_relative_to(inner):
+                raise InputError(
+                    f"{show}: lies in the shard set {source.storage.root}; name another folder"
+                )
             if inner.is_relative_to(out.resolve()):
                 raise InputError(
                     f"{show}: holds the shard set {source.storage.root}; name another folder"

@@ -25,6 +25,8 @@ from pipeline.shards.manifest import (
     TeacherInfo,
     create_or_open,
     read_manifest,
+    taken_back,
+    unstarted,
 )
 from pipeline.shards.reader import Batch, RowGroup, ShardSet
 from pipeline.shards.schema import NEUTRAL_RGB, POINT_SCALE, Failure, Row, decode_xyz
@@ -48,6 +50,8 @@ __all__ = [
     "create_or_open",
     "decode_xyz",
     "read_manifest",
+    "taken_back",
+    "unstarted",
     "write_failures",
     "write_part",
     "write_part_with_images",

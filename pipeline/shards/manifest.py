@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,28 @@ def read_manifest(root: str | Path) -> Manifest:
             "give the folder that `pipeline embed --out` wrote"
         )
     return Manifest.from_json(storage.read(MANIFEST), storage.show(MANIFEST))
+
+
+def unstarted(roots: Iterable[str]) -> list[str]:
+    """Those of the shard sets that have not been started."""
+    return [root for root in roots if not Storage.at(root).exists(MANIFEST)]
+
+
+@contextmanager
+def taken_back(roots: Iterable[str]) -> Iterator[None]:
+    """Where the block fails, unstart the sets that hold nothing.
+
+    An empty set would refuse the next run for the options that were wrong in this one. To be used
+    under the sets' locks, while nobody writes to them.
+    """
+    try:
+        yield
+    except BaseException:
+        for root in roots:
+            storage = Storage.at(root)
+            if not storage.list("part-", ".parquet") and not storage.list("failures-", ".parquet"):
+                storage.delete(MANIFEST)
+        raise
 
 
 def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Storage:
     def is_there(self) -> bool:
         """Whether there is anything at the address, a folder or a file."""
         with self._reading(shown(self.root)):
+            self._forget()
             info = self.filesystem.get_file_info(self.path)
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -120,6 +122,7 @@ class Storage:
     def sizes(self, prefix: str = "", suffix: str = "") -> dict[str, int]:
         """Bytes by name of the files that start and end so."""
         with self._reading(shown(self.root)):
+            self._forget()
             selector = pafs.FileSelector(self.path, allow_not_found=True)
             infos = self.filesystem.get_file_info(selector)
         return {
@@ -130,9 +133,16 @@ class Storage:
             and info.base_name.endswith(suffix)
         }
 
+    def _forget(self) -> None:
+        """Have a file system of fsspec look again: others write to the folder too."""
+        handler = getattr(self.filesystem, "handler", None)
+        if isinstance(handler, pafs.FSSpecHandler):
+            handler.fs.invalidate_cache()
+
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         with self._reading(shown(self.root)):
+            self._forget()
             info = self.filesystem.get_file_info(self.join(name))
         return bool(info.type == pafs.FileType.File)
 
@@ -155,18 +165,36 @@ class Storage:
         Local: temporary file, fsync, rename. Object stores make an object visible only when the
         upload is closed, so there the final name is written directly.
         """
-        try:
+        with self.writing(name):
             if self.is_local:
                 with atomic_path(Path(self.join(name))) as temporary:
                     temporary.write_bytes(data)
-                return
-            with self.create(name) as stream:
-                stream.write(data)
-        except OSError as error:
-            raise InputError(
-                f"{self.show(name)}: cannot be written ({error.strerror or error}); "
-                "make room or check the permissions, then run the same command again"
-            ) from error
+            else:
+                self._upload(name, data)
+
+    def _upload(self, name: str, data: bytes) -> None:
+        """Write a whole object, in a thread of its own: an interrupt must not cut it short.
+
+        What is closed early is there under its name all the same, truncated.
+        """
+        errors: list[Exception] = []
+
+        def upload() -> None:
+            try:
+                with self.create(name) as stream:
+                    stream.write(data)
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=upload)
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            thread.join()
+            raise
+        if errors:
+            raise errors[0]
 
     def create(self, name: str) -> pa.NativeFile:
         """A file to write to, in a folder that is made where it is missing. Raises ``OSError``.
@@ -189,6 +217,17 @@ class Storage:
             raise InputError(
                 f"{self.show(name)}: cannot be removed ({error.strerror or error}); "
                 "check the permissions"
+            ) from error
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Around the writing of a file: an ``OSError`` becomes an ``InputError``."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.show(name)}: cannot be written ({error.strerror or error}); "
+                "make room or check the permissions, then run the same command again"
             ) from error
 
     @contextmanager

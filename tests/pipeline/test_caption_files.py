@@ -133,6 +133,11 @@ def test_entries__json_of_every_form(
     assert entries(path) == found
 
 
+def test_entries__the_captions_of_3dtopia(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.json", '[{"obj_id": "ed51", "3dtopia": "two swords"}]')
+    assert entries(path) == [("ed51", "3dtopia", "two swords")]
+
+
 def test_entries__a_source_that_was_given_is_that_of_all_captions(tmp_path: Path) -> None:
     record = {"uid": "a", "blip_caption": "x y", "caption": "z", "tags": ["t"], "title": "n"}
     path = write(tmp_path / "c.json", json.dumps([record]))

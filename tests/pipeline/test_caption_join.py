@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import resource
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,14 @@ def test_join__the_table_goes_also_when_a_file_is_bad(
     with CaptionJoin([good]):
         assert len(list((tmp_path / "t").iterdir())) == 1
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_candidates__the_hash_in_a_key_of_objaverse_xl() -> None:
+    digest = hashlib.sha256(b"x").hexdigest()
+    key = json.dumps(["github", "glb", digest, ""])
+    one = Record("objaverse-xl/github/1a", "objaverse-xl", "https://github.com/a/b.glb", key)
+    assert digest in candidates(one)
+    assert digest not in candidates(replace(one, key=digest + "0"))
 
 
 def test_candidates__best_first_and_each_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.captioners import Captioner, caption_objects, identity, load_captioner, spread
+from pipeline.captioners import (
+    Captioner,
+    caption_objects,
+    check_captioner,
+    identity,
+    load_captioner,
+    spread,
+)
+from pipeline.commands.caption_options import caption_options
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
 from pipeline.objects import Processed
@@ -98,6 +107,41 @@ def test_load_captioner__a_folder_without_a_model_is_an_input_error(
         load_captioner(str(tmp_path))
     with pytest.raises(InputError, match=r"--captioner \./nowhere: no such folder"):
         load_captioner("./nowhere")
+
+
+def test_check_captioner__finds_out_before_a_run_what_its_workers_would(
+    blip: Path, tmp_path: Path
+) -> None:
+    check_captioner(str(blip))
+    with pytest.raises(InputError, match=r"--captioner \./nowhere: no such folder; give"):
+        check_captioner("./nowhere")
+    with pytest.raises(InputError, match=r"no \*\.safetensors in the folder"):
+        check_captioner(str(tmp_path))
+    other = tmp_path / "bert"
+    shutil.copytree(blip, other)
+    (other / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
+    with pytest.raises(InputError, match=r"cannot be loaded \(a model of the kind bert makes no"):
+        check_captioner(str(other))
+    (other / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        check_captioner(str(other))
+
+
+def test_caption_options__a_wrong_captioner_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match=r"--captioner \./nowhere: no such folder"):
+        caption_options(None, None, None, "./nowhere", 4)
+    assert caption_options(None, None, None, None, 4).captioner is None
+
+
+def test_caption_options__a_text_source_that_none_has_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.csv"
+    file.write_text("uid,caption\n1,a chair\n")
+    with pytest.raises(InputError, match=r"--text-sources nme: no text .* did you mean name\?"):
+        caption_options(None, "nme,tags", None, None, 4)
+    with pytest.raises(InputError, match=r"--text-sources mine: .* use 3dtopia, attributes, azure"):
+        caption_options([str(file)], "mine", None, None, 4)
+    found = caption_options([f"mine={file}"], "Mine, tags,cap3d", 2, None, 4)
+    assert found.sources == ("mine", "tags", "cap3d")
 
 
 def test_load_captioner__without_transformers_says_what_to_install(

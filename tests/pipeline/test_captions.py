@@ -72,6 +72,11 @@ from pipeline.datasets.procedural import CLASSES, draw
         ("cafÃ© table", "café table"),
         ("my.folder/tv_stand.glb", "tv stand"),
         ("https://example.org/x", ""),
+        ("IMG_2034.JPG", ""),
+        ("DSC00123", ""),
+        ("scan 2020-03-04", ""),
+        ("red_logo.png", "red logo"),
+        ("image of a cat 02", "image of a cat"),
     ],
 )
 def test_clean_name(raw: str, clean: str) -> None:
@@ -133,6 +138,16 @@ def test_clean_name(raw: str, clean: str) -> None:
             "a unity of form, rhino and blender on a table",
             "a unity of form, rhino and blender on a table",
         ),
+        # what leads up to an address that is gone
+        ("A mug. Download it at https://a.b/c", "A mug."),
+        ("A mug, you can buy it here: https://a.b/c", "A mug"),
+        ("A gold watch https://a.b/c", "A gold watch"),
+        ("More info: https://a.b/c A red car", "A red car"),
+        ("See it on https://a.b/c or in the shop", "See it on or in the shop"),
+        # pictures of a camera
+        ("IMG_2034.jpg", ""),
+        ("Screenshot 2020-03-04", ""),
+        ("a photo of 2034 cars.png", "a photo of 2034 cars"),
         ("No description provided.", ""),
         ("N/A", ""),
         ("nan", ""),

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common import (
+    InputError,
     atomic_path,
     canonical_json,
+    check_place,
     content_hash,
     file_hash,
     versions,
@@ -182,3 +184,42 @@ def test_versions__leaves_out_what_is_not_installed() -> None:
     found = versions("numpy", "surely-not-installed")
     assert list(found) == ["numpy"]
     assert found["numpy"][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("there", False, r"--out .*there: a folder; name a file"),
+        ("file", True, r"--out .*file: a file; name a folder"),
+        ("file/x", False, r"--out .*file is a file, not a folder; name another place"),
+        ("file/x/y", True, r"--out .*file is a file, not a folder; name another place"),
+    ],
+)
+def test_check_place__what_cannot_be_made(
+    name: str, folder: bool, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message):
+        check_place(tmp_path / name, "--out", folder=folder)
+
+
+def test_check_place__a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="may not be written to; name another place"):
+        check_place(tmp_path / "new" / "x.html", "--html")
+
+
+def test_check_place__what_can_be_made_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "file", "--out")  # to be replaced
+    check_place(tmp_path / "a" / "b", "--out")
+    check_place(tmp_path / "a" / "b", "--out", folder=True)
+    check_place(tmp_path, "--out", folder=True)
+    monkeypatch.chdir(tmp_path)
+    check_place(Path("x"), "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -330,6 +330,9 @@ def test_encode_again__what_cannot_be(first: str, wider: str, tmp_path: Path) ->
         run(shards, tmp_path / "x" / ".." / "in", wider)
     with pytest.raises(InputError, match="this is not a shard set"):
         run(tmp_path / "none", out, wider)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out .*file is a file, not a folder"):
+        run(shards, tmp_path / "file" / "x", wider)
     assert not out.exists()
     run(shards, out, wider)
     with pytest.raises(InputError, match=r"differs from the set in teacher"):

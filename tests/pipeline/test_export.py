@@ -251,6 +251,7 @@ def test_export__what_is_wrong_is_named(tmp_path: Path) -> None:
     for out, layout, message in (
         (tmp_path / "x", "csv", "--format csv: use one of npz, webdataset, openshape"),
         (tmp_path / "file", "npz", "a file; name a folder"),
+        (tmp_path / "file" / "x", "npz", "is a file, not a folder; name another place"),
         (Path("s3://bucket/x"), "npz", "not a local folder"),
         (tmp_path, "npz", "holds the shard set itself"),
         (tmp_path / "set", "npz", "holds the shard set itself"),

@@ -75,8 +75,10 @@ def test_filter__of_a_filtered_set_tells_both_steps(root: str, tmp_path: Path) -
     ("where", "message"),
     [
         ("n_face > 1", 'Referenced column "n_face" not found'),
+        ("n_face > 1", "the columns are uid, .*n_faces"),
         ("n_faces >", "Parser Error: syntax error"),
-        ("", "Parser Error|empty|syntax"),
+        ("", "no condition; give one such as"),
+        ("  ", "no condition; give one such as"),
         ("true) union select * from shards where (true", "Parser Error"),
         ("true; drop view shards", "Parser Error"),
         ("uid = 7", "Conversion Error: Could not convert string"),
@@ -152,6 +154,8 @@ def test_writing__what_must_not_be_replaced(tmp_path: Path) -> None:
         (tmp_path / "sets" / "a" / ".." / "a", "is the shard set that is read"),
         (tmp_path / "sets", "holds the shard set"),
         (tmp_path / "file", "a file; name a folder"),
+        (tmp_path / "file" / "x", "file is a file, not a folder; name another place"),
+        (tmp_path / "sets" / "a" / "x", "lies in the shard set"),
         (tmp_path / "photos", "not a shard set, so it is not replaced"),
     ):
         with pytest.raises(InputError, match=message):

@@ -64,3 +64,8 @@ def test_load__no_texture_at_all_is_an_uncoloured_mesh(tmp_path: Path) -> None:
     (root / "0a-11/texture.png").unlink()
     dataset = Future3dDataset(root)
     assert not dataset.load(next(dataset.records())).mesh.has_color
+
+
+def test_records__a_table_that_was_given_and_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--metadata .*gone is not a file: give the model_info"):
+        list(Future3dDataset(future3d(tmp_path), info=tmp_path / "gone").records())

@@ -17,6 +17,7 @@ from pipeline.catalog import analysis
 from pipeline.catalog.analysis import Analysis, analyse
 from pipeline.catalog.page import (
     class_size_chart,
+    common_folder,
     cosine_chart,
     draw_rows,
     face_chart,
@@ -198,8 +199,10 @@ def test_page__is_self_contained_whole_and_escaped(
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"url\(|@import|https?://", text)
     assert "prefers-color-scheme: dark" in text
-    for shown in ("<i>class 13", "<b>toy", "<script>", "bad<: no <faces>", "toy/050", "0.99"):
+    for shown in ("<i>class 13", "<b>toy", "<script>", "bad<: no <faces>", "050", "0.99"):
         assert shown in page.text
+    assert 'title="toy/050' in text  # in full; below a picture without what all begin with
+    assert "Uids below begin with" in page.text
     members = {m.row for group in found.near.shown + found.same_files.shown for m in group}
     members |= {m.row for m in found.lonely + found.disagreeing}
     assert len(set(page.addresses)) == len(members)
@@ -248,3 +251,21 @@ def test_command__inspect_html(root: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "0.9 of their mean image embedding" in " ".join(Page(page.read_text()).text.split())
     assert "objects" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "file/page.html"])
+def test_command__inspect_html_where_no_page_can_be_is_told_at_once(
+    name: str, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["inspect", str(root), "--html", str(tmp_path / name)])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception).startswith("--html ")
+    assert "compare" not in done.output
+
+
+def test_common_folder__is_what_all_uids_begin_with_up_to_a_slash() -> None:
+    assert common_folder(["set/a/cup_1", "set/a/cup_2"]) == "set/a/"
+    assert common_folder(["set/a/x", "set/b"]) == "set/"
+    assert common_folder(["one", "other"]) == ""
+    assert common_folder([]) == ""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline.cameras import ring
-from pipeline.isolated import IsolatedProcessor
+from pipeline.isolated import IsolatedProcessor, _Child
 from pipeline.objects import ObjectSettings, Processed
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure
@@ -62,6 +64,31 @@ def test_isolated__a_child_killed_from_outside_costs_nothing(processor: Isolated
     first = next(items)
     child().kill()  # with the second one under way, or done and handed in
     assert errors([first, *items]) == ["ok", "ok", "ok"]
+
+
+def test_isolated__what_was_left_before_its_end_is_not_taken_for_what_comes_next(
+    processor: IsolatedProcessor,
+) -> None:
+    items = processor([record(key) for key in ("good", "plain", "good")])
+    next(items)
+    items.close()  # type: ignore[attr-defined]  # with the second one under way
+    (item,) = processor([record("good")])
+    assert isinstance(item, Processed)
+    assert item.record.uid == "trouble/good"
+
+
+def test_child__that_dies_in_the_middle_of_an_answer_is_dead_not_an_error() -> None:
+    """The kernel, short of memory, kills it just when its pictures are on their way."""
+    ours, theirs = multiprocessing.Pipe()
+    child = object.__new__(_Child)
+    child._connection, child._sent = ours, time.monotonic()
+    with pytest.raises(TimeoutError):
+        child.answer(0.01)
+    os.write(theirs.fileno(), struct.pack("!i", 1000) + b"the first bytes")
+    theirs.close()
+    with pytest.raises(EOFError):
+        child.answer(60)
+    ours.close()
 
 
 def test_isolated__nothing_to_do_is_nothing(processor: IsolatedProcessor) -> None:
@@ -122,3 +149,17 @@ def test_isolated__the_child_dies_with_its_parent_and_with_nothing_less() -> Non
     while busy[0].is_running() and busy[0].status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_isolated__compiling_is_not_within_an_objects_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has not compiled the renderer yet, which takes longer than this."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    processor = IsolatedProcessor(SETTINGS, timeout_s=10)
+    try:
+        assert errors(list(processor([record("good")]))) == ["ok"]
+    finally:
+        processor.close()
+    assert list(tmp_path.rglob("*.nbc"))

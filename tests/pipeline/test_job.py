@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from pipeline.cameras import ring
 from pipeline.captions import CaptionJoin
 from pipeline.common import InputError
+from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.procedural import ProceduralDataset
-from pipeline.job import EmbedOptions, EmbedSummary, for_teachers, prepare, set_names, to_do
+from pipeline.job import EmbedOptions, EmbedSummary, embed, for_teachers, prepare, set_names, to_do
 from pipeline.objects import ObjectSettings, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, ShardSet
@@ -60,6 +62,33 @@ def test_summary__too_many_failures_counts_what_was_tried() -> None:
     assert not EmbedSummary(limit=0.0).too_many_failures
     assert not EmbedSummary(embedded=95, failed=5, limit=0.05).too_many_failures
     assert EmbedSummary(embedded=94, failed=6, limit=0.05).too_many_failures
+
+
+def test_embed__an_error_while_listing_leaves_no_set_behind(tmp_path: Path) -> None:
+    options = EmbedOptions(
+        objects=replace(settings(1), dataset=FolderDataset(tmp_path)), out=str(tmp_path / "out")
+    )
+    with pytest.raises(InputError, match="expected mesh files"):
+        embed(options)
+    assert not list((tmp_path / "out").glob("*"))[1:]  # the lock at most
+    assert not (tmp_path / "out/manifest.json").exists()
+    # A set that was there before stays, whatever comes of this run.
+    kept = str(tmp_path / "kept")
+    prepare(replace(options, out=kept))
+    with pytest.raises(InputError, match="expected mesh files"):
+        embed(replace(options, out=kept))
+    assert (tmp_path / "kept/manifest.json").exists()
+
+
+def test_prepare__starts_no_set_where_one_of_the_teachers_is_not_there(tmp_path: Path) -> None:
+    options = EmbedOptions(
+        objects=settings(1),
+        out=str(tmp_path / "out"),
+        teachers=("demo", f"ViT-B-32:{tmp_path}/none.safetensors"),
+    )
+    with pytest.raises(InputError):
+        prepare(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: Path) -> None:

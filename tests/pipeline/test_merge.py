@@ -70,6 +70,7 @@ def test_merge__of_merged_sets_is_flat(tmp_path: Path) -> None:
         ({"n_points": 160}, "n_points: 150 against 160"),
         ({"n_views": 3}, "n_views: 2 against 3"),
         ({"cameras": {"name": "sphere"}}, r"cameras\..*--allow cameras"),
+        ({"cameras": {"name": "sphere"}, "n_views": 3}, "n_views: 2 against 3; only sets"),
         ({"renderer": {"name": "gl"}}, r"renderer\..*--allow renderer"),
         ({"templates": ["{}"]}, r"templates: .*--allow templates"),
         ({"sampling_seed": 8}, r"sampling_seed: 7 against 8.*--allow sampling_seed"),

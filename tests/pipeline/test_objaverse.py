@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -360,13 +359,69 @@ def test_root__a_missing_or_half_file_is_named(tmp_path: Path, hub: Hub) -> None
     (root / "metadata/000-001.json.gz").write_bytes(b"half")
     with pytest.raises(InputError, match=r"metadata/000-001\.json\.gz is damaged: not a whole gz"):
         list(one.records())
-    shutil.rmtree(root / "metadata")
+    (root / "lvis-annotations.json.gz").unlink()
     with pytest.raises(InputError) as caught:
         list(one.records())
-    assert "metadata/000-000.json.gz is not there; get http" in str(caught.value)
-    assert "(it holds glbs, lvis-annotations.json.gz, object-paths.json.gz)" in str(caught.value)
+    assert "lvis-annotations.json.gz is not there; get http" in str(caught.value)
+    assert "(it holds glbs, metadata, object-paths.json.gz)" in str(caught.value)
     with pytest.raises(InputError, match="is not a directory: give a folder laid out like"):
         next(dataset(hub, tmp_path, root=tmp_path / "none").records())
+    assert not hub.requests
+
+
+def test_root__objects_are_those_whose_meshes_are_there(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copy_of(hub, tmp_path / "root")
+    for name in ("000-001/u3", "000-002/u4", "000-002/u6"):
+        (root / f"glbs/{name}.glb").unlink()
+    # The shard of no mesh is not needed, nor is the list of paths.
+    (root / "metadata/000-001.json.gz").unlink()
+    (root / "object-paths.json.gz").unlink()
+    (root / "glbs/000-002/u4.glb.tmp").write_bytes(b"half of a download")
+    one = dataset(hub, tmp_path, root=root, cache=None)
+    assert list(by_uid(one)) == ["u1", "u2", "u5"]
+    assert one.count() == 3
+    told = capsys.readouterr().err
+    assert "2 more objects of these shards have no mesh in --root and are left out" in told
+    lvis = replace(one, subset="lvis")
+    assert list(by_uid(lvis)) == ["u2", "u5"]
+    assert lvis.count() == 2
+    assert not hub.requests
+    # What comes later is found by the next listing.
+    (root / "glbs/000-002/u6.glb").write_bytes(box(2))
+    assert list(by_uid(one)) == ["u1", "u2", "u5", "u6"]
+
+
+def test_root__missing_metadata_are_named_all_at_once(tmp_path: Path, hub: Hub) -> None:
+    root = copy_of(hub, tmp_path / "root")
+    for shard in ("000-004", "000-005", "000-006", "000-100"):
+        (root / f"glbs/{shard}").mkdir()
+        (root / f"glbs/{shard}/u{shard}.glb").write_bytes(b"x")
+    (root / "metadata/000-001.json.gz").unlink()
+    with pytest.raises(InputError) as caught:
+        next(dataset(hub, tmp_path, root=root, cache=None).records())
+    message = str(caught.value)
+    assert "holds meshes of 7 shards, and lacks the metadata of 5: " in message
+    assert "5: 000-001, 000-004 to 000-006, 000-100; get http" in message
+    # Of the subset, only those of its objects count.
+    one = dataset(hub, tmp_path, root=root, cache=None, subset="lvis")
+    with pytest.raises(InputError, match=r"3 shards, .* lacks the metadata of 1: 000-001; get"):
+        next(one.records())
+    (root / "glbs/000-001/u3.glb").unlink()
+    assert [record.uid for record in one.records()] == ["objaverse/u2", "objaverse/u5"]
+
+
+def test_root__without_meshes_says_what_was_expected_and_found(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(InputError, match=r"expected meshes in glbs/000-000/.*, found readme\.txt;"):
+        next(dataset(hub, tmp_path, root=tmp_path, cache=None).records())
+    root = copy_of(hub, tmp_path / "root")
+    for uid in ("000-000/u2", "000-001/u3", "000-002/u5"):
+        (root / f"glbs/{uid}.glb").unlink()
+    one = dataset(hub, tmp_path, root=root, cache=None, subset="lvis")
+    with pytest.raises(InputError, match="expected meshes that have an LVIS category"):
+        next(one.records())
     assert not hub.requests
 
 
@@ -385,6 +440,10 @@ def test_source__builds_from_the_options_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "lvis-annotations.json.gz").write_bytes(
         gzip.compress(json.dumps({"cup": ["u159", "u8"]}).encode())
     )
+    for shard, uid in (("000-008", "u8"), ("000-159", "u159"), ("000-003", "u3")):
+        mesh = tmp_path / "glbs" / shard / f"{uid}.glb"
+        mesh.parent.mkdir(parents=True)
+        mesh.write_bytes(box(2))
     made = make_dataset("objaverse", SourceOptions(root=tmp_path, subset="lvis"))
     assert [record.uid for record in made.records()] == ["objaverse/u8", "objaverse/u159"]
     made = make_dataset(

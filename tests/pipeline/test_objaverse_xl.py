@@ -262,6 +262,26 @@ def test_root__a_missing_or_changed_file_is_a_failure(tmp_path: Path, hub: Hub) 
         assert caught.value.kind == "download_failed"
 
 
+def test_root__objects_are_those_whose_files_are_there(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = as_the_package_leaves_it(hub, tmp_path / "root")
+    (root / "github/repos/Some-Org/shapes/scene.obj").unlink()
+    (root / "thingiverse/thing-3960381-file-77.stl").unlink()
+    one = dataset(hub, tmp_path, root=root, cache=None)
+    assert set(records(one)) == {
+        *(SMITHSONIAN, SKETCHFAB),
+        *(f"{REPO}/parts/Old chair_01.glb", f"{REPO}/lamp/model.stl"),
+    }
+    assert "2 more objects have no file in --root and are left out" in capsys.readouterr().err
+    things = dataset(hub, tmp_path, root=root, cache=None, subset="thingiverse")
+    with pytest.raises(InputError, match="holds none of the 1 files that the annotations name"):
+        next(things.records())
+    (root / "github/github.parquet").unlink()
+    with pytest.raises(InputError, match=r"github\.parquet is not there; .* with --subset$"):
+        list(one.records())
+
+
 def test_root__a_link_that_leads_out_is_not_followed(tmp_path: Path, hub: Hub) -> None:
     root = as_the_package_leaves_it(hub, tmp_path / "root")
     inside = root / "github/repos/Some-Org/shapes/lamp/model.stl"

@@ -140,7 +140,9 @@ def test_records__damaged_files_are_listed_and_fail_when_loaded(tmp_path: Path) 
 
 
 def test_records__nothing_there_names_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no point files \(.ply, .npy.*check --root"):
+    with pytest.raises(
+        InputError, match=r"expected point files \(.ply, .npy.*found .*check --root"
+    ):
         list(PointsDataset(tmp_path).records())
     with pytest.raises(InputError, match="not a directory: give a folder of point files"):
         list(PointsDataset(tmp_path / "no").records())

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline.cameras import make_cameras, ring
+from pipeline.cli import app
 from pipeline.common import InputError
 from pipeline.datasets.base import Asset, Record
 from pipeline.preview import (
@@ -201,3 +203,18 @@ def test_parse_views__numbers_all_and_thumbnail(text: str, expected: object) -> 
 def test_parse_views__unknown_view_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--view .*use all, thumbnail or numbers of 0 to 2"):
         parse_views(text, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.gif", "use .jpg, .png or .webp"), ("", "name a file"), ("file/x.png", "is a file")],
+)
+def test_command__a_picture_that_cannot_be_written_is_told_before_anything_is_drawn(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pipeline.preview.preview_dataset", None)  # is not reached
+    line = ["preview", "--dataset", "procedural", "--out", str(tmp_path / name)]
+    done = CliRunner().invoke(app, line)
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)

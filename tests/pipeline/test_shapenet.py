@@ -49,6 +49,8 @@ def test_records__missing_taxonomy_is_told_and_may_be_given(tmp_path: Path) -> N
     (root / "taxonomy.json").rename(tmp_path / "names.json")
     with pytest.raises(InputError, match=r"taxonomy\.json"):
         list(ShapeNetDataset(root).records())
+    with pytest.raises(InputError, match=r"--metadata .*gone is not a file: give the taxonomy"):
+        list(ShapeNetDataset(root, taxonomy=tmp_path / "gone").records())
     given = ShapeNetDataset(root, taxonomy=tmp_path / "names.json")
     assert given.count() == 3
     assert "names.json" in given.options["tables"]

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common import InputError
-from pipeline.shards import Manifest, ShardSet, create_or_open, read_manifest
+from pipeline.shards import (
+    Failure,
+    Manifest,
+    ShardSet,
+    create_or_open,
+    read_manifest,
+    taken_back,
+    unstarted,
+    write_failures,
+)
 from pipeline.shards.manifest import FINGERPRINT_COSINE
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set
 
@@ -344,3 +353,18 @@ def test_create_or_open__parts_without_a_manifest_are_refused(tmp_path: Path) ->
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"holds parts but no manifest\.json; use an empty folder"):
         create_or_open(tmp_path, manifest)
+
+
+def test_taken_back__only_a_set_that_was_started_for_nothing(tmp_path: Path) -> None:
+    full, fresh, failed = (str(tmp_path / name) for name in ("full", "fresh", "failed"))
+    make_set(full, make_manifest(), [[make_row(make_manifest(), "a/0")]])
+    assert unstarted([full, fresh, failed]) == [fresh, failed]
+    for root in (fresh, failed):
+        create_or_open(root, make_manifest())
+    write_failures(failed, [Failure("a/b", "a", "b", "load", "empty_file", "zero bytes")])
+    with pytest.raises(KeyboardInterrupt), taken_back([full, fresh, failed]):
+        raise KeyboardInterrupt
+    assert unstarted([full, fresh, failed]) == [fresh]
+    with taken_back([fresh]):
+        create_or_open(fresh, make_manifest())
+    assert not unstarted([fresh])

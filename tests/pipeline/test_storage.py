@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import lock
 from pipeline.catalog import clean_temporaries, query
@@ -29,7 +36,8 @@ from pipeline.shards import (
 )
 from pipeline.shards.storage import Storage, shown, within
 from pipeline.shards.writer import written_uids
-from pipeline.spool import SpoolReader, spooled
+from pipeline.spool import SpoolReader, Todo, spooled
+from tests.pipeline.full_disk import full_disk
 from tests.pipeline.s3_server import BUCKET, s3_environment
 from tests.pipeline.shard_tools import make_manifest, make_row
 from tests.pipeline.test_spool import todo
@@ -103,6 +111,124 @@ def test_s3__a_set_is_written_and_read_as_a_local_one(uri: str, tmp_path: Path) 
         create_or_open(uri, make_manifest(n_points=manifest.n_points + 1))
     with pytest.raises(InputError, match="keeps no pictures"):
         ImageSet.open(uri)
+
+
+def test_spool__a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with (
+        full_disk(),
+        pytest.raises(InputError, match=r"records-\w+\.parquet: cannot be written .* make room"),
+        spooled(str(tmp_path), todo(70)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_spool__an_error_of_the_source_stays_what_it_is(tmp_path: Path) -> None:
+    def source() -> Iterator[Todo]:
+        yield from todo(70)
+        raise OSError("of the source")
+
+    with pytest.raises(OSError, match="of the source"), spooled(str(tmp_path), source()):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+class Remembering(MemoryFileSystem):  # type: ignore[misc]
+    """A store of fsspec that, like those of clouds, remembers what it listed."""
+
+    protocol = "remembering"
+    cachable = False
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        key = f"{path} {detail}"
+        if key not in self.seen:
+            self.seen[key] = super().ls(path, detail, **kwargs)
+        return self.seen[key]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        del path
+        self.seen.clear()
+
+
+def test_fsspec__what_others_have_written_since_is_listed() -> None:
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    storage = Storage.at("remembering://set")
+    assert not storage.is_local
+    storage.write("part-1", b"1")
+    assert storage.list("part-", "") == ["part-1"]
+    MemoryFileSystem().pipe(storage.join("part-2"), b"2")  # another machine
+    assert storage.list("part-", "") == ["part-1", "part-2"]
+    assert storage.exists("part-2")
+    MemoryFileSystem().rm(storage.path, recursive=True)
+    assert not storage.is_there
+
+
+def test_exclusive__on_a_store_that_tells_no_time() -> None:
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    uri = "remembering://locked"
+    with exclusive(uri), pytest.raises(InputError, match="another run"), exclusive(uri):
+        pass
+    with exclusive(uri):
+        pass
+    assert not Storage.at(uri).sizes()
+
+
+def test_exclusive__a_folder_that_cannot_be_locked_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", unsupported)
+        with pytest.raises(InputError, match="cannot be locked"), exclusive(str(tmp_path)):
+            pass
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"\.lock: cannot be written"), exclusive(str(tmp_path)):
+        pass
+
+
+class Slow(MemoryFileSystem):  # type: ignore[misc]
+    """A store that takes a moment for an upload."""
+
+    protocol = "slow"
+    cachable = False
+    under_way: ClassVar[threading.Event] = threading.Event()
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if mode == "wb":
+            self.under_way.set()
+            time.sleep(0.5)
+        return super()._open(path, mode, **kwargs)
+
+
+def test_write__to_a_store_is_not_cut_short_by_an_interrupt() -> None:
+    """What is closed early would stand there under its name, truncated."""
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    storage = Storage.at("slow://set")
+
+    def interrupt() -> None:
+        Slow.under_way.wait(60)
+        signal.raise_signal(signal.SIGINT)  # which Python hands to the main thread
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("part-1", b"whole")
+    thread.join()
+    assert storage.read("part-1") == b"whole"
+
+
+def test_write__to_a_store_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    monkeypatch.setattr(Slow, "_open", full)
+    with pytest.raises(InputError, match=r"slow://set/x: cannot be written .*; make room"):
+        Storage.at("slow://set").write("x", b"1")
 
 
 def test_s3__missing_set_and_missing_bucket_say_what_is_wrong(server: str) -> None:

@@ -174,6 +174,14 @@ def test_load_teacher__unknown_spec_is_one_line_with_a_remedy(spec: str, message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["{not json", "[]", '{"a": 1}', '{"model_cfg": {"embed_dim": 8}}'])
+def test_load_teacher__a_folder_whose_configuration_is_damaged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text(text)
+    (tmp_path / "open_clip_model.safetensors").touch()
+    with pytest.raises(InputError, match=r"config\.json: not the configuration .*`vision_cfg`"):
+        load_teacher(f"local-dir:{tmp_path}")
+
+
 def test_load_teacher__local_weights_of_a_named_model(tmp_path: Path) -> None:
     # The smallest model that open_clip names, so that the path MODEL:/file is the real one.
     name = "ViT-M-32-alt"

@@ -187,6 +187,19 @@ def test_import__lvis_alone_with_the_categories_features(tmp_path: Path) -> None
         run(release.root, tmp_path / "other", only_lvis=True)
 
 
+def test_import__a_wrong_list_leaves_no_set_behind(tmp_path: Path) -> None:
+    release = make_release(tmp_path / "release")
+    with pytest.raises(InputError, match="--split-file nowhere: no such file; use train_all"):
+        run(release.root, tmp_path / "out", split_file="nowhere")
+    release.write_lists(["Objaverse/000-111/lost", "Objaverse/000-112/lost"])
+    with pytest.raises(
+        InputError,
+        match=r"none of the 2 listed objects .* \(ABO, Objaverse, ShapeNet\); download",
+    ):
+        run(release.root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("true",)

@@ -1,0 +1,76 @@
+"""What ``pipeline datasets`` tells of the sources: complete, and as a user would type it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.common import InputError
+from pipeline.datasets.sources import Source, SourceOptions, make_dataset, sources
+
+SOURCES = sorted(sources().values(), key=lambda source: source.name)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_source__says_all_that_a_user_needs(source: Source) -> None:
+    told = source.to_json()
+    for name in ("summary", "licence", "size", "get"):
+        assert told[name]
+        assert "\n" not in told[name]
+    if "root" in source.options and source.name not in ("folder", "points"):
+        assert told["layout"], "what is to lie below --root"
+    assert set(told["required"]) <= set(told["options"])
+    assert len(set(told["options"])) == len(told["options"])
+
+
+def test_datasets__json_holds_options_that_embed_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "datasets", "--json") == 0
+    listed: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert {entry["name"] for entry in listed} == set(sources())
+    assert run(monkeypatch, "embed", "--help") == 0
+    help_text = capsys.readouterr().out
+    for entry in listed:
+        for option in entry["options"]:
+            assert f"{option} " in help_text, (entry["name"], option)
+    folder = next(entry for entry in listed if entry["name"] == "folder")
+    assert folder["options"] == ["--root", "--metadata", "--up-axis", "--pattern", "--count"]
+    assert folder["required"] == ["--root"]
+    objaverse = next(entry for entry in listed if entry["name"] == "objaverse")
+    assert "--cache-size" in objaverse["options"]
+
+
+def test_datasets__the_table_names_every_source_and_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "datasets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(sources()) <= set(lines)
+    assert any("--root (needed)" in line for line in lines)
+    assert not any("root-uri" in line or "cache-bytes" in line for line in lines)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_make__an_option_that_is_not_read_is_refused_by_its_name(source: Source) -> None:
+    given = {"cache_bytes": 5, "pattern": "*", "seed": 3}
+    refused = [name for name in given if name not in source.options]
+    root = Path() if "root" in source.options else None
+    for name in refused:
+        options = SourceOptions(root, count=1, **{name: given[name]})  # type: ignore[arg-type]
+        typed = {"cache_bytes": "--cache-size"}.get(name, f"--{name}")
+        with pytest.raises(InputError, match=f"^{typed}: the source {source.name} does not read"):
+            make_dataset(source.name, options)
