@@ -102,14 +102,15 @@ def grid_names() -> list[str]:
 
 
 def load_grid(name: str) -> Grid:
-    """A grid by name, with or without ``.toml``, or by path.
+    """A grid by name (``relations``, ``ablations/relations.toml``), or by path.
 
     Raises ``InputError`` for an unknown name, a file that is not a grid, and a control that is
     no arm.
     """
     path = Path(name)
     if not path.is_file():
-        path = GRIDS / f"{name.removesuffix('.toml')}.toml"
+        stem = name.removeprefix(f"{GRIDS.name}/").removesuffix(".toml")
+        path = GRIDS / f"{stem}.toml"
     if not path.is_file():
         known = grid_names()
         near = difflib.get_close_matches(name.removesuffix(".toml"), known, n=1)

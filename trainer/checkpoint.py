@@ -34,6 +34,7 @@ FORMAT = "mrd3d-checkpoint"
 VERSION = 1
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 FOLDER = "checkpoints"
+BEST = "best.json"  # of a run folder
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 def best(run: Path) -> Path | None:
     """Best checkpoint of a run by validation, where one is noted and whole."""
     try:
-        step = json.loads((run / "best.json").read_text())["step"]
+        step = json.loads((run / BEST).read_text())["step"]
     except (OSError, ValueError, KeyError):
         return None
     path = checkpoint_path(run, int(step))
@@ -256,9 +257,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints and the best."""
-    spared = best(run)
-    for path in checkpoints(run)[:-keep]:
+def prune(run: Path, keep: int, step: int) -> None:
+    """Remove all but the best checkpoint and the ``keep`` newest up to ``step``.
+
+    Later ones are damaged: the run has gone on from one before. They are written anew when it
+    comes there, and must not stand in the place of whole ones until then.
+    """
+    spared, last = best(run), checkpoint_path(run, step)
+    for path in [path for path in checkpoints(run) if path <= last][:-keep]:
         if path != spared:
             shutil.rmtree(path)

@@ -65,6 +65,12 @@ AddressOption = Annotated[
 RestartsOption = Annotated[
     int, typer.Option(min=0, help="How often lost workers are started again.")
 ]
+LeastOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-workers", help="Go on with so many where no more are to be had. [--workers]"
+    ),
+]
 
 
 @app.command()
@@ -80,6 +86,7 @@ def run(
     workers: WorkersOption = 1,
     address: AddressOption = None,
     restarts: RestartsOption = 3,
+    least: LeastOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a student.
@@ -101,7 +108,7 @@ def run(
         resume=resume,
         overrides=[] if name else sets or [],
         device=device,
-        workers=(workers, address, restarts),
+        workers=(workers, address, restarts, least),
         as_json=as_json,
     )
 
@@ -118,6 +125,7 @@ def resume_run(
     workers: WorkersOption = 1,
     address: AddressOption = None,
     restarts: RestartsOption = 3,
+    least: LeastOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, as if it had never stopped.
@@ -135,7 +143,7 @@ def resume_run(
         resume=True,
         overrides=sets or [],
         device=device,
-        workers=(workers, address, restarts),
+        workers=(workers, address, restarts, least),
         as_json=as_json,
     )
 
@@ -148,7 +156,7 @@ def _train(
     resume: bool,
     overrides: list[str],
     device: str,
-    workers: tuple[int, str | None, int],
+    workers: tuple[int, str | None, int, int | None],
     as_json: bool,
 ) -> None:
     from trainer.loop import Interrupted
@@ -343,7 +351,9 @@ def ablate(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. [RUN-FORMAT, beside the run]")
+    ] = None,
     to: Annotated[ExportFormat, typer.Option(help="Format.")] = ExportFormat.safetensors,
     result: Annotated[
         list[Path] | None,
@@ -356,12 +366,13 @@ def export(
     A run gives its best checkpoint by validation, else its newest.
 
     Examples:
-      trainer export runs/mrd --out exports/mrd
+      trainer export runs/mrd
       trainer export runs/mrd --to onnx --out exports/mrd-onnx --result results/zeroshot.json
     """
+    from trainer.export import default_out
     from trainer.export import export as write
 
-    made = write(source, out, to.value, results=result or ())
+    made = write(source, out or default_out(source, to.value), to.value, results=result or ())
     if as_json:
         print_json(made.to_json())
         return

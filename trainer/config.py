@@ -53,6 +53,7 @@ class DataConfig(Section):
     shuffle_groups: Count = 32  # row groups mixed with one another at a time
     # Which of an object's views a batch has: a random one, the mean of all, or all as positives.
     image_sampling: Literal["one", "mean", "all"] = "one"
+    image_views: Whole = 0  # mean, all: of that many views drawn for each epoch; 0: of all views
     thumbnail: Share = 0.5  # probability that a thumbnail, where there is one, stands for the view
     # Texts likewise; "source": a random source (name, caption ...), then a random text of it.
     text_sampling: Literal["one", "source", "mean", "all"] = "one"
@@ -93,6 +94,7 @@ class AlignConfig(Section):
     kind: AlignKind = "infonce"
     image_weight: NonNegative = 1.0
     text_weight: NonNegative = 1.0
+    joint_weight: NonNegative = 0.0  # of point and image together against the text (MixCon3D)
     # Initial multiplier of cosines; SigLIP's authors begin at 10.
     logit_scale: Annotated[float, Field(ge=1.0, le=100.0)] = 1 / 0.07
     learn_scale: bool = True
@@ -103,7 +105,12 @@ class AlignConfig(Section):
     drop_same_category: bool = False  # both have this category name
     drop_same_text: bool = False  # their text embeddings are equal
     drop_image_above: Share = 1.0  # image term: teacher cosine of their images; 1: none dropped
-    drop_text_above: Share = 1.0  # text term: teacher cosine of their texts; 1: none dropped
+    drop_text_above: Share = 1.0  # text terms: teacher cosine of their texts; 1: none dropped
+
+    @property
+    def aligns(self) -> bool:
+        """Whether any term has a weight."""
+        return self.image_weight > 0 or self.text_weight > 0 or self.joint_weight > 0
 
 
 class DistillConfig(Section):
@@ -174,16 +181,18 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _something(self) -> LossConfig:
-        if not (self.align.image_weight or self.align.text_weight or self.distill.enabled):
+        if not (self.align.aligns or self.distill.enabled):
             raise ValueError("nothing to learn: every term has weight 0")
         return self
 
     @property
     def needs_image(self) -> bool:
         """Whether some term reads image embeddings."""
-        distill = self.distill
-        return self.align.image_weight > 0 or (
-            distill.enabled and (distill.intra_image or distill.cross)
+        align, distill = self.align, self.distill
+        return (
+            align.image_weight > 0
+            or align.joint_weight > 0
+            or (distill.enabled and (distill.intra_image or distill.cross))
         )
 
     @property
@@ -193,6 +202,7 @@ class LossConfig(Section):
         drops = align.drop_same_text and align.image_weight > 0
         return (
             align.text_weight > 0
+            or align.joint_weight > 0
             or drops
             or (distill.enabled and (distill.intra_text or distill.cross))
         )
@@ -200,8 +210,7 @@ class LossConfig(Section):
     @property
     def needs_category(self) -> bool:
         """Whether some term reads category names."""
-        align = self.align
-        return align.drop_same_category and (align.image_weight > 0 or align.text_weight > 0)
+        return self.align.drop_same_category and self.align.aligns
 
 
 class OptimConfig(Section):
@@ -268,6 +277,8 @@ class Recipe(Section):
                     f"data.{name}_sampling all needs loss.align.kind multi_positive or siglip: "
                     "infonce has one positive a row"
                 )
+        if self.data.image_views and self.data.image_sampling == "one":
+            raise ValueError("data.image_views needs data.image_sampling mean or all, not one")
         return self
 
 

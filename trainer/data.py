@@ -7,7 +7,8 @@ streamed nor on the number of processes, each of which makes its part of every b
 
 Reading: ``data.readers`` threads fetch the row groups of the next window while a window is in use,
 each lane of it (``trainer.order``) as one block, and one more thread makes ``data.prefetch``
-batches ahead. Memory of a process when streaming: its part of two windows, each
+batches ahead. The last window of an epoch is followed by the first one of the next. Memory of a
+process when streaming: its part of two windows, each
 ``shuffle_groups * 64 * (9 * n_points + 2 D (V + texts))`` bytes in all.
 
 An object has several views, perhaps a thumbnail, and any number of texts. A batch takes one of
@@ -178,36 +179,71 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[CloudBatch]:
         """Batches ``start`` and following of one epoch, the parts of this process."""
-        order = self.order.epoch(epoch)
-        draws = Draws.of(self.seed, epoch, len(self.corpus) * order.times)
-        parts = [order.part(batch, self.rank, self.world) for batch in range(self.per_epoch)]
-        blocks = None if self._memory else _Blocks(self.corpus, order, parts[start:])
+        prepared = _Epoch(self, epoch, start)
         try:
-            for number, part in enumerate(parts[start:], start + 1):
-                taken = blocks.take(part) if blocks else [(self._memory, order.occurrence[part])]
-                end = number == self.per_epoch
-                yield collate(
-                    self.corpus,
-                    taken,  # type: ignore[arg-type]
-                    draws,
-                    Position(epoch + 1, 0) if end else Position(epoch, number),
-                    pin=self.pin,
-                    whole=int(order.bounds[number] - order.bounds[number - 1]),
-                    offset=part.start - int(order.bounds[number - 1]),
-                )
+            yield from self._batches(prepared)
         finally:
-            if blocks:
-                blocks.close()
+            prepared.close()
+
+    def _batches(self, epoch: _Epoch) -> Iterator[CloudBatch]:
+        order, blocks = epoch.order, epoch.blocks
+        for number, part in enumerate(epoch.parts, epoch.start + 1):
+            taken = blocks.take(part) if blocks else [(self._memory, order.occurrence[part])]
+            end = number == self.per_epoch
+            yield collate(
+                self.corpus,
+                taken,  # type: ignore[arg-type]
+                epoch.draws,
+                Position(epoch.number + 1, 0) if end else Position(epoch.number, number),
+                pin=self.pin,
+                whole=int(order.bounds[number] - order.bounds[number - 1]),
+                offset=part.start - int(order.bounds[number - 1]),
+            )
 
     def stream(self, start: Position) -> Iterator[CloudBatch]:
         """Endless batches from a position, made ahead by a thread. Close it when done."""
         return read_ahead(self._endless(start), self.corpus.data.prefetch)
 
     def _endless(self, start: Position) -> Iterator[CloudBatch]:
-        epoch, first = start.epoch, start.batch
-        while True:
-            yield from self.epoch(epoch, first)
-            epoch, first = epoch + 1, 0
+        """The next epoch is read as soon as this one is in its last window."""
+        now, after = _Epoch(self, start.epoch, start.batch), None
+        try:
+            while True:
+                for batch in self._batches(now):
+                    if after is None and now.is_read:
+                        after = _Epoch(self, now.number + 1, 0)
+                    yield batch
+                now.close()
+                now, after = after or _Epoch(self, now.number + 1, 0), None
+        finally:
+            now.close()
+            if after:
+                after.close()
+
+
+class _Epoch:
+    """What the batches of an epoch are made of; reading begins at once."""
+
+    def __init__(self, batches: Batches, number: int, start: int) -> None:
+        """From batch ``start`` on."""
+        corpus, self.number, self.start = batches.corpus, number, start
+        self.order = batches.order.epoch(number)
+        self.draws = Draws.of(batches.seed, number, len(corpus) * self.order.times)
+        self.parts = [
+            self.order.part(batch, batches.rank, batches.world)
+            for batch in range(start, batches.per_epoch)
+        ]
+        self.blocks = None if batches.in_memory else _Blocks(corpus, self.order, self.parts)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to read but what is under way."""
+        return self.blocks is None or self.blocks.in_last_window
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self.blocks:
+            self.blocks.close()
 
 
 class _Blocks:
@@ -231,6 +267,13 @@ class _Blocks:
         self._blocks: dict[int, Future[Block]] = {}
         self._mine = threading.local()
         self._pool = ThreadPoolExecutor(corpus.data.readers, thread_name_prefix="trainer-reader")
+        if self._waiting:
+            self._fetch(self._waiting[0] // LANES)
+
+    @property
+    def in_last_window(self) -> bool:
+        """Whether all is asked for, and of one window at most is still held."""
+        return not self._waiting and len({key // LANES for key in self._blocks}) <= 1
 
     def take(self, part: slice) -> list[tuple[Block, IntArray]]:
         """Blocks of a batch with its occurrences in each, in the order of the places."""

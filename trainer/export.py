@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pipeline.common import InputError, atomic_path, file_hash, versions
 from trainer.backbones import build_backbone
 from trainer.card import model_card
-from trainer.checkpoint import CONFIG, WEIGHTS, LoadedModel, best, load_model, resolve
+from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, best, load_model, resolve
 from trainer.grouping import without_chunks
 from trainer.student import HUB, Student, as_student
 
@@ -115,6 +115,21 @@ class Encoder(nn.Module):
     def forward(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         """(B, D) L2-normalised embeddings of (B, N, 3) points and colours."""
         return F.normalize(self.backbone(xyz, rgb).float(), dim=-1)
+
+
+def default_out(source: Path, to: str) -> Path:
+    """Folder for an export beside the run: its name, for a checkpoint the step, the format.
+
+    >>> default_out(Path("/runs/mrd"), "onnx").as_posix()
+    '/runs/mrd-onnx'
+    >>> default_out(Path("/runs/mrd/checkpoints/step-00000010"), "pt2").as_posix()
+    '/runs/mrd-step-00000010-pt2'
+    """
+    folder = source.resolve()
+    if folder.parent.name == FOLDER:  # what lies there is taken for a checkpoint
+        run = folder.parents[1]
+        return run.with_name(f"{run.name}-{folder.name}-{to}")
+    return folder.with_name(f"{folder.name}-{to}")
 
 
 def export(

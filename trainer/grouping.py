@@ -7,6 +7,8 @@ not from the expansion |a|^2 - 2ab + |b|^2, whose cancellation misorders near ne
 ``knn``, ``ball_query`` and ``group_points`` run on Triton kernels (``trainer.triton_grouping``)
 for clouds on a GPU, and in plain PyTorch (``plain_knn``, ``plain_ball_query``, ``plain_group``)
 elsewhere. The plain ones are the definition; MRD3D_TRITON=0 in the environment asks for them.
+On a CPU the ball query goes through the table of distances in blocks that fit a core's cache
+(``blocked_ball_query``).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pipeline.console import note
 
 # Elements of one block of the (B, S, N) distance table: 16 Mi float32 are 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
+CPU_CHUNK_ELEMENTS = 1 << 22  # there a smaller one, which stays in the cache, is faster
+BLOCK_ELEMENTS = 1 << 18  # of the table of one cloud: 1 MiB, what one core's own cache holds
 # The kernels unroll the channels that they copy; wider points are gathered by index.
 FUSED_CHANNELS = 16
 
@@ -51,11 +55,15 @@ def without_chunks() -> Iterator[None]:
         _whole.pop()
 
 
-def _chunks(batch: int, centroids: int, points: int) -> int:
+def _chunks(centroids_BS3: Tensor, points: int) -> int:
     """How many centroids to treat at once."""
+    batch, centroids = centroids_BS3.shape[:2]
     if _whole:
         return centroids
-    return max(1, min(centroids, CHUNK_ELEMENTS // max(batch * points, 1)))
+    limit = CHUNK_ELEMENTS
+    if centroids_BS3.device.type == "cpu":
+        limit = min(limit, CPU_CHUNK_ELEMENTS)
+    return max(1, min(centroids, limit // max(batch * points, 1)))
 
 
 def _squared_distances(centroids_BS3: Tensor, xyz_BN3: Tensor) -> Tensor:
@@ -112,6 +120,8 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
     "First" is by index; a ball with fewer points is padded with its first one, and an empty ball
     holds the point nearest to the centroid. Points exactly on the sphere are inside.
     """
+    if xyz_BN3.is_cpu and not _whole and not torch.compiler.is_compiling():
+        return blocked_ball_query(centroids_BS3, xyz_BN3, radius, k)
     found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if xyz_BN3.is_cuda else None
     return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
 
@@ -156,7 +166,7 @@ def _require_neighbours(xyz_BN3: Tensor, k: int) -> None:
 def plain_knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
     """``knn`` in plain PyTorch."""
     _require_neighbours(xyz_BN3, k)
-    step = _chunks(xyz_BN3.shape[0], centroids_BS3.shape[1], xyz_BN3.shape[1])
+    step = _chunks(centroids_BS3, xyz_BN3.shape[1])
     found = [
         torch.cdist(part, xyz_BN3, compute_mode="donot_use_mm_for_euclid_dist")
         .topk(k, dim=-1, largest=False, sorted=False)
@@ -169,8 +179,8 @@ def plain_knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
 @torch.no_grad()
 def plain_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
     """``ball_query`` in plain PyTorch."""
-    batch, n_points = xyz_BN3.shape[:2]
-    step = _chunks(batch, centroids_BS3.shape[1], n_points)
+    n_points = xyz_BN3.shape[1]
+    step = _chunks(centroids_BS3, n_points)
     index_N = torch.arange(n_points, device=xyz_BN3.device)
     found = []
     for part in torch.split(centroids_BS3, step, dim=1):
@@ -186,6 +196,50 @@ def plain_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: i
         filled = torch.arange(k, device=xyz_BN3.device) < count
         found.append(torch.where(filled, out[..., :k], first))
     return torch.cat(found, dim=1)
+
+
+@torch.no_grad()
+def blocked_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
+    """``ball_query`` cloud by cloud, for a CPU: several times as fast as ``plain_ball_query``.
+
+    Distances of a few centroids at a time never leave the core's cache; what is kept of them is
+    who is inside, first as a table and then as a list. Only a point whose distance equals the
+    radius to the last digit may be seen differently.
+    """
+    found = [
+        _listed_balls(centroids, xyz, radius, k)
+        for centroids, xyz in zip(centroids_BS3, xyz_BN3, strict=True)
+    ]
+    if not found:
+        return torch.zeros(0, centroids_BS3.shape[1], k, dtype=torch.int64)
+    return torch.stack(found)
+
+
+def _listed_balls(centroids_S3: Tensor, xyz_N3: Tensor, radius: float, k: int) -> Tensor:
+    """(S, K) of one cloud."""
+    n_centroids, n_points = len(centroids_S3), len(xyz_N3)
+    x, y, z = xyz_N3.T.contiguous()
+    inside_SN = torch.empty(n_centroids, n_points, dtype=torch.bool)
+    rows = max(1, BLOCK_ELEMENTS // max(n_points, 1))
+    for start in range(0, n_centroids, rows):
+        part = centroids_S3[start : start + rows]
+        squared = (part[:, :1] - x).square_()
+        for axis, values in ((1, y), (2, z)):
+            offset = part[:, axis : axis + 1] - values
+            squared.addcmul_(offset, offset)
+        torch.le(squared, radius * radius, out=inside_SN[start : start + rows])
+    centroid, point = inside_SN.nonzero(as_tuple=True)  # by centroid, then by index
+    count_S = torch.bincount(centroid, minlength=n_centroids)
+    begin_S = count_S.cumsum(0) - count_S
+    rank = torch.arange(len(centroid)) - begin_S[centroid]
+    kept = rank < k
+    out_SK = torch.zeros(n_centroids, k, dtype=torch.int64)
+    out_SK[centroid[kept], rank[kept]] = point[kept]
+    empty = (count_S == 0).nonzero()[:, 0]
+    if len(empty):
+        out_SK[empty, 0] = _squared_distances(centroids_S3[empty], xyz_N3).argmin(-1)
+    filled_SK = torch.arange(k) < count_S[:, None]
+    return torch.where(filled_SK, out_SK, out_SK[:, :1])
 
 
 def gather_points(values_BNC: Tensor, index_BSK: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ JOB, RUN_FOLDER, RESULT, LOG = "job.json", "run", "heldout.json", "log.txt"
 POLL_S = 0.2
 STOP_S = 120.0  # for a run that was asked to stop to save its checkpoint
 
+# What a Ray that is started here is told: nothing of ours is reported anywhere, and a run in a task
+# or a worker gets as much of a machine in use by others as one in a process (Ray's niceness is 15).
+OF_OUR_OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
 Done = Callable[[Path, str | None], None]  # a folder, and why its job failed
 
 
@@ -163,7 +167,8 @@ class RayTasks:
 
     def __call__(self, folders: Sequence[Path], done: Done) -> None:
         """See ``Executor``."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in OF_OUR_OWN.items():
+            os.environ.setdefault(name, value)
         try:
             import ray
         except ImportError as error:
@@ -172,12 +177,13 @@ class RayTasks:
         options: dict[str, Any] = {} if self.address else {"include_dashboard": False}
         if begun:
             try:
-                ray.init(
-                    address=self.address or "local",  # else Ray joins whatever runs here
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    **options,
-                )
+                with quiet():
+                    ray.init(
+                        address=self.address or "local",  # else Ray joins whatever runs here
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        **options,
+                    )
             except ConnectionError as error:
                 raise InputError(
                     f"--address {self.address}: no Ray cluster answers there; start one with "
@@ -219,6 +225,24 @@ class RayTasks:
                 ray.cancel(reference)
             ray.wait(list(of), num_returns=len(of), timeout=STOP_S)
             raise
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what native code writes to stderr: Ray tells there what its log level is.
+
+    Errors of Ray are exceptions and are not touched.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def cores() -> int:

@@ -32,6 +32,7 @@ from pipeline.common import InputError, write_json
 from pipeline.console import ProgressBar, note
 from trainer import parallel
 from trainer.config import Recipe
+from trainer.jobs import OF_OUR_OWN, cores, quiet
 from trainer.loop import Interrupted
 from trainer.recorder import METRICS
 
@@ -41,16 +42,20 @@ if TYPE_CHECKING:
 FOLDER = ".launch"
 NOTES, STOP, OUTCOME = "notes", "stop", "outcome.json"
 POLL_S = 0.3
+GROW_S = 600.0  # how often --min-workers looks for room for more: growing costs a restart
 
-# Nothing of ours is reported anywhere; paths stay as they are.
+# Paths stay as they are.
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch on a busy machine takes long
+    **OF_OUR_OWN,
 }
+# How long workers wait for room. With --min-workers it is tried with fewer then: just after a loss
+# Ray may not know yet that the machine is gone.
+WAIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+WAIT_S, WAIT_ELASTIC_S = "600", "60"
 
 
 def launch(
@@ -75,10 +80,10 @@ def launch(
         "out": str(out),
         "recipe": recipe.model_dump(mode="json"),
         "shards": list(shards),
-        "threads": max(1, (os.cpu_count() or 1) // workers.count),
     }
+    note(f"starting {_number(workers)} processes by Ray Train")
     try:
-        with _ray(workers, device):
+        with _environment(workers), _ray(workers, device):
             failure = _run(config, folder, workers, device, n_samples)
         _raise_outcome(folder, out, failure)
     finally:
@@ -93,15 +98,26 @@ def _run(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = device == "cuda"
+    least = workers.least or workers.count
+    elastic: dict[str, Any] = {"num_workers": workers.count}
+    if least < workers.count:
+        elastic = {
+            "num_workers": (least, workers.count),
+            "elastic_resize_monitor_interval_s": GROW_S,
+        }
+    try:
+        scaling = ScalingConfig(
+            **elastic,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError("--min-workers: not with this Ray; upgrade it, or leave it out") from error
     trainer = TorchTrainer(
         work,
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
@@ -134,7 +150,10 @@ def _run(
             for line in notes.lines():
                 note(line)
             for line in records.lines():
-                record = json.loads(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:  # cut off by a full disk or a kill
+                    continue
                 if record["kind"] == "train":
                     status = f"loss {record['loss']:.3f}, data wait {record['data_wait']:.1%}"
                     # After a restart some steps are done once more.
@@ -156,7 +175,7 @@ def work(config: dict[str, Any]) -> None:
     if (folder / OUTCOME).exists():
         return
     parallel.forget_group()
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -221,22 +240,34 @@ def _samples(out: str) -> int:
     return int(read_config(path)["samples_seen"]) if path else 0
 
 
+def _number(workers: Workers) -> str:
+    least = workers.least or workers.count
+    return str(workers.count) if least == workers.count else f"{least} to {workers.count}"
+
+
 class _Tail:
-    """Lines that are added to a file which may be cut, or not there yet."""
+    """Lines that are added to a file which may be cut, put in the place of, or not there yet.
+
+    A file that takes the place of another is read from its beginning.
+    """
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self.path, self._at = path, start
+        self._file = path.stat().st_ino if path.exists() else None
 
     def lines(self) -> Iterator[str]:
         """Whole lines since the last call."""
         try:
-            size = self.path.stat().st_size
             with self.path.open("rb") as stream:
-                stream.seek(min(self._at, size))
+                status = os.fstat(stream.fileno())
+                if self._file not in (None, status.st_ino):
+                    self._at = 0
+                self._file = status.st_ino
+                self._at = min(self._at, status.st_size)
+                stream.seek(self._at)
                 data = stream.read()
         except FileNotFoundError:
             return
-        self._at = min(self._at, size)
         end = data.rfind(b"\n") + 1
         self._at += end
         yield from data[:end].decode(errors="replace").splitlines()
@@ -268,13 +299,24 @@ def _stopping(file: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _environment(workers: Workers) -> Iterator[None]:
+    """What Ray reads, as far as the user has not set it."""
+    wait = WAIT_ELASTIC_S if (workers.least or workers.count) < workers.count else WAIT_S
+    added = {k: v for k, v in {**_ENVIRONMENT, WAIT: wait}.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
 def _ray(workers: Workers, device: str) -> Iterator[None]:
     """Join the cluster, or start Ray here and stop it afterwards; one that runs is used.
 
     Raises ``InputError`` when no cluster answers, or it is too small.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.train
@@ -290,12 +332,13 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
             "include_dashboard": False,
         }
         try:
-            ray.init(
-                address=workers.address or "local",  # not whatever else runs on this machine
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                **({} if workers.address else local),
-            )
+            with quiet():
+                ray.init(
+                    address=workers.address or "local",  # not whatever else runs on this machine
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    **({} if workers.address else local),
+                )
         except ConnectionError as error:
             raise InputError(
                 f"--address {workers.address}: no Ray cluster answers there; start one with "
@@ -303,10 +346,12 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
             ) from error
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        least = workers.least or workers.count
         for kind in ("CPU", *(["GPU"] if device == "cuda" else [])):
-            if resources.get(kind, 0) < workers.count:
+            if resources.get(kind, 0) < least:
+                option = "--workers" if least == workers.count else "--min-workers"
                 raise InputError(
-                    f"--workers {workers.count}: {resources.get(kind, 0):.0f} {kind}s are there; "
+                    f"{option} {least}: {resources.get(kind, 0):.0f} {kind}s are there; "
                     "give fewer, or --address of a larger cluster"
                 )
         yield

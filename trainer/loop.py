@@ -281,7 +281,7 @@ class Loop:
         return "" if score is None else f", val {score:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Task, optimiser and position; whole tensors and plain values only.
+        """Task, optimiser, position and what is not recorded yet; whole tensors and plain values.
 
         All processes must ask.
         """
@@ -292,6 +292,7 @@ class Loop:
             "optimizer": parallel.whole(self.optimizer.state_dict()),
             "progress": progress,
             "position": [position.epoch, position.batch],
+            "each_step": {name: torch.stack(v).cpu() for name, v in self._each_step.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -299,6 +300,11 @@ class Loop:
         self.task.load_state_dict(state["task"])
         parallel.load_optimizer(self.optimizer, state["optimizer"])
         self.progress = Progress(**state["progress"], position=Position(*state["position"]))
+        device = self.task.device
+        self._each_step = {
+            name: list(values.to(device).unbind())
+            for name, values in state.get("each_step", {}).items()  # not in early checkpoints
+        }
         self._saved_at = self.progress.step
 
     def request_stop(self) -> None:

@@ -85,6 +85,7 @@ _OPENSHAPE_SIZES = {
     (512, 12, 1024, 128): "pointbert-26m",
     (512, 12, 1536, 256): "pointbert-32m",
     (768, 12, 2304, 256): "pointbert-72m",
+    (768, 24, 3072, 256): "pointbert-171m",
 }
 _UNI3D_SIZES = {
     (192, 12): "uni3d-ti",

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from trainer.config import Recipe, flatten, override_recipe, parse_recipe
 from trainer.data import Batches, read_ahead, validation_batches
 from trainer.distributed import rank, world_size
 from trainer.index import Corpus
-from trainer.loop import DivergedError, Interrupted, Loop
+from trainer.lock import exclusive
+from trainer.loop import DivergedError, Interrupted, Loop, Progress
 from trainer.recorder import METRICS, Recorder
 from trainer.task import DistillTask
 
@@ -71,7 +72,7 @@ class RunResult:
         newest = checkpoint.resolve(run)
         config = checkpoint.read_config(newest)
         try:
-            best = int(json.loads((run / "best.json").read_text())["step"])
+            best = int(json.loads((run / checkpoint.BEST).read_text())["step"])
         except FileNotFoundError:
             best = 0
         return cls(run, newest, config["step"], best, config["validation"])
@@ -103,6 +104,7 @@ class Workers:
     count: int = 1
     address: str | None = None  # of a Ray cluster; None: this machine
     restarts: int = 3  # from the newest checkpoint, when a process is lost
+    least: int | None = None  # go on with so many where no more are to be had; None: ``count``
 
 
 def train(
@@ -129,6 +131,10 @@ def train(
     workers = workers or Workers()
     if workers.count < 1:
         raise InputError(f"--workers {workers.count}: give at least 1")
+    if workers.least is not None and not 1 <= workers.least <= workers.count:
+        raise InputError(
+            f"--min-workers {workers.least}: give from 1 to {workers.count}, the --workers"
+        )
     if resume:
         recipe, shards = _reopen(out, recipe, shards, overrides)
     elif out.exists() and any(out.iterdir()):
@@ -141,7 +147,7 @@ def train(
     if recipe is None:
         raise InputError("--recipe: missing; name one (`trainer recipes` lists all)")
     if workers.count == 1:
-        return fit(shards, recipe, out, resume=resume, device=target)
+        return fit(shards, recipe, out, resume=resume, device=target, hold=exclusive)
     corpus = Corpus(shards, recipe)
     resolve_options(recipe.model.backbone, recipe.model.options)
     order = corpus.order(recipe.train.seed)
@@ -152,7 +158,8 @@ def train(
 
     from trainer.launch import launch
 
-    launch(out, recipe, _absolute(shards), workers, target.type, order.rows_until(total))
+    with exclusive(out):
+        launch(out, recipe, _absolute(shards), workers, target.type, order.rows_until(total))
     return RunResult.of(out)
 
 
@@ -165,30 +172,26 @@ def fit(
     device: torch.device,
     say: Callable[[str], None] = note,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    hold: Callable[[Path], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> RunResult:
     """What each process of a run does; see ``train``. With several, only the first one writes.
 
-    ``say`` gets lines for the user.
+    ``say`` gets lines for the user; ``hold`` keeps others off the run folder.
     """
     corpus = Corpus(shards, recipe)
     asked, recipe = recipe, corpus.recipe
-    with _explained(out, recipe):
+    with _explained(out, recipe), ExitStack() as held:
         task = DistillTask(recipe, corpus.teacher.width, device)
         corpus.require_order(task.student.centroids)
-        batches = Batches(
-            corpus,
-            recipe.train.seed,
-            rank=rank(),
-            world=world_size(),
-            pin=device.type == "cuda",
-        )
+        batches = _open(corpus, recipe, device)
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
         header = _header(recipe, corpus, task)
+        if rank() == 0 and not resume:
+            _write_run(out, asked, shards)
+        held.enter_context(hold(out))
         start, state = _restore(out, header, say) if resume else (0, None)
         recorder = None
         if rank() == 0:
-            if not resume:
-                _write_run(out, asked, shards)
             write_json(out / "environment.json", environment(device))
             recorder = Recorder(out, start)
         _introduce(recipe, corpus, task, batches, total, say)
@@ -207,6 +210,8 @@ def fit(
         )
         if state is not None:
             loop.load_state_dict(state)
+            if recorder and loop.progress.best_step:
+                _write_best(out, loop.progress)  # the run may have been killed before it did
         try:
             loop.run()
         except Interrupted:
@@ -228,6 +233,22 @@ def fit(
         progress.best_step,
         progress.last,
     )
+
+
+def _open(corpus: Corpus, recipe: Recipe, device: torch.device) -> Batches:
+    """The batches of this process. Raises ``InputError`` when the shards do not fit into memory."""
+    try:
+        return Batches(
+            corpus,
+            recipe.train.seed,
+            rank=rank(),
+            world=world_size(),
+            pin=device.type == "cuda",
+        )
+    except MemoryError as error:
+        raise InputError(
+            "out of memory when the shards were read into it; --set data.cache_mib=0 streams them"
+        ) from error
 
 
 def _introduce(
@@ -349,10 +370,15 @@ def _save(out: Path, header: dict[str, Any], loop: Loop, task: DistillTask, reci
     def write() -> None:
         checkpoint.save(path, config, weights, state)
         if progress.best_step == progress.step:
-            write_json(out / "best.json", {"step": progress.step, "score": progress.best_score})
-        checkpoint.prune(out, recipe.train.keep)
+            _write_best(out, progress)
+        checkpoint.prune(out, recipe.train.keep, progress.step)
 
     parallel.first_does(write)
+
+
+def _write_best(out: Path, progress: Progress) -> None:
+    value = {"step": progress.best_step, "score": progress.best_score}
+    write_json(out / checkpoint.BEST, value)
 
 
 def _restore(

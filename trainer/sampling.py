@@ -10,7 +10,9 @@ An object has V views, perhaps a thumbnail, and K texts of one or more sources. 
 - ``all``: every one is a positive of its object; the normalised mean stands for the object in
   relations and in validation.
 
-``mean`` and ``all`` count the thumbnail as a view unless ``data.thumbnail`` is 0.
+``mean`` and ``all`` count the thumbnail as a view unless ``data.thumbnail`` is 0. With
+``data.image_views`` they are of that many views drawn anew for each epoch, without repeats, and
+the thumbnail stands for one of them with its probability (MixCon3D: 4 views).
 
 Shape suffixes: B rows of a batch, R rows of a block, D embedding width, S vectors of all objects.
 """
@@ -242,10 +244,40 @@ def sample_images(
         return Chosen(values, there | chosen)
     views = pick_all(block.image, block.image_offsets, local)
     thumbnails = pick_all(block.thumbnail, block.thumbnail_offsets, local)
+    if data.image_views:
+        views, thumbnails = _some_views(views, thumbnails, draws, rows, data)
     owner = np.concatenate([views[1], thumbnails[1]])
     order = np.argsort(owner, kind="stable")
     every = np.concatenate([views[0], thumbnails[0]])[order], owner[order]
     return _summed_up(every, len(rows), data.image_sampling)
+
+
+Vectors = tuple[HalfArray, IntArray]  # (S, D), and the place of each one's row
+
+
+def _some_views(
+    views: Vectors, thumbnails: Vectors, draws: Draws, rows: IntArray, data: DataConfig
+) -> tuple[Vectors, Vectors]:
+    """``data.image_views`` of each row's vectors, thumbnails among them by their probability."""
+    there = draws.thumbnail[rows[thumbnails[1]]] < data.thumbnail
+    thumbnails = thumbnails[0][there], thumbnails[1][there]
+    wanted_B = np.full(len(rows), data.image_views)
+    wanted_B[thumbnails[1]] -= 1
+    owner = views[1]
+    starts_B = np.searchsorted(owner, np.arange(len(rows)))
+    place = np.arange(len(owner)) - starts_B[owner]
+    key = _mixed((draws.view[rows] * 2.0**53).astype(np.uint64)[owner] + place.astype(np.uint64))
+    order = np.lexsort((key, owner))
+    kept = np.sort(order[place < wanted_B[owner]])  # the first ones of each row, by key
+    return (views[0][kept], owner[kept]), thumbnails
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Numbers that look drawn by lot, the same for the same values (SplitMix64)."""
+    values = values * np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def sample_texts(

@@ -77,7 +77,8 @@ class DistillTask:
         torch.manual_seed(recipe.train.seed)
         backbone = build_backbone(recipe.model.backbone, width, recipe.model.options)
         load_trunk(backbone, recipe.model.trunk)
-        self.modules = nn.ModuleDict({"student": backbone, "align": AlignLoss(recipe.loss.align)})
+        align = AlignLoss(recipe.loss.align, width)
+        self.modules = nn.ModuleDict({"student": backbone, "align": align})
         if recipe.loss.distill.enabled:
             self.modules["distill"] = DistillLoss(recipe.loss.distill, width)
         self.modules.to(device)

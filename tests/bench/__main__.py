@@ -104,6 +104,13 @@ def encode(quick: bool) -> list[Table]:
     return [Table(*table) for table in tables(quick)]
 
 
+def train(quick: bool) -> list[Table]:
+    """A training step against its bare transformer and against a plain implementation."""
+    from tests.bench.bench_train import tables
+
+    return [Table(*table) for table in tables(quick)]
+
+
 def job(quick: bool) -> list[Table]:
     """Ray against a plain loop."""
     from tests.bench.bench_job import run
@@ -145,6 +152,7 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "shards": shards,
     "imports": imports,
     "encode": encode,
+    "train": train,
     "job": job,
     "cores": cores,
     "memory": memory,

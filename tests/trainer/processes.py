@@ -47,6 +47,7 @@ CASES = {
         {"kind": "siglip", "shared_scale": False, "drop_text_above": 0.5},
         {"learn_tau": "both", "queue": 10},
     ),
+    "joint": Case({"joint_weight": 0.5, "shared_scale": False}, {"weighting": "fixed"}),
     "distance": Case(
         {"drop_same_text": True},
         {"representation": "distance", "discrepancy": "huber", "centre": "both", "queue": 5},
@@ -60,7 +61,8 @@ class Linear(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.weight = nn.Parameter(draw(77, WIDTH, WIDTH))
-        self.align = AlignLoss(AlignConfig(**case.align))
+        torch.manual_seed(0)  # the joint term has a random layer
+        self.align = AlignLoss(AlignConfig(**case.align), WIDTH)
         self.distill = DistillLoss(DistillConfig(**case.distill), WIDTH)
         for parameter in self.distill.weighting.parameters():  # not where they begin, which is 0
             with torch.no_grad():

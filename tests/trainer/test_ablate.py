@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipeline.common import InputError
 from tests.trainer.conftest import SMALL, MakeShards
 from trainer.ablate import (
+    GRIDS,
     Study,
     ablate,
     arm_recipes,
@@ -91,6 +92,11 @@ def test_grids__of_the_package_fit_the_recipes(name: str, recipe: str) -> None:
     assert all(not recipes[other].loss.distill.enabled for other in grid.against.values())
     assert grid.title
     assert grid.about
+
+
+def test_load_grid__name_and_path_within_the_package_are_the_same() -> None:
+    for name in ("relations.toml", "ablations/relations.toml", str(GRIDS / "relations.toml")):
+        assert load_grid(name) == load_grid("relations")
 
 
 def test_load_grid__unknown_name_suggests_the_nearest() -> None:

@@ -19,6 +19,7 @@ PUBLISHED = {
     "pointbert-26m": (25.9, 7.3),
     "pointbert-32m": (32.3, 28.9),
     "pointbert-72m": (72.1, 83.7),
+    "pointbert-171m": (171.3, None),  # in their code, not in their table
     "uni3d-ti": (6, None),
     "uni3d-s": (23, None),
     "uni3d-b": (88, None),
@@ -32,6 +33,7 @@ POINTBERT = {
     "pointbert-26m": (512, 12, 1024, 128),
     "pointbert-32m": (512, 12, 1536, 256),
     "pointbert-72m": (768, 12, 2304, 256),
+    "pointbert-171m": (768, 24, 3072, 256),
 }
 # Published layers: dim, depth, width of the MLP, its kind.
 UNI3D = {
@@ -94,6 +96,23 @@ def test_uni3d__count_follows_from_the_published_layers_to_the_digit(name: str) 
     block += 2 * hidden if kind == "swiglu with norm" else 0
     total += depth * block + 2 * dim + dense(dim, 1024)
     assert measure(name)["parameters"] == total
+
+
+def test_gflop__follow_from_the_layers_by_hand() -> None:
+    """Multiply-adds of every matrix product of one cloud; 2 FLOP each."""
+    tokens, dim, mlp, depth = 385, 512, 1536, 12
+    per_token = 3 * dim * dim + dim * dim + 2 * dim * mlp  # qkv, output, MLP
+    products = depth * (tokens * per_token + 2 * tokens * tokens * dim)  # scores, their sum
+    products += 384 * 64 * (9 * 64 + 64 * 64 + 64 * 256)  # 64 neighbours of 384 centroids
+    products += 384 * (3 + 256) * dim + dim * 1280
+    assert measure("pointbert-32m")["gflop"] == pytest.approx(2e-9 * products, rel=1e-9)
+
+    tokens, dim, mlp, depth = 513, 192, 512, 12
+    per_token = 4 * dim * dim + 2 * dim * mlp + mlp * dim  # the gate is a second half of the MLP
+    products = depth * (tokens * per_token + 2 * tokens * tokens * dim)
+    products += 512 * 64 * (6 * 128 + 128 * 256 + 256 * 512 + 512 * 512)
+    products += 512 * (256 * 512 + 512 * dim + 3 * 128 + 128 * dim) + dim * 1024
+    assert measure("uni3d-ti")["gflop"] == pytest.approx(2e-9 * products, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", backbone_names())

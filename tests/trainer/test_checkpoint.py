@@ -135,8 +135,14 @@ def test_load_model__wrong_input_is_one_line(tmp_path: Path) -> None:
 def test_prune__keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     run = run_with(tmp_path, 10, 20, 30, 40)
     (run / "best.json").write_text('{"step": 20}')
-    checkpoint.prune(run, 1)
+    checkpoint.prune(run, 1, 40)
     assert [path.name[-2:] for path in checkpoint.checkpoints(run)] == ["20", "40"]
+
+
+def test_prune__what_the_run_has_not_come_to_again_does_not_count(tmp_path: Path) -> None:
+    run = run_with(tmp_path, 10, 20, 30, 40)
+    checkpoint.prune(run, 1, 30)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(run)] == ["30", "40"]
 
 
 def test_load_state__is_plain_data(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_load_recipe__last_override_wins() -> None:
         ),
         ("data.image_sampling=all", "image_sampling all needs loss.align.kind multi_positive"),
         ("data.text_sampling=all", "text_sampling all needs loss.align.kind multi_positive"),
+        ("data.image_views=4", "data.image_views needs data.image_sampling mean or all"),
+        ("loss.align.joint_weight=-1", "joint_weight: input should be greater than or equal"),
         ("loss.align.kind=sigclip", "kind: input should be 'infonce', 'siglip'"),
         ("loss.align.knd=siglip", "did you mean loss.align.kind?"),
         ("loss.align.logit_scale=0.5", "greater than or equal to 1"),
@@ -143,6 +145,15 @@ def test_needs__follow_the_enabled_terms() -> None:
     loss = load_recipe("tiny", ["loss.align.image_weight=0", "loss.distill.enabled=false"]).loss
     assert not loss.needs_image
     assert loss.needs_text
+
+
+def test_needs__joint_term_reads_both_and_is_something_to_learn() -> None:
+    off = ["loss.align.image_weight=0", "loss.align.text_weight=0", "loss.distill.enabled=false"]
+    joint = [*off, "loss.align.joint_weight=1"]
+    loss = load_recipe("tiny", joint).loss
+    assert loss.needs_image
+    assert loss.needs_text
+    assert load_recipe("tiny", [*joint, "loss.align.drop_same_category=true"]).loss.needs_category
 
 
 def test_needs__follow_what_false_negatives_are_told_by() -> None:

@@ -9,8 +9,9 @@ import torch
 from pipeline.common import InputError
 from pipeline.shards import ShardSet, create_or_open
 from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows, small_recipe
+from trainer import data as data_module
 from trainer.config import load_recipe
-from trainer.data import Batches, CloudBatch, Position, validation_batches
+from trainer.data import Batches, CloudBatch, Position, _Epoch, validation_batches
 from trainer.index import Corpus, is_held_out
 from trainer.sampling import Draws
 
@@ -280,6 +281,30 @@ def test_corpus__several_sets_of_one_teacher_are_joined(make_shards: MakeShards)
 
 def test_draws__validation_differs_from_training() -> None:
     assert not np.array_equal(Draws.of(0, -1, 5).view, Draws.of(0, 0, 5).view)
+
+
+def test_stream__next_epoch_is_read_before_this_one_ends(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_shards(count=240)
+    batches = open_batches(root, overrides=("data.cache_mib=0", "data.shuffle_groups=3"))
+    given, begun = 0, dict[int, int]()  # epochs, and the batches that were given before
+
+    class Watched(_Epoch):
+        def __init__(self, batches: Batches, number: int, start: int) -> None:
+            super().__init__(batches, number, start)
+            assert self.blocks is not None
+            assert len(self.blocks._blocks) > 0  # being read
+            begun[number] = given
+
+    monkeypatch.setattr(data_module, "_Epoch", Watched)
+    stream = batches._endless(Position())
+    for given in range(2 * batches.per_epoch):
+        assert next(stream).next == Position(*divmod(given + 1, batches.per_epoch))
+    stream.close()  # type: ignore[attr-defined]
+    assert begun[0] == 0
+    # In the second of two windows, not sooner: that would be a third window in memory.
+    assert batches.per_epoch / 3 < begun[1] < batches.per_epoch - 2
 
 
 def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -> None:

@@ -18,7 +18,7 @@ from tests.trainer.conftest import WIDTH
 from trainer import export as module
 from trainer import load_student
 from trainer.checkpoint import checkpoint_path, load_model, load_state
-from trainer.export import distances_by_axis, export, push
+from trainer.export import default_out, distances_by_axis, export, push
 
 
 def random_clouds(count: int) -> tuple[Tensor, Tensor]:
@@ -247,6 +247,21 @@ def test_push__refusal_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         push(tmp_path / "ckpt", "org/toy")
     with pytest.raises(InputError, match="not of the form ORG/NAME"):
         push(tmp_path / "ckpt", "toy")
+
+
+def test_default_out__is_beside_the_run_and_no_checkpoint_of_it(tmp_path: Path) -> None:
+    assert default_out(tmp_path / "mrd", "onnx") == tmp_path / "mrd-onnx"
+    step = checkpoint_path(tmp_path / "mrd", 10)
+    assert default_out(step, "pt2") == tmp_path / "mrd-step-00000010-pt2"
+
+
+def test_cli__export_without_out_is_beside_the_run(tmp_path: Path) -> None:
+    from trainer.cli import app
+
+    write_checkpoint(checkpoint_path(tmp_path / "run", 5))
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "safetensors"])
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "run-safetensors").step == 5
 
 
 def test_cli__export_tells_the_largest_difference(tmp_path: Path) -> None:

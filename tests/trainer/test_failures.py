@@ -29,7 +29,7 @@ from tests.trainer.conftest import (
     small_recipe,
 )
 from tests.trainer.test_run import STATEFUL, assert_same_state
-from trainer import checkpoint
+from trainer import checkpoint, data
 from trainer.checkpoint import checkpoint_path, checkpoints, load_model
 from trainer.loop import Loop
 from trainer.recorder import METRICS, Recorder, read_metrics
@@ -44,7 +44,7 @@ def command(out: Path, root: Path, *overrides: str) -> list[str]:
 
 
 def told(run: Path) -> list[dict[str, Any]]:
-    """Records without those of speed; weights of each step begin anew after a resume."""
+    """Records without those of speed."""
     drop = ("samples_per_s", "data_wait")
     return [{k: v for k, v in m.items() if k not in drop} for m in read_metrics(run)]
 
@@ -54,7 +54,8 @@ def test_kill__at_random_steps_gives_the_same_curve_and_weights(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
     root = make_shards(textless=5)
-    overrides = (*STATEFUL, "train.steps=600", "train.checkpoint_every=23", "train.val_every=50")
+    often = ("train.checkpoint_every=23", "train.val_every=50", "train.log_every=10")
+    overrides = (*STATEFUL, "train.steps=600", *often)
     straight = train([root], small_recipe(*overrides), tmp_path / "straight", device="cpu")
     out, rng = tmp_path / "killed", np.random.default_rng(5)
     start = command(out, root, *overrides)
@@ -317,6 +318,17 @@ def test_memory__full_names_the_option_that_lowers_it(
     with pytest.raises(InputError, match=message) as caught:
         train([make_shards()], small_recipe(*settings), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_memory__full_of_shards_says_how_to_stream_them(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(data, "read_block", read)
+    with pytest.raises(InputError, match=r"out of memory .*--set data\.cache_mib=0 streams"):
+        train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
 
 
 def test_records__full_disk_is_an_input_error(

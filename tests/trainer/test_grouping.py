@@ -7,9 +7,11 @@ from torch import Tensor
 from trainer import grouping
 from trainer.grouping import (
     ball_query,
+    blocked_ball_query,
     farthest_point_sample,
     gather_points,
     knn,
+    plain_ball_query,
     prefix_centroids,
 )
 
@@ -88,9 +90,20 @@ def test_grouping__chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPat
     xyz = clouds(2, 40)
     whole = knn(xyz[:, :15], xyz, 5), ball_query(xyz[:, :15], xyz, 0.5, 5)
     monkeypatch.setattr(grouping, "CHUNK_ELEMENTS", 2 * 40 * 4)
+    monkeypatch.setattr(grouping, "BLOCK_ELEMENTS", 40 * 4)
     parts = knn(xyz[:, :15], xyz, 5), ball_query(xyz[:, :15], xyz, 0.5, 5)
     assert torch.equal(whole[0].sort(-1).values, parts[0].sort(-1).values)
     assert torch.equal(whole[1], parts[1])
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.2, 5.0])
+@pytest.mark.parametrize("k", [1, 16])
+def test_blocked_ball_query__equals_the_plain_one(radius: float, k: int) -> None:
+    xyz = clouds(3, 700)
+    centroids = xyz[:, :90] + 0.003  # no points of the clouds: small balls are empty
+    expected = plain_ball_query(centroids, xyz, radius, k)
+    assert torch.equal(blocked_ball_query(centroids, xyz, radius, k), expected)
+    assert torch.equal(ball_query(centroids, xyz, radius, k), expected)
 
 
 def test_gather_points__equals_indexing() -> None:

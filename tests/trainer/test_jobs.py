@@ -14,9 +14,10 @@ from tests.trainer.conftest import MakeShards, small_recipe
 from trainer.checkpoint import load_model
 from trainer.config import Recipe
 from trainer.jobs import LOG, RESULT, Done, Here, Job, Processes, RayTasks, failure, perform, start
+from trainer.recorder import read_metrics
 
 
-def make_job(folder: Path, root: Path, recipe: Recipe) -> Path:
+def make_job(folder: Path, root: Path, recipe: Recipe, workers: int = 1) -> Path:
     job = Job(
         recipe=recipe.model_dump(mode="json"),
         shards=[str(root)],
@@ -24,6 +25,7 @@ def make_job(folder: Path, root: Path, recipe: Recipe) -> Path:
         split="test",
         or_all=False,
         device="cpu",
+        workers=workers,
     )
     job.write(folder)
     return folder
@@ -135,6 +137,25 @@ def test_processes__asked_to_stop_save_and_go_on(shards: Path, tmp_path: Path) -
     step = load_model(folder / "run").step
     assert step > 3
     assert not (folder / RESULT).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_processes__a_job_of_several_workers_is_that_of_one(shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    recipe = small_recipe("train.steps=4")
+    folders = [make_job(tmp_path / str(n), shards, recipe, workers=n) for n in (1, 2)]
+    found: dict[str, str | None] = {}
+    Processes(1)(folders, collect(found))
+    assert found == {"1": None, "2": None}
+    one, two = (
+        [m["loss"] for m in read_metrics(f / "run") if m["kind"] == "train"] for f in folders
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+    log = (folders[1] / LOG).read_text()
+    assert "starting 2 processes by Ray Train" in log
+    assert "in 2 processes (ddp)" in log
+    assert "logging.cc" not in log  # what Ray says of itself
 
 
 @pytest.mark.slow

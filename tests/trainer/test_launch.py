@@ -16,6 +16,7 @@ from pipeline.common import InputError, write_json
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from tests.trainer.test_run import assert_same_state
 from trainer.checkpoint import checkpoints, load_model
+from trainer.jobs import OF_OUR_OWN
 from trainer.launch import FOLDER, OUTCOME, _raise_outcome, _Tail
 from trainer.loop import Interrupted
 from trainer.recorder import METRICS, read_metrics
@@ -23,7 +24,10 @@ from trainer.run import Workers, train
 
 slow = pytest.mark.slow
 # Ray Train sets options of Ray Data that Ray has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.timeout(1200),  # Ray starts ten processes, each of which imports torch
+]
 TWO = Workers(2)
 
 
@@ -32,8 +36,8 @@ def ray_here() -> Iterator[None]:
     """One Ray for all runs of this file: each then starts its workers only."""
     import ray
 
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    os.environ.update({"RAY_TRAIN_V2_ENABLED": "1", **OF_OUR_OWN})
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -48,7 +52,7 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 1000
     while time.monotonic() < deadline:
         if (run / METRICS).exists() and any(m["step"] >= step for m in read_metrics(run)):
             return
@@ -107,6 +111,26 @@ def test_launch__follows_the_curve_of_one_process(make_shards: MakeShards, tmp_p
 
 @slow
 @pytest.mark.usefixtures("ray_here")
+def test_launch__goes_on_with_fewer_processes_where_no_more_are_to_be_had(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray has two cores here. A lost machine looks the same when all are started again."""
+    root, recipe = make_shards(textless=3), small_recipe("train.steps=10")
+    few = Workers(3, least=1)
+    less = train([root], recipe, tmp_path / "less", device="cpu", workers=few)
+    err = capsys.readouterr().err
+    assert "starting 1 to 3 processes by Ray Train" in err
+    assert "in 2 processes (ddp)" in err
+    one = train([root], recipe, tmp_path / "one", device="cpu")
+    ours, theirs = (
+        [m["loss"] for m in read_metrics(result.run) if m["kind"] == "train"]
+        for result in (less, one)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@slow
+@pytest.mark.usefixtures("ray_here")
 def test_launch__error_of_the_input_is_not_tried_again(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
@@ -159,6 +183,15 @@ def test_launch__impossible_numbers_are_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_launch__impossible_least_numbers_are_refused(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    root, recipe, out = make_shards(), small_recipe(), tmp_path / "run"
+    for workers in (Workers(2, least=0), Workers(2, least=3)):
+        with pytest.raises(InputError, match=rf"--min-workers {workers.least}: give from 1 to 2"):
+            train([root], recipe, out, workers=workers, device="cpu")
+
+
 def test_tail__gives_whole_lines_of_a_file_that_grows_or_is_cut(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     tail = _Tail(file)
@@ -173,6 +206,11 @@ def test_tail__gives_whole_lines_of_a_file_that_grows_or_is_cut(tmp_path: Path) 
     with file.open("a") as stream:
         stream.write("c\n")
     assert list(tail.lines()) == ["c"]
+    # Cut by replacing it, and longer than before when it is looked at again.
+    (tmp_path / "new").write_text("a\nlonger\nd\n")
+    (tmp_path / "new").replace(file)
+    assert list(tail.lines()) == ["a", "longer", "d"]
+    assert list(tail.lines()) == []
 
 
 def test_outcome__is_raised_as_one_process_would(tmp_path: Path) -> None:

@@ -95,8 +95,14 @@ def valid_rows(flags: list[int]) -> list[int]:
     return [place for place, flag in enumerate(flags) if flag]
 
 
+def make(**options: Any) -> AlignLoss:
+    """The same each time, also where it has a random layer."""
+    torch.manual_seed(0)
+    return AlignLoss(AlignConfig(**options), width=6).double()
+
+
 def align(features: Features, **options: Any) -> tuple[float, dict[str, float]]:
-    total, terms = AlignLoss(AlignConfig(**options)).double()(features)
+    total, terms = make(**options)(features)
     return float(total.detach()), {name: float(value.detach()) for name, value in terms.items()}
 
 
@@ -231,6 +237,7 @@ def test_align__dropped_pairs_equal_the_oracles() -> None:
     [
         {"image_weight": 0.5},
         {"text_weight": 0.0},
+        {"joint_weight": 0.5},
         {"logit_scale": 5.0},
         {"kind": "siglip"},
         {"kind": "multi_positive"},
@@ -304,6 +311,90 @@ def test_align__scales_stay_between_one_and_one_hundred(value: float, bound: flo
         assert float(parameter.detach()) == pytest.approx(bound)
 
 
+@pytest.mark.parametrize("value", [9.0, -2.0])
+def test_align__a_scale_at_its_bound_leaves_it_when_the_loss_asks(value: float) -> None:
+    """Of ``Tensor.clamp`` the gradient is 0 there, and the scale would stay for ever."""
+    loss = AlignLoss(AlignConfig(shared_scale=False))
+    assert loss.log_scale_text is not None
+    optimizer = torch.optim.SGD([loss.log_scale, loss.log_scale_text], lr=0.1)
+    with torch.no_grad():
+        loss.log_scale.fill_(value)
+        loss.log_scale_text.fill_(value)
+    loss.clamp()
+    at_bound = loss.log_scale.detach().clone()
+    inwards = 1 if value > 0 else -1
+    for direction in (-inwards, inwards):  # outwards first: it comes back to the bound
+        optimizer.zero_grad()
+        sum(direction * scale.log() for scale in loss.report().values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        loss.clamp()
+        moved = 0.1 * inwards if direction == inwards else 0.0
+        for parameter in (loss.log_scale, loss.log_scale_text):
+            assert float(parameter.detach()) == pytest.approx(float(at_bound) - moved)
+
+
+@pytest.mark.parametrize("flags", [[1] * ROWS, SOME_TEXT], ids=["all", "some"])
+def test_align__joint_term_equals_the_oracles(flags: list[int]) -> None:
+    f = with_several(batch(flags))
+    assert f.image is not None
+    assert f.text is not None
+    assert f.text_all is not None
+    options: dict[str, Any] = {"joint_weight": 0.5, "logit_scale": 5.0, "logit_bias": -3.0}
+    layer = make(**options).joint
+    assert layer is not None
+    u, v = unit(f.point), unit(f.image)
+    joined = []
+    for point, image in zip(u.tolist(), v.tolist(), strict=True):
+        row = [
+            sum(w * x for w, x in zip(weights, [*point, *image], strict=True)) + bias
+            for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        ]
+        joined.append([x / math.sqrt(sum(y * y for y in row)) for x in row])
+    w = torch.tensor(joined, dtype=torch.float64)
+    expected = {
+        "infonce": oracle_info_nce(w, unit(f.text), 5.0, valid_rows(flags)),
+        "multi_positive": oracle_multi_positive(w, lists(f.text_all), 5.0),
+        "siglip": oracle_siglip(w, lists(f.text_all), 5.0, -3.0),
+    }
+    for kind, value in expected.items():
+        total, terms = align(f, kind=kind, **options)
+        assert terms["align_joint"] == pytest.approx(value, rel=1e-6)
+        rest = terms["align_image"] + terms["align_text"]
+        assert total == pytest.approx(rest + 0.5 * value, rel=1e-6)
+
+
+def test_align__joint_term_alone_reads_image_and_text_and_needs_the_width() -> None:
+    f = batch()
+    assert f.image is not None
+    options = {"image_weight": 0.0, "text_weight": 0.0, "joint_weight": 1.0}
+    total, terms = align(f, **options)
+    assert set(terms) == {"align_joint"}
+    for name in ("point", "image", "text"):
+        turned = replace(f, **{name: getattr(f, name).flip(0)})
+        assert align(turned, **options)[0] != pytest.approx(total, rel=1e-3), name
+    scaled = replace(f, point=f.point * 7, image=f.image * 3)
+    assert align(scaled, **options)[0] == pytest.approx(total)
+    with pytest.raises(ValueError, match="width"):
+        AlignLoss(AlignConfig(joint_weight=1.0))
+
+
+@pytest.mark.parametrize("kind", ["infonce", "siglip"])
+def test_align__joint_scale_is_its_own_unless_shared(kind: Any) -> None:
+    loss = make(kind=kind, shared_scale=False, joint_weight=1.0)
+    assert {"logit_scale", "logit_scale_text", "logit_scale_joint"} <= set(loss.report())
+    assert ("logit_bias_joint" in loss.report()) == (kind == "siglip")
+    before = loss(batch())[1]
+    assert loss.log_scale_joint is not None
+    with torch.no_grad():
+        loss.log_scale_joint.fill_(9.0)
+    loss.clamp()
+    assert float(loss.log_scale_joint.detach()) == pytest.approx(MAX_LOG_SCALE)
+    after = loss(batch())[1]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"align_joint"}
+    assert make(kind=kind, joint_weight=1.0).log_scale_joint is None
+
+
 ALIGN_OPTIONS: list[dict[str, Any]] = [
     {},
     {"kind": "multi_positive"},
@@ -312,19 +403,30 @@ ALIGN_OPTIONS: list[dict[str, Any]] = [
     {"kind": "multi_positive", "drop_same_category": True, "drop_text_above": 0.5},
     {"kind": "siglip", "drop_same_category": True, "drop_same_text": True},
 ]
+# The layer of the joint term is not invariant to a rotation of all features.
+WITH_JOINT: list[dict[str, Any]] = [
+    *ALIGN_OPTIONS,
+    {"joint_weight": 0.7, "shared_scale": False},
+    {"kind": "multi_positive", "joint_weight": 0.7},
+    {"kind": "siglip", "joint_weight": 0.7, "shared_scale": False},
+]
 
 
-@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+@pytest.mark.parametrize("options", WITH_JOINT, ids=str)
 def test_align__gradient_is_right(options: dict[str, Any]) -> None:
     f = batch(SOME_TEXT)
     f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
-    loss = AlignLoss(AlignConfig(logit_scale=3.0, logit_bias=-1.0, **options)).double()
+    loss = make(logit_scale=3.0, logit_bias=-1.0, **options)
+    names = [name for name, _ in loss.named_parameters()]
 
-    def value(point: Tensor) -> Tensor:
-        total: Tensor = loss(replace(f, point=point))[0]
+    def value(point: Tensor, *learned: Tensor) -> Tensor:
+        features = replace(f, point=point)
+        given = dict(zip(names, learned, strict=True))
+        total: Tensor = torch.func.functional_call(loss, given, (features,))[0]
         return total
 
-    assert torch.autograd.gradcheck(value, f.point.clone().requires_grad_(True))
+    learned = [parameter.detach().clone().requires_grad_(True) for parameter in loss.parameters()]
+    assert torch.autograd.gradcheck(value, (f.point.clone().requires_grad_(True), *learned))
 
 
 @pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
@@ -352,11 +454,11 @@ def _turned(several: Several | None, rotation: Tensor) -> Several | None:
     return None if several is None else Several(several.values @ rotation, several.owner)
 
 
-@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+@pytest.mark.parametrize("options", WITH_JOINT, ids=str)
 def test_align__shares_of_unequal_parts_add_up_to_the_whole(options: dict[str, Any]) -> None:
     f = batch(SOME_TEXT)
     f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
-    loss = AlignLoss(AlignConfig(**options)).double()
+    loss = make(**options)
     _, whole = loss(f)
     total = dict.fromkeys(whole, 0.0)
     for start, end in ((0, 1), (1, 2), (2, 8)):  # row 1 has no text

@@ -126,6 +126,91 @@ def test_distill__terms_equal_the_plain_formulas(
     )
 
 
+@pytest.mark.parametrize("centre", ["teacher", "both"])
+def test_distill__centred_terms_equal_the_plain_formulas(centre: str) -> None:
+    f = batch(SOME_TEXT)
+    assert f.image is not None
+    assert f.text is not None
+    told = [i for i in range(ROWS) if SOME_TEXT[i]]
+
+    def centred(rows: list[list[float]], there: list[int]) -> list[list[float]]:
+        mean = [sum(rows[i][d] for i in there) / len(there) for d in range(len(rows[0]))]
+        moved = [[x - m for x, m in zip(row, mean, strict=True)] for row in rows]
+        return rows_of(torch.tensor(moved, dtype=torch.float64))
+
+    point, image, text = rows_of(f.point), rows_of(f.image), rows_of(f.text)
+    teacher_image, teacher_text = centred(image, list(range(ROWS))), centred(text, told)
+    if centre == "both":
+        point, image, text = centred(point, list(range(ROWS))), teacher_image, teacher_text
+
+    def term(
+        teacher: tuple[list[list[float]], list[list[float]]],
+        student: tuple[list[list[float]], list[list[float]]],
+        pairs: list[tuple[int, int]],
+        where: str,
+    ) -> float:
+        similarity = "normalised_similarity"
+        p = plain_relation(*teacher, pairs, similarity, TAUS[f"tau_teacher_{where}"])
+        q = plain_relation(*student, pairs, similarity, TAUS[f"tau_student_{where}"])
+        return plain_discrepancy(p, q, "jeffreys")
+
+    off = [(i, j) for i in range(ROWS) for j in range(ROWS) if i != j]
+    off_told = [(i, j) for i, j in off if SOME_TEXT[i] and SOME_TEXT[j]]
+    cross = [(i, j) for i in told for j in told]
+    expected = {
+        "intra_image": term((teacher_image, teacher_image), (point, point), off, "intra"),
+        "intra_text": term((teacher_text, teacher_text), (point, point), off_told, "intra"),
+        "cross_text": term((teacher_image, teacher_text), (point, text), cross, "cross"),
+        "cross_image": term((teacher_text, teacher_image), (point, image), cross, "cross"),
+    }
+    _, terms = distill(f, **TAUS, centre=centre)
+    for name, value in expected.items():
+        assert terms[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_distill__learned_weights_combine_the_terms_as_their_formulas_say() -> None:
+    f = batch(SOME_TEXT)
+    raw = [0.3, -0.7, 1.1]
+    terms = distill(f)[1]
+    values = [terms[name] for name in ("intra_image", "intra_text", "cross")]
+    shares = [math.exp(x) / sum(math.exp(y) for y in raw) for x in raw]
+    expected = {
+        "mixture": sum((0.05 + 0.85 * a) * v for a, v in zip(shares, values, strict=True)),
+        "uncertainty": sum(math.exp(-s) * v + s for s, v in zip(raw, values, strict=True)),
+    }
+    for weighting, value in expected.items():
+        config = DistillConfig(weighting=weighting, floor=0.05)  # type: ignore[arg-type]
+        loss = DistillLoss(config).double()
+        (parameter,) = loss.weighting.parameters()
+        with torch.no_grad():
+            parameter.copy_(torch.tensor(raw))
+
+        def total(given: Tensor, loss: DistillLoss = loss) -> Tensor:
+            ((name, _),) = loss.named_parameters()
+            found: Tensor = torch.func.functional_call(loss, {name: given}, (f,))[0]
+            return found
+
+        # The raw values have gone through float32.
+        assert float(total(parameter.detach())) == pytest.approx(value, rel=1e-6)
+        assert torch.autograd.gradcheck(total, parameter.detach().clone().requires_grad_(True))
+
+
+@pytest.mark.parametrize("queue", [0, 4])
+def test_distill__a_lone_text_has_no_relations(queue: int) -> None:
+    """Nothing to compare it with: alone in its row, every distribution is 1."""
+    f = batch([0, 0, 1, 0, 0, 0, 0, 0])
+    point = f.point.clone().requires_grad_(True)
+    loss = DistillLoss(DistillConfig(queue=queue), width=6).double()
+    loss.remember(batch([0] * ROWS))
+    total, terms = loss(replace(f, point=point))
+    total.backward()
+    for name in ("intra_text", "cross_text", "cross_image"):
+        assert float(terms[name].detach()) == 0, name
+    assert float(terms["intra_image"].detach()) > 0
+    assert point.grad is not None
+    assert bool(point.grad.isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("off", "on"), [("cross_text", "cross_image"), ("cross_image", "cross_text")]
 )
@@ -279,6 +364,21 @@ def test_learn_tau__stays_within_its_bounds() -> None:
         assert float(tau.detach()) == pytest.approx(bound)
         loss.clamp()
         assert float(loss.log_tau["student_intra"].detach().exp()) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("value", [3.0, -9.0])
+def test_learn_tau__at_its_bound_leaves_it_when_the_loss_asks(value: float) -> None:
+    """Of ``Tensor.clamp`` the gradient is 0 there, and the temperature would stay for ever."""
+    loss = DistillLoss(DistillConfig(learn_tau="student"))
+    parameter = loss.log_tau["student_intra"]
+    with torch.no_grad():
+        parameter.fill_(value)
+    loss.clamp()
+    tau = loss.tau("student_intra")
+    assert isinstance(tau, Tensor)
+    tau.backward()  # type: ignore[no-untyped-call]
+    assert parameter.grad is not None
+    assert float(parameter.grad) == pytest.approx(float(tau.detach()))  # d exp(t) / dt
 
 
 def jeffreys(a: Tensor, b: Tensor) -> Tensor:

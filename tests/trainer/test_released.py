@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pipeline.common import InputError
 from tests.trainer import reference
-from trainer.backbones import build_backbone
+from trainer import released
+from trainer.backbones import backbone_names, build_backbone, resolve_options
 from trainer.backbones.layers import strided
+from trainer.backbones.measure import on_meta
 from trainer.backbones.uni3d import Uni3d
 from trainer.checkpoint import load_model
 from trainer.grouping import farthest_point_sample
@@ -74,10 +76,10 @@ def test_openshape__forward_is_that_of_the_reference(tmp_path: Path) -> None:
 
 def test_openshape__stored_scan_is_the_reference_on_the_cloud_as_it_is() -> None:
     state = reference.openshape_state(**OPENSHAPE_5M, width=32)
-    released = convert("openshape", state, "weights")
-    options = {**released.options, "scan": "stored", "axes": "xyz"}
-    model = build_backbone(released.backbone, 32, options).double().eval()
-    model.load_state_dict(released.weights)
+    found = convert("openshape", state, "weights")
+    options = {**found.options, "scan": "stored", "axes": "xyz"}
+    model = build_backbone(found.backbone, 32, options).double().eval()
+    model.load_state_dict(found.weights)
     xyz, rgb = ordered_cloud(400, seed=1)
     expected = reference.openshape(reference.double(state), xyz[0], rgb[0], 0.4, 256)
     torch.testing.assert_close(model(xyz, rgb)[0], expected, rtol=0, atol=1e-10)
@@ -178,6 +180,21 @@ def test_import__teacher_and_axes_can_be_named(tmp_path: Path) -> None:
     assert config["backbone"]["options"]["axes"] == "xyz"
     with pytest.raises(InputError, match="exists already"):
         import_weights("openshape", file, tmp_path / "out", teacher="ViT-B-16:mine")
+
+
+def test_sizes__of_every_backbone_are_recognised() -> None:
+    names = [name for name in backbone_names() if name.startswith("pointbert-")]
+    assert set(released._OPENSHAPE_SIZES.values()) == set(names)
+    for (dim, depth, mlp, local), name in released._OPENSHAPE_SIZES.items():
+        options = resolve_options(name)
+        assert (options["dim"], options["depth"], options["mlp_dim"]) == (dim, depth, mlp)
+        assert options["local_dims"][-1] == local
+    names = [name for name in backbone_names() if name.startswith("uni3d-")]
+    assert set(released._UNI3D_SIZES.values()) == set(names)
+    for (dim, depth), name in released._UNI3D_SIZES.items():
+        model = on_meta(name, 8)
+        assert isinstance(model, Uni3d)
+        assert (len(model.cls_token), len(model.blocks)) == (dim, depth)
 
 
 def broken(state: reference.State, case: str) -> reference.State:

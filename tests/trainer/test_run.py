@@ -20,9 +20,10 @@ from trainer import run as run_module
 from trainer.checkpoint import checkpoints, load_model, load_state
 from trainer.cli import main
 from trainer.data import CloudBatch
+from trainer.lock import exclusive
 from trainer.loop import Interrupted, Loop
 from trainer.recorder import read_metrics
-from trainer.run import train
+from trainer.run import Workers, train
 from trainer.task import StepResult
 
 # Everything that has state: BatchNorm, patch dropout, moving average, learned weights.
@@ -68,7 +69,15 @@ class StopsAtNine(Loop):
         return super()._step(batch)
 
 
-@pytest.mark.parametrize("extra", [(), ("data.cache_mib=0", "data.shuffle_groups=1")], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("data.cache_mib=0", "data.shuffle_groups=1"),
+        ("train.log_every=4",),  # steps that are not recorded yet when the checkpoint is saved
+    ],
+    ids=str,
+)
 def test_resume__continues_bit_for_bit(
     make_shards: MakeShards,
     tmp_path: Path,
@@ -90,7 +99,6 @@ def test_resume__continues_bit_for_bit(
     assert halves.validation == straight.validation
 
     def told(run: Path) -> list[dict[str, Any]]:
-        # Speed differs, and the weights since the last record start anew after a resume.
         drop = ("samples_per_s", "data_wait")
         return [{k: v for k, v in m.items() if k not in drop} for m in read_metrics(run)]
 
@@ -111,6 +119,50 @@ def test_resume__truncated_newest_checkpoint_falls_back_to_the_one_before(
     assert "passed over a damaged checkpoint" in message
     assert "resuming from step-00000010" in message
     assert_same_state(straight.checkpoint, again.checkpoint)
+
+
+def test_resume__damaged_newest_checkpoint_costs_no_whole_one(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in the folder until the run comes there again, and must not count as one kept."""
+    options = ("train.steps=14", "train.checkpoint_every=3", "train.val_every=100", "train.keep=1")
+    recipe = small_recipe(*options, "data.val_fraction=0")
+    root, out = make_shards(), tmp_path / "run"
+    train([root], recipe, out, device="cpu")
+    (newest,) = checkpoints(out)
+    (newest / "state.pt").write_bytes(b"")
+    newest.rename(newest.with_name("step-00000099"))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Loop", StopsAtNine)
+        with pytest.raises(Interrupted):
+            train([], None, out, resume=True, device="cpu")
+    assert [path.name for path in checkpoints(out)] == ["step-00000009", "step-00000099"]
+    assert load_model(out).step == 9
+
+
+def test_resume__best_that_was_not_noted_is_noted(make_shards: MakeShards, tmp_path: Path) -> None:
+    """A kill between a checkpoint and the note that it is the best."""
+    recipe = small_recipe("train.steps=4", "train.val_every=2", "train.checkpoint_every=2")
+    result = train([make_shards()], recipe, tmp_path / "run", device="cpu")
+    note = tmp_path / "run" / "best.json"
+    before = note.read_text()
+    assert json.loads(before)["step"] == result.best_step
+    note.write_text('{"step": 1, "score": 0.0}')
+    train([], None, tmp_path / "run", resume=True, device="cpu")
+    assert note.read_text() == before
+
+
+def test_resume__run_of_another_process_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
+    recipe, out = small_recipe("train.steps=2"), tmp_path / "run"
+    train([make_shards()], recipe, out, device="cpu")
+    leftover = out / "checkpoints" / ".tmp-0123-step-00000003"  # being written by the other one
+    leftover.mkdir()
+    with exclusive(out):
+        for workers in (Workers(), Workers(2)):
+            with pytest.raises(InputError, match="run: another command is at work on this run"):
+                train([], None, out, resume=True, device="cpu", workers=workers)
+        assert leftover.exists()
+    assert train([], None, out, resume=True, device="cpu").step == 2
 
 
 def test_resume__finished_run_changes_nothing(make_shards: MakeShards, tmp_path: Path) -> None:

@@ -181,6 +181,53 @@ def test_all__every_view_and_text_comes_with_its_object(make_shards: MakeShards)
             assert bool(clouds.has_text[place]) == bool(row.texts)
 
 
+def which(given: torch.Tensor, values: NDArray[np.generic]) -> list[int]:
+    """Places among ``values`` of given vectors."""
+    gap = np.abs(np.asarray(values, np.float64)[None] - given.numpy()[:, None]).max(2)
+    assert (gap.min(1) < 1e-3).all()
+    return [int(place) for place in gap.argmin(1)]
+
+
+@pytest.mark.parametrize("thumbnail", [0.0, 0.5, 1.0])
+def test_image_views__are_drawn_anew_each_epoch_and_each_as_often(
+    make_shards: MakeShards, thumbnail: float
+) -> None:
+    root = make_shards(thumbnails=1)
+    rows = rows_by_number(root, thumbnails=1)
+    options = (MULTI, "data.image_sampling=all", f"data.thumbnail={thumbnail}")
+    batches = open_batches(root, *options, "data.image_views=2")
+    counts, seen, objects = np.zeros(4), set(), 0
+    for epoch in range(10):
+        for batch in batches.epoch(epoch):
+            clouds = batch.to(torch.device("cpu"))
+            assert clouds.image_all is not None
+            assert clouds.image is not None
+            for place, number in enumerate(batch.row):
+                row = rows[int(number)]
+                assert row.thumbnail_embed is not None
+                every = np.concatenate([row.image_embeds, row.thumbnail_embed[None]])
+                given = clouds.image_all.values[clouds.image_all.owner == place]
+                chosen = which(given, every)
+                assert len(set(chosen)) == 2
+                np.testing.assert_allclose(clouds.image[place], unit_mean(every[chosen]), atol=2e-3)
+                counts[chosen] += 1
+                objects += 1
+                if number == 5:
+                    seen.add(tuple(sorted(chosen)))
+    assert len(seen) > 1
+    assert counts[3] / objects == pytest.approx(thumbnail, abs=0.06 * (0 < thumbnail < 1))
+    np.testing.assert_allclose(counts[:3] / counts[:3].sum(), 1 / 3, atol=0.05)
+
+
+def test_image_views__more_than_there_are_is_all_of_them(make_shards: MakeShards) -> None:
+    root = make_shards()
+    found = [
+        told(next(open_batches(root, "data.image_sampling=mean", *extra).epoch(0)))
+        for extra in ((), ("data.image_views=9",))
+    ]
+    assert found[0] == found[1]
+
+
 def test_all__a_batch_of_several_blocks_counts_owners_through(make_shards: MakeShards) -> None:
     """Streamed with one row group a window, a batch of 16 is made of pieces."""
     root = make_shards(part_rows=12, textless=5)
@@ -194,11 +241,13 @@ def test_all__a_batch_of_several_blocks_counts_owners_through(make_shards: MakeS
             assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("sampling", ["one", "source", "mean", "all"])
+@pytest.mark.parametrize("sampling", ["one", "source", "mean", "all", "drawn"])
 def test_sampling__memory_and_streaming_agree(make_shards: MakeShards, sampling: str) -> None:
     root = make_shards(thumbnails=3, textless=5, by_source=True)
-    image = "one" if sampling == "source" else sampling
-    options = (MULTI, f"data.image_sampling={image}", f"data.text_sampling={sampling}")
+    text = "all" if sampling == "drawn" else sampling
+    image = "one" if text == "source" else text
+    options = [MULTI, f"data.image_sampling={image}", f"data.text_sampling={text}"]
+    options += ["data.image_views=2"] if sampling == "drawn" else []
     kept = open_batches(root, *options)
     streamed = open_batches(root, *options, "data.cache_mib=0")
     for a, b in zip(kept.epoch(2), streamed.epoch(2), strict=True):

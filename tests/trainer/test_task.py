@@ -87,6 +87,7 @@ def test_backward__micro_batches_give_the_gradients_of_the_whole(
         (),
         ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_sampling=all"),
         ("loss.align.kind=siglip", "loss.align.drop_same_category=true"),
+        ("loss.align.joint_weight=1.0", "loss.align.shared_scale=false"),
         ("loss.distill.queue=24", "loss.distill.learn_tau=student"),
         (
             "loss.distill.representation=distance",
@@ -94,7 +95,7 @@ def test_backward__micro_batches_give_the_gradients_of_the_whole(
             "loss.distill.weighting=uncertainty",
         ),
     ],
-    ids=["default", "multi_positive", "siglip", "queue", "distance"],
+    ids=["default", "multi_positive", "siglip", "joint", "queue", "distance"],
 )
 def test_backward__accumulated_gradients_are_equal_to_one_in_a_hundred_thousand(
     root: Path, options: tuple[str, ...]
@@ -146,6 +147,21 @@ def test_loss__align_only_has_no_distillation(root: Path) -> None:
     assert float(result.loss) == pytest.approx(float(total))
 
 
+@pytest.mark.parametrize(("step", "factor"), [(0, 1 / 21), (9, 10 / 21), (20, 1.0), (99, 1.0)])
+def test_loss__is_the_alignment_plus_the_ramped_distillation(
+    root: Path, step: int, factor: float
+) -> None:
+    recipe = small_recipe("loss.distill.weight=0.7", "loss.distill.warmup=0.2")
+    task = DistillTask(recipe, WIDTH, CPU)
+    result = task.backward(first_batch(root, recipe), step, 100)
+    terms = {name: float(value) for name, value in result.terms.items()}
+    assert terms["distill_weight"] == pytest.approx(0.7 * factor)
+    distill = sum(terms[name] for name in ("intra_image", "intra_text", "cross")) / 3
+    assert terms["distill"] == pytest.approx(distill, rel=1e-5)  # the mixture as it begins
+    expected = terms["align_image"] + terms["align_text"] + 0.7 * factor * distill
+    assert float(result.loss) == pytest.approx(expected, rel=1e-5)
+
+
 ALL = ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_sampling=all")
 
 
@@ -161,6 +177,7 @@ ALL = ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_s
         ("loss.align.drop_same_category=true",),
         ("loss.align.drop_image_above=0.5",),
         ("loss.align.drop_text_above=0.5",),
+        ("loss.align.joint_weight=0.5",),
         ("data.image_sampling=mean",),
         ("data.text_sampling=mean",),
         ALL,

@@ -1,4 +1,4 @@
-"""Point-BERT as OpenShape has it, in plain PyTorch, from a CPU size to 72M parameters.
+"""Point-BERT as OpenShape has it, in plain PyTorch, from a CPU size to 171M parameters.
 
 Centroids are the first S points (clouds are in farthest-point order). Each gathers K neighbours
 with 9 channels (offset from the centroid, coordinates, colour); a shared MLP and a maximum make
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.backbones import local_fused
 from trainer.backbones.layers import (
     AXES,
     BlockLadder,
@@ -95,6 +96,7 @@ PRESETS: dict[str, PointBertOptions] = {
     "pointbert-26m": _openshape(512, 12, 8, 1024, 128, 128, 0.35, 128),
     "pointbert-32m": _openshape(512, 12, 8, 1536, 256, 384, 0.2, 64),
     "pointbert-72m": _openshape(768, 12, 12, 2304, 256, 512, 0.2, 64),
+    "pointbert-171m": _openshape(768, 24, 12, 3072, 256, 512, 0.2, 64),
 }
 
 
@@ -114,12 +116,19 @@ class LocalMlp(nn.Module):
 
     def forward(self, grouped_BSKC: Tensor) -> Tensor:
         """(B, S, last width)."""
+        linears, norms = list(self.linears), list(self.norms)
+        if local_fused.applies(grouped_BSKC, norms):
+            return local_fused.local_mlp(grouped_BSKC, linears, norms)
         batch, centroids, neighbours, channels = grouped_BSKC.shape
         rows = grouped_BSKC.reshape(-1, channels)
-        for linear, norm in zip(self.linears, self.norms, strict=True):
-            rows = F.relu(norm(linear(rows)))
-        # max with indices: on the CPU its backward is twice as fast as that of amax.
-        return rows.view(batch, centroids, neighbours, -1).max(dim=2).values
+        last = len(self.linears) - 1
+        for place, (linear, norm) in enumerate(zip(linears, norms, strict=True)):
+            rows = norm(linear(rows))
+            if place < last:
+                rows = F.relu(rows)
+        # max with indices: on the CPU its backward is twice as fast as that of amax. It changes
+        # places with the last ReLU, which then has a fraction of the numbers to treat.
+        return F.relu(rows.view(batch, centroids, neighbours, -1).max(dim=2).values)
 
 
 class Attention(nn.Module):

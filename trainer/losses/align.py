@@ -2,10 +2,14 @@
 
 Pseudo-code, with normalised features u (3D) and v_M (teacher) of a modality M:
 
-    L = image_weight * L_image + text_weight * L_text
+    L = image_weight * L_image + text_weight * L_text + joint_weight * L_joint
     L_M = info_nce(u, v_M, s)            # kind = infonce: OpenShape, Uni3D, CLIP
         | multi_positive(u, all v_M, s)  # kind = multi_positive: every view or text a positive
         | siglip(u, all v_M, s, b)       # kind = siglip
+    L_joint = L_text with w = W [u, v_image] + c, normalised, in place of u
+
+The joint term lets point and image together find the text (MixCon3D, arXiv 2311.01734), by a
+learned linear layer that is of no use after training: shapes are embedded by u alone.
 
 s is the exponential of a learned parameter in [0, ln 100], b a learned bias; both are shared by
 the modalities or separate. Rows without text are left out of the text term, as rows and as
@@ -19,11 +23,13 @@ modality are more alike than a threshold.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import AlignConfig
+from trainer.losses.bounds import bounded
 from trainer.losses.contrastive import info_nce, multi_positive, siglip
 from trainer.losses.features import Features, Several
 from trainer.relations import unit
@@ -38,7 +44,8 @@ SAME_TEXT = 1 - 1e-5
 class AlignLoss(nn.Module):
     """One of the contrastive losses with both modalities, a learnable scale and a bias."""
 
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: AlignConfig, width: int | None = None) -> None:
+        """``width`` of the features is needed for the joint term."""
         super().__init__()
         self.config = config
         self.log_scale = self._scale_parameter()
@@ -51,6 +58,17 @@ class AlignLoss(nn.Module):
             self.bias = self._bias_parameter()
             if not config.shared_scale:
                 self.bias_text = self._bias_parameter()
+        self.joint: nn.Linear | None = None
+        self.log_scale_joint: nn.Parameter | None = None
+        self.bias_joint: nn.Parameter | None = None
+        if config.joint_weight > 0:
+            if width is None:
+                raise ValueError("the joint term needs the width of the features")
+            self.joint = nn.Linear(2 * width, width)
+            if not config.shared_scale:
+                self.log_scale_joint = self._scale_parameter()
+                if config.kind == "siglip":
+                    self.bias_joint = self._bias_parameter()
 
     def _scale_parameter(self) -> nn.Parameter:
         value = torch.tensor(math.log(self.config.logit_scale))
@@ -65,35 +83,34 @@ class AlignLoss(nn.Module):
         """Multiplier of cosines, in [1, 100]: of both modalities, or of images."""
         return self._scale_of("image")
 
-    def _scale_of(self, modality: str) -> Tensor:
-        text = modality == "text" and self.log_scale_text is not None
-        parameter = self.log_scale_text if text else self.log_scale
-        assert parameter is not None
-        return parameter.clamp(min=0.0, max=MAX_LOG_SCALE).exp()
+    def _scale_of(self, name: str) -> Tensor:
+        own: nn.Parameter | None = getattr(self, f"log_scale_{name}", None)
+        return bounded(self.log_scale if own is None else own, 0.0, MAX_LOG_SCALE).exp()
 
-    def _bias_of(self, modality: str) -> Tensor:
-        text = modality == "text" and self.bias_text is not None
-        parameter = self.bias_text if text else self.bias
+    def _bias_of(self, name: str) -> Tensor:
+        own: nn.Parameter | None = getattr(self, f"bias_{name}", None)
+        parameter = self.bias if own is None else own
         assert parameter is not None
         return parameter
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Bring the scales back into their bounds; call it after each optimiser step.
-
-        Without it a parameter beyond a bound gets no gradient and stays there.
-        """
-        for parameter in (self.log_scale, self.log_scale_text):
+        """Bring the scales back into their bounds; call it after each optimiser step."""
+        for parameter in (self.log_scale, self.log_scale_text, self.log_scale_joint):
             if parameter is not None:
                 parameter.clamp_(min=0.0, max=MAX_LOG_SCALE)
 
     def report(self) -> dict[str, Tensor]:
         """Current scales and biases by name."""
         found = {"logit_scale": self.scale}
-        if self.log_scale_text is not None:
-            found["logit_scale_text"] = self._scale_of("text")
-        biases = {"logit_bias": self.bias, "logit_bias_text": self.bias_text}
-        return found | {name: value for name, value in biases.items() if value is not None}
+        if self.bias is not None:
+            found["logit_bias"] = self.bias
+        for name in ("text", "joint"):
+            if getattr(self, f"log_scale_{name}") is not None:
+                found[f"logit_scale_{name}"] = self._scale_of(name)
+            if getattr(self, f"bias_{name}") is not None:
+                found[f"logit_bias_{name}"] = self._bias_of(name)
+        return found
 
     def forward(
         self, local: Features, everyone: Features | None = None, offset: int = 0
@@ -111,14 +128,29 @@ class AlignLoss(nn.Module):
         for name, weight in weights.items():
             if weight == 0 or getattr(local, name) is None or getattr(everyone, name) is None:
                 continue
-            terms[f"align_{name}"] = self._term(name, local, everyone, offset)
+            terms[f"align_{name}"] = self._term(name, name, local, everyone, offset)
             total = total + weight * terms[f"align_{name}"]
+        if self.joint is not None:
+            mine = self._joined(local)
+            theirs = mine if everyone is local else self._joined(everyone)
+            terms["align_joint"] = self._term("joint", "text", mine, theirs, offset)
+            total = total + self.config.joint_weight * terms["align_joint"]
         return total, terms
 
-    def _term(self, name: str, local: Features, everyone: Features, offset: int) -> Tensor:
+    def _joined(self, features: Features) -> Features:
+        """The same with point and image together in place of the point."""
+        assert self.joint is not None
+        assert features.image is not None
+        both_B2D = torch.cat([unit(features.point), unit(features.image)], dim=-1)
+        return replace(features, point=self.joint(both_B2D))
+
+    def _term(
+        self, term: str, name: str, local: Features, everyone: Features, offset: int
+    ) -> Tensor:
+        """The loss of ``local.point`` against modality ``name``, by the scale of ``term``."""
         point_BD, all_point_GD = unit(local.point), unit(everyone.point)
         drop_BG = false_negatives(self.config, name, local, everyone, offset)
-        scale = self._scale_of(name)
+        scale = self._scale_of(term)
         if self.config.kind == "infonce":
             return info_nce(
                 point_BD,
@@ -137,7 +169,7 @@ class AlignLoss(nn.Module):
                 point_BD,
                 mine,
                 scale,
-                self._bias_of(name),
+                self._bias_of(term),
                 n_rows=len(everyone),
                 everyone=theirs,
                 offset=offset,

@@ -22,12 +22,14 @@ of intra-modal relations as the diagonal is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import TEMPERATURES, DistillConfig
+from trainer.losses.bounds import bounded
 from trainer.losses.features import Features
 from trainer.losses.queue import RelationQueue
 from trainer.losses.weighting import build_weighting
@@ -70,17 +72,16 @@ class DistillLoss(nn.Module):
         """Temperature of one of ``trainer.config.TEMPERATURES``."""
         if name not in self.log_tau:
             return float(getattr(self.config, f"tau_{name}"))
-        bounds = self.config.tau_min, self.config.tau_max
-        tau: Tensor = self.log_tau[name].exp().clamp(*bounds)
-        return tau
+        return bounded(self.log_tau[name], *self._log_bounds()).exp()
+
+    def _log_bounds(self) -> tuple[float, float]:
+        return math.log(self.config.tau_min), math.log(self.config.tau_max)
 
     @torch.no_grad()
     def clamp(self) -> None:
         """Bring what is learned back into its bounds; call it after each optimiser step."""
-        low = torch.tensor(self.config.tau_min).log()
-        high = torch.tensor(self.config.tau_max).log()
         for parameter in self.log_tau.values():
-            parameter.clamp_(min=float(low), max=float(high))
+            parameter.clamp_(*self._log_bounds())
         self.weighting.clamp()
 
     def report(self) -> dict[str, Tensor]:
