@@ -102,10 +102,11 @@ def check_captioner(spec: str) -> None:
 
     Reads no weights. Raises ``InputError`` as ``load_captioner`` does.
     """
+    name = _model_name(spec)
     transformers = _transformers()
     identity(spec)
     with _loading(spec, transformers):
-        config = transformers.AutoConfig.from_pretrained(_model_name(spec))
+        config = transformers.AutoConfig.from_pretrained(name)
         # What ``from_pretrained`` asks as well, after the weights were fetched.
         if type(config) not in _auto(transformers)._model_mapping:
             raise ValueError(f"a model of the kind {config.model_type} makes no captions")

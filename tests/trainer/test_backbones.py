@@ -239,7 +239,11 @@ def test_backbone__gradients_reach_every_parameter(grouping: str, norm: str) -> 
     out.square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert float(parameter.grad.abs().max()) > 0, name
+        # BatchNorm takes the mean away, and with it a bias before it: its gradient is 0 or noise.
+        if norm == "batch" and name.startswith("local.linears") and name.endswith("bias"):
+            assert float(parameter.grad.abs().max()) < 1e-5, name
+        else:
+            assert float(parameter.grad.abs().max()) > 0, name
 
 
 def test_backbone__order_behind_the_centroids_does_not_matter() -> None:
