@@ -20,9 +20,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_SCHEDULER_EVENTS": "0",
-    # Ray's own default is 15: beside any other program of the user the job would all but stand
-    # still. Who wants that writes `nice pipeline embed`.
-    "RAY_worker_niceness": "0",
     # On a machine with much other work the defaults (60 s and 100 s) end what is merely slow.
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",

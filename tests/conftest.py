@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Ray's workers are nicer than any other program by default. Beside a busy one tests would take
+# minutes for what they do in seconds.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,31 +169,8 @@ class Storage:
                 with atomic_path(Path(self.join(name))) as temporary:
                     temporary.write_bytes(data)
             else:
-                self._upload(name, data)
-
-    def _upload(self, name: str, data: bytes) -> None:
-        """Write a whole object, in a thread of its own: an interrupt must not cut it short.
-
-        What is closed early is there under its name all the same, truncated.
-        """
-        errors: list[Exception] = []
-
-        def upload() -> None:
-            try:
                 with self.create(name) as stream:
                     stream.write(data)
-            except Exception as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=upload)
-        thread.start()
-        try:
-            thread.join()
-        except BaseException:
-            thread.join()
-            raise
-        if errors:
-            raise errors[0]
 
     def create(self, name: str) -> pa.NativeFile:
         """A file to write to, in a folder that is made where it is missing. Raises ``OSError``.

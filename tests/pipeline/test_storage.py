@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -202,23 +201,6 @@ class Slow(MemoryFileSystem):  # type: ignore[misc]
             self.under_way.set()
             time.sleep(0.5)
         return super()._open(path, mode, **kwargs)
-
-
-def test_write__to_a_store_is_not_cut_short_by_an_interrupt() -> None:
-    """What is closed early would stand there under its name, truncated."""
-    fsspec.register_implementation("slow", Slow, clobber=True)
-    storage = Storage.at("slow://set")
-
-    def interrupt() -> None:
-        Slow.under_way.wait(60)
-        signal.raise_signal(signal.SIGINT)  # which Python hands to the main thread
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        storage.write("part-1", b"whole")
-    thread.join()
-    assert storage.read("part-1") == b"whole"
 
 
 def test_write__to_a_store_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
