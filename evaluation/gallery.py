@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation import teachers
 from evaluation.index import Hit, load_index
-from evaluation.search import text_query
+from evaluation.queries import Part
+from evaluation.search import Embedder
 from pipeline.cloud_pictures import data_uri, draw_cloud
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
@@ -46,9 +46,8 @@ def build_gallery(
     """
     index = load_index(index_path)
     opened = ShardSet.open(shards)
-    teacher = teachers.open_teacher(index.meta.teacher, teacher_spec, device)
-    index.require_teacher(teacher.info, "the query's teacher")
-    found = [(query, index.search(text_query(query, teacher), k)) for query in queries]
+    embed = Embedder(index, None, teacher_spec, device)
+    found = [(query, index.search(embed(Part("text", query)), k)) for query in queries]
     pictures = draw_objects(opened, {hit.item.uid for _, hits in found for hit in hits})
     if not pictures:
         raise InputError(

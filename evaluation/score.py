@@ -98,7 +98,6 @@ class Scorer:
         draws: int = 3,
         seed: int = 0,
         up_axis: str = "auto",
-        renderer: str = "raster",
         config: RenderConfig | None = None,
     ) -> None:
         """``draws`` samplings of points with the seeds ``seed``, ``seed + 1``, ..."""
@@ -108,7 +107,7 @@ class Scorer:
         self._teacher, self._student, self._cameras = teacher, student, cameras
         self._draws, self._seed, self._up_axis = draws, seed, up_axis
         self._config = config or RenderConfig()
-        self._renderer = get_renderer(renderer)
+        self._renderer = get_renderer("raster")
         self._size = teacher_size(teacher.info)
         self._distractors = list(dict.fromkeys(distractors))
         self._known: dict[str, F32] = {}

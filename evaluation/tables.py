@@ -39,8 +39,8 @@ def zeroshot_tables(record: Record) -> None:
         print_table("Most confused", ["true", "taken for", "objects"], pairs)
 
 
-def recall_table(record: Record) -> None:
-    """The figures of one retrieval benchmark, the teacher's ceiling below."""
+def one_table(record: Record) -> None:
+    """The figures of one retrieval benchmark (the teacher's ceiling below) or of one probe."""
     comparison_tables([record])
 
 

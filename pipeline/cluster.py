@@ -9,10 +9,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from pathlib import Path
 from typing import Any
 
-from pipeline.common import InputError
+from pipeline.common import InputError, cores, quiet_stderr
 
 # Nothing of ours is reported anywhere, and no process of Ray's does work that nobody reads.
 _ENVIRONMENT = {
@@ -28,18 +27,6 @@ _ENVIRONMENT = {
 
 _PROBE_S = 10.0
 _STARTS = 3
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds a period; the process's own group is there
-
-
-def cores() -> int:
-    """How many CPUs this process may use: by its affinity, and by the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = _QUOTA.read_text().split()
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # not Linux, an older kernel, or "max"
-        return count or 1
-    return max(1, min(count or 1, limit))
 
 
 def available(kind: str) -> float:
@@ -53,24 +40,6 @@ def available(kind: str) -> float:
 # What tells where an S3 store is. Keys are not among them: what is handed to a job's workers stands
 # in the cluster's logs; its machines have keys of their own, or roles.
 _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what native code writes to stderr: Ray tells there that its log level was set.
-
-    Errors of ``ray.init`` are exceptions and are not touched.
-    """
-    sys.stderr.flush()
-    with Path(os.devnull).open("w") as sink:
-        kept = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 @contextmanager
@@ -113,7 +82,7 @@ def running(
     # Ray tells of workers that died on stdout, where results go.
     with redirect_stdout(sys.stderr):
         try:
-            with nullcontext() if address else _quiet():
+            with nullcontext() if address else quiet_stderr():
                 _init(
                     # "local": without it Ray would join whatever runs on this machine.
                     address=address or "local",

@@ -12,7 +12,6 @@ skipped.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.catalog import clean_temporaries
-from pipeline.common import InputError, check_place, versions
+from pipeline.common import InputError, check_place, cores, versions
 from pipeline.console import ProgressBar, note
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
@@ -237,7 +236,7 @@ def _run(
         kept.clear()
 
     total = len(source)
-    decoders = min(_DECODERS, os.cpu_count() or 1)
+    decoders = min(_DECODERS, cores())
     with (
         ProgressBar("encode-again", total, "objects") as bar,
         ThreadPoolExecutor(decoders) as pool,

@@ -6,7 +6,6 @@ to its end once.
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.captions import CaptionJoin
 from pipeline.catalog import pending_sets
 from pipeline.cluster import available, running
-from pipeline.common import check_place
+from pipeline.common import check_place, cores
 from pipeline.console import print_table
 from pipeline.datasets.base import Record
 from pipeline.isolated import IsolatedProcessor, compile_all
@@ -255,7 +254,7 @@ def _processes(options: EmbedOptions, device: str) -> tuple[int, int]:
     else:
         import torch
 
-        room, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+        room, gpus = cores(), torch.cuda.device_count()
     workers = max(1, int(room / options.worker_cpus))
     if options.workers:
         workers = min(workers, options.workers) if options.address else options.workers

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pipeline.common import InputError, write_json
+from pipeline.common import InputError, cores, quiet_stderr, write_json
 from pipeline.console import EXIT_INTERRUPTED, fail
 
 JOB, RUN_FOLDER, RESULT, LOG = "job.json", "run", "heldout.json", "log.txt"
@@ -177,7 +177,7 @@ class RayTasks:
         options: dict[str, Any] = {} if self.address else {"include_dashboard": False}
         if begun:
             try:
-                with quiet():
+                with quiet_stderr():
                     ray.init(
                         address=self.address or "local",  # else Ray joins whatever runs here
                         log_to_driver=False,
@@ -225,31 +225,6 @@ class RayTasks:
                 ray.cancel(reference)
             ray.wait(list(of), num_returns=len(of), timeout=STOP_S)
             raise
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what native code writes to stderr: Ray tells there what its log level is.
-
-    Errors of Ray are exceptions and are not touched.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as sink:
-            os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _in_task(folder: str, threads: int) -> int:

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.common import InputError, write_json
+from pipeline.common import InputError, cores, quiet_stderr, write_json
 from pipeline.console import ProgressBar, note
 from trainer import parallel
 from trainer.config import Recipe
-from trainer.jobs import OF_OUR_OWN, cores, quiet
+from trainer.jobs import OF_OUR_OWN
 from trainer.loop import Interrupted
 from trainer.recorder import METRICS
 
@@ -328,11 +328,11 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
     begun = not ray.is_initialized()
     if begun:
         local: dict[str, Any] = {
-            "num_cpus": max(workers.count, os.cpu_count() or 1),
+            "num_cpus": max(workers.count, cores()),
             "include_dashboard": False,
         }
         try:
-            with quiet():
+            with quiet_stderr():
                 ray.init(
                     address=workers.address or "local",  # not whatever else runs on this machine
                     log_to_driver=False,

@@ -78,7 +78,7 @@ def probe(
     both = set(learned.uid) & set(tested.uid)
     if both:
         raise InputError(f"{root}: {len(both)} objects are trained and tested on ({min(both)})")
-    names = sorted({key(c) for c in learned.category if c is not None and key(c)})
+    names = sorted({key(name) for name in learned.category if name is not None and key(name)})
     if len(names) < 2:
         raise InputError(f"{root}: its training rows have fewer than two categories")
     fit, left = _labelled(learned, names)
@@ -87,7 +87,7 @@ def probe(
         raise InputError(
             f"{shards.storage.root}: no row of split {split} has a category of the training rows"
         )
-    spelling = {key(c): spoken(c) for c in reversed(learned.category) if c is not None}
+    spelling = {key(name): spoken(name) for name in reversed(learned.category) if name is not None}
     smallest = int(np.bincount(fit.labels, minlength=len(names)).min())
     protocol = {
         "measure": "top-1 and class mean of test rows; embeddings L2-normalised, frozen",
@@ -163,10 +163,8 @@ def nearest(fit: Labelled, vectors: F32, k: int) -> I64:
 def _linear(fit: Labelled, vectors: F32, c: float) -> I64:
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(fit.labels)) < 2:
-        return np.full(len(vectors), fit.labels[0], np.int64)
     with warnings.catch_warnings():
-        # One shot a class looks like a regression to it; and a late stop is told in the record.
+        # One shot a class looks like a regression to it.
         warnings.filterwarnings("ignore", message="The number of unique classes")
         model = LogisticRegression(C=c, max_iter=_ITERATIONS).fit(fit.vectors, fit.labels)
     return np.asarray(model.predict(vectors), np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,7 +76,6 @@ def zeroshot(
     from evaluation.benchmarks.labels import from_categories, from_file
     from evaluation.benchmarks.templates import load_templates
     from evaluation.benchmarks.zeroshot import zeroshot as run
-    from evaluation.results import write_result
     from evaluation.sources import split_categories
     from evaluation.student import pick_device
     from evaluation.tables import zeroshot_tables
@@ -99,12 +99,7 @@ def zeroshot(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    if out:
-        write_result(out, record)
-    if json_output:
-        print_json(record)
-    else:
-        zeroshot_tables(record)
+    _tell(record, out, json_output, zeroshot_tables)
 
 
 def recall(
@@ -132,8 +127,7 @@ def recall(
     Example: evaluation recall --checkpoint runs/mrd --shards shards/test --out recall.json
     """
     from evaluation.benchmarks.recall import recall as run
-    from evaluation.results import write_result
-    from evaluation.tables import recall_table
+    from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
     opened = ShardSet.open(shards)
@@ -147,12 +141,7 @@ def recall(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    if out:
-        write_result(out, record)
-    if json_output:
-        print_json(record)
-    else:
-        recall_table(record)
+    _tell(record, out, json_output, one_table)
 
 
 def probe(
@@ -185,8 +174,7 @@ def probe(
     Example: evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
     """
     from evaluation.benchmarks.probe import probe as run
-    from evaluation.results import write_result
-    from evaluation.tables import comparison_tables
+    from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
     counts = parse_shots(shots)
@@ -207,12 +195,21 @@ def probe(
             benchmark=benchmark,
             advance=bar.advance,
         )
+    _tell(record, out, json_output, one_table)
+
+
+def _tell(
+    record: dict[str, Any], out: Path | None, json_output: bool, show: Callable[..., None]
+) -> None:
+    """Write and print a result."""
+    from evaluation.results import write_result
+
     if out:
         write_result(out, record)
     if json_output:
         print_json(record)
     else:
-        comparison_tables([record])
+        show(record)
 
 
 def parse_shots(text: str) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ the processes exchange uids only. The set is its own checkpoint, as everywhere.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.catalog import clean_temporaries
-from pipeline.common import InputError
+from pipeline.common import InputError, cores
 from pipeline.console import ProgressBar, note
 from pipeline.imports.exported import MANIFEST_FILE, read_manifest
 from pipeline.imports.layout import (
@@ -284,7 +283,7 @@ def _drive(
 ) -> list[str]:
     """Run all tasks and count; the archives that were damaged."""
     counter = _Counter(uids, options.limit)
-    processes = min(options.workers or os.cpu_count() or 1, max(1, len(tasks)))
+    processes = min(options.workers or cores(), max(1, len(tasks)))
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
     if processes == 1:

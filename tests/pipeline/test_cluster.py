@@ -1,27 +1,9 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from pipeline import cluster
 from pipeline.common import InputError
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [("max 100000", 6), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("", 6)],
-)
-def test_cores__by_affinity_and_by_the_quota_of_a_container(
-    told: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    quota = tmp_path / "cpu.max"
-    if told:
-        quota.write_text(f"{told}\n")
-    monkeypatch.setattr(cluster, "_QUOTA", quota)
-    assert cluster.cores() == expected
 
 
 def test_init__a_machine_with_much_other_work_gets_another_start(

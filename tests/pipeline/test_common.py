@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import common
 from pipeline.common import (
     InputError,
     atomic_path,
@@ -223,3 +225,18 @@ def test_check_place__what_can_be_made_is_not_made(
     monkeypatch.chdir(tmp_path)
     check_place(Path("x"), "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("max 100000", 6), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("", 6)],
+)
+def test_cores__by_affinity_and_by_the_quota_of_a_container(
+    told: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    quota = tmp_path / "cpu.max"
+    if told:
+        quota.write_text(f"{told}\n")
+    monkeypatch.setattr(common, "_QUOTA", quota)
+    assert common.cores() == expected

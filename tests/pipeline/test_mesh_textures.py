@@ -40,7 +40,7 @@ def color(mesh: Mesh) -> tuple[int, ...]:
         ("..\\art\\it.png", "asset/art/it.png"),
         ("../../shared/it.png", "shared/it.png"),
         ("texture.png", "asset/materials/textures/texture.png"),  # as in Google Scanned Objects
-        ("/home/me/work/oak/it.png", "asset/oak/it.png"),  # by the end of the path
+        ("/models/oak/it.png", "asset/oak/it.png"),  # by the end of the path
         ("C:\\work\\oak\\it.png", "asset/mesh/oak/it.png"),
         ("../elsewhere/it.png", "asset/Textures/IT.png"),  # by the name alone
     ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.losses import Features, Several
+from trainer.config import DistillConfig
+from trainer.losses import DistillLoss, Features, Several
 
 ROWS = 8
 
@@ -70,3 +72,17 @@ def select(features: Features, rows: list[int]) -> Features:
         part(features.category),
         part(features.row),
     )
+
+
+SOME_TEXT = [1, 0, 1, 1, 0, 1, 1, 1]
+TAUS: dict[str, Any] = {
+    "tau_teacher_intra": 0.2,
+    "tau_student_intra": 0.3,
+    "tau_teacher_cross": 0.15,
+    "tau_student_cross": 0.4,
+}
+
+
+def distill(features: Features, **options: Any) -> tuple[float, dict[str, float]]:
+    total, terms = DistillLoss(DistillConfig(**options)).double()(features)
+    return float(total.detach()), {name: float(value.detach()) for name, value in terms.items()}
