@@ -184,7 +184,11 @@ def test_entries__lines_of_a_uid_and_its_text(tmp_path: Path) -> None:
         ("c.json", b"{}", "holds no captions"),
         ("c.json", b'{"a": 1}', "holds no captions"),
         ("c.jsonl", b'{"uid": "a", "caption": "x"}\n{"uid": \n', "line 2: not JSON"),
-        ("c.jsonl.gz", gzip.compress(b'{"uid": "a", "caption": "x"}\n' * 99)[:-9], "damaged"),
+        (
+            "c.jsonl.gz",
+            gzip.compress(b'{"uid": "a", "caption": "x"}\n' * 99, mtime=0)[:-9],
+            "damaged",
+        ),
         ("c.csv.gz", b"uid,caption\n", "cannot be read"),
         ("c.parquet", b"PAR1 nothing", "cannot be read as Parquet"),
     ],
