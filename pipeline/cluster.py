@@ -19,6 +19,11 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    # The log monitor then looks for new files every half second, not ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     # On a machine with much other work the defaults (60 s and 100 s) end what is merely slow.
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",

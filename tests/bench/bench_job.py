@@ -1,138 +1,221 @@
-"""Ray's overhead: the job against the same stages called in a plain loop, equal work and cores."""
+"""Ray's overhead: the job against the same stages called in a plain loop, equal work and cores.
+
+On a shared machine neighbours make the same loop 10 to 30 % slower for minutes at a time, more than
+what is to be measured. So the arms take turns of a few seconds: the processes of all but one are
+stopped. Every arm writes the same parts; what counts is the time in which it ran between two of
+them.
+"""
 
 from __future__ import annotations
 
-import os
+import argparse
+import math
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.cameras import ring
-from pipeline.datasets.base import Record
+from pipeline.common import cores
 from pipeline.datasets.procedural import ProceduralDataset
 from pipeline.encode import Encoder
-from pipeline.isolated import IsolatedProcessor
 from pipeline.job import EmbedOptions, build_manifest, embed, for_teachers
 from pipeline.objects import ObjectSettings, Processed, process
 from pipeline.renderers.base import RenderConfig
-from pipeline.shards import Failure, create_or_open, write_part
+from pipeline.shards import create_or_open, write_part
 from pipeline.stages import turn_objects
 from pipeline.teacher import load_teacher
 
+_TURN_S = 5.0  # below the ten seconds that Ray's daemons wait for one another
+_START = 0.25  # of the objects are start-up: with the first part comes a worker that writes
 
-def options(out: Path, count: int, image_size: int, views: int) -> EmbedOptions:
-    """The work of both arms."""
+
+def options(out: Path, count: int, workers: int = 1) -> EmbedOptions:
+    """The work of an arm."""
     objects = ObjectSettings(
         dataset=ProceduralDataset(count=count, seed=5),
-        cameras=ring(views),
-        render=RenderConfig(image_size=image_size),
+        cameras=ring(12),
+        render=RenderConfig(image_size=224),
     )
-    return EmbedOptions(objects=objects, out=str(out), workers=1, device="cpu")
+    rows = min(256, count // 8)
+    return EmbedOptions(
+        objects=objects, out=str(out), workers=workers, device="cpu", rows_per_part=rows
+    )
 
 
-def plain_loop(work: EmbedOptions, isolated: bool) -> tuple[float, dict[str, float]]:
-    """Seconds of the stages one after another, and their split.
-
-    ``isolated`` runs load, render and sample in a child process with a time limit per object, as
-    the job does; otherwise everything happens in this process.
-    """
+def plain_loop(work: EmbedOptions) -> None:
+    """The stages one after another, in this process."""
     torch.set_num_threads(1)
     teacher = load_teacher(work.teachers[0], batch_size=32, fixed_batch=True)
     manifest = create_or_open(work.out, build_manifest(work, teacher.info))
     encoder = Encoder(teacher, work.templates)
-    work = replace(work, objects=for_teachers(work.objects, teacher.info))
-    records = list(work.objects.dataset.records())
-    turn = turn_objects(work.objects)
-    processor = IsolatedProcessor(work.objects) if isolated else None
-
-    def processed(chunk: Sequence[Record]) -> Iterable[Processed | Failure]:
-        return processor(chunk) if processor else (process(r, work.objects) for r in chunk)
-
-    list(processed(records[:1]))  # start and compile before the clock does
-    seconds: defaultdict[str, float] = defaultdict(float)
-    start = time.perf_counter()
+    objects = for_teachers(work.objects, teacher.info)
+    records = list(objects.dataset.records())
+    turn = turn_objects(objects)
     for begin in range(0, len(records), work.rows_per_part):
         rows = []
         part = records[begin : begin + work.rows_per_part]
         for first in range(0, len(part), turn):
-            done = list(processed(part[first : first + turn]))
-            good = [item for item in done if isinstance(item, Processed)]
-            for item in good:
-                for stage, value in item.seconds.items():
-                    seconds[stage] += value
-            begun = time.perf_counter()
-            rows += encoder.encode(good)
-            seconds["encode"] += time.perf_counter() - begun
-        begun = time.perf_counter()
+            done = [process(record, objects) for record in part[first : first + turn]]
+            rows += encoder.encode([item for item in done if isinstance(item, Processed)])
         write_part(work.out, manifest, rows)
-        seconds["write"] += time.perf_counter() - begun
-    total = time.perf_counter() - start
-    if processor:
-        processor.close()
-    return total, seconds
 
 
-def _one_core(work: EmbedOptions, core: int) -> float:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
-    return plain_loop(work, False)[0]
+@dataclass
+class Arm:
+    """Processes that do the same share of the work each, and when they were let run."""
+
+    outs: list[Path]
+    processes: list[subprocess.Popen[bytes]]
+    turns: list[tuple[float, float]] = field(default_factory=list)  # begin and end, of the epoch
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is left. Raises ``RuntimeError`` where one failed."""
+        codes = [driver.poll() for driver in self.processes]
+        if any(codes):
+            raise RuntimeError(f"an arm of the benchmark ended with exit codes {codes}")
+        return None in codes
+
+    def members(self) -> list[psutil.Process]:
+        """All processes; Ray's daemons are descendants of the driver."""
+        found = []
+        for driver in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                root = psutil.Process(driver.pid)
+                found += [root, *root.children(recursive=True)]
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop all processes, or let them go on, or end them; those too that start meanwhile."""
+        told: set[psutil.Process] = set()
+        while new := [member for member in self.members() if member not in told]:
+            for member in new:
+                with suppress(psutil.NoSuchProcess):
+                    member.send_signal(number)
+            told.update(new)
+
+    def run(self, seconds: float = math.inf, parts: float = math.inf) -> None:
+        """Let the arm run until its time is up, so many parts are there or it has ended."""
+        self.signal(signal.SIGCONT)
+        begin = time.time()
+        while self.running and time.time() < begin + seconds and len(self.parts()) < parts:
+            time.sleep(0.05)
+        self.turns.append((begin, time.time()))
+        if self.running:
+            self.signal(signal.SIGSTOP)
+
+    def parts(self) -> list[Path]:
+        """What is written."""
+        return [path for out in self.outs for path in out.glob("part-*.parquet")]
+
+    def pace(self) -> tuple[float, float, int]:
+        """Seconds an object once the arm is at work, seconds before, and how many objects."""
+        parts = sorted(
+            (path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in self.parts()
+        )
+        done = np.cumsum([rows for _, rows in parts])
+        times = [
+            sum(max(0.0, min(end, at) - begin) for begin, end in self.turns) for at, _ in parts
+        ]
+        first = int(np.searchsorted(done, _START * done[-1]))
+        pace = (times[-1] - times[first]) / float(done[-1] - done[first])
+        return pace, times[-1] - pace * float(done[-1]), int(done[-1])
 
 
-def all_cores(count: int, image_size: int, views: int) -> dict[str, float]:
-    """The same with every core at work: as many bare loops side by side as there are cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    small = max(1, count // 10)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        with ProcessPoolExecutor(len(cores), get_context("spawn")) as pool:
-            share = count // len(cores)
-            works = [options(root / f"plain-{core}", share, image_size, views) for core in cores]
-            plain = max(pool.map(_one_core, works, cores)) / (share * len(cores))
-        seconds = {}
-        for size in (small, count):
-            work = options(root / f"ray-{size}", size, image_size, views)
-            seconds[size] = embed(replace(work, workers=len(cores))).seconds
-    per_object = (seconds[count] - seconds[small]) / (count - small)
-    return {
-        "cores": len(cores),
-        "objects": count,
-        "bare loops side by side, ms/object": 1e3 * plain,
-        "Ray job, ms/object": 1e3 * per_object,
-        "overhead of Ray and isolation": per_object / plain - 1,
-        "start-up of the job, s (not counted)": seconds[count] - per_object * count,
-    }
+def alternate(arms: Sequence[Arm]) -> None:
+    """Let the arms run by turns until all have ended."""
+    while any(arm.running for arm in arms):
+        for arm in arms:
+            if arm.running:
+                arm.run(_TURN_S)
 
 
-def run(count: int = 2000, image_size: int = 224, views: int = 12) -> dict[str, float]:
-    """Both arms, one after the other, pinned to one core by the caller.
+def compare(count: int, workers: int) -> dict[str, dict[str, float]]:
+    """For each kind of arm: ms an object once it runs, and the seconds before.
 
-    Start-up (Ray, its workers, imports, loading the teacher) is taken out by a second, smaller run
-    of the job: what counts is the time that the further objects take.
+    ``workers`` is how many workers the job has, and how many plain loops run side by side, each
+    with its share of the objects.
     """
-    small = max(1, count // 10)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        bare, split = plain_loop(options(root / "bare", count, image_size, views), False)
-        plain, _ = plain_loop(options(root / "plain", count, image_size, views), True)
-        seconds = {
-            size: embed(options(root / f"ray-{size}", size, image_size, views)).seconds
-            for size in (small, count)
-        }
-    per_object = (seconds[count] - seconds[small]) / (count - small)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        arms = {}
+        for kind in ("bare", "ray"):
+            loops = 1 if kind == "ray" else workers
+            outs = [Path(folder) / f"{kind}-{number}" for number in range(loops)]
+            arguments = [f"--count={count // loops}", f"--workers={workers // loops}"]
+            started = [
+                stack.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-m", __spec__.name, kind, str(out), *arguments],
+                        stderr=subprocess.DEVNULL,
+                    )
+                )
+                for out in outs
+            ]
+            arms[kind] = Arm(outs, started)
+            stack.callback(arms[kind].signal, signal.SIGKILL)
+            # Its start is no part of what is compared, and must not disturb what is.
+            arms[kind].run(parts=loops)
+        alternate(list(arms.values()))
+        found = {}
+        for kind, arm in arms.items():
+            pace, start, rows = arm.pace()
+            if rows != count:
+                raise RuntimeError(f"{kind}: {rows} of {count} objects")
+            found[kind] = {"ms": 1e3 * pace, "start": start}
+        return found
+
+
+def run(count: int = 2000) -> dict[str, float]:
+    """The job on one core, which the caller has chosen."""
+    found = compare(count, 1)
+    ray, bare = found["ray"], found["bare"]
     return {
         "objects": count,
-        "plain loop in one process, ms/object": 1e3 * bare / count,
-        "plain loop, objects isolated in a child, ms/object": 1e3 * plain / count,
-        "Ray job, ms/object": 1e3 * per_object,
-        "overhead of Ray over the isolated loop": per_object / (plain / count) - 1,
-        "overhead of Ray and isolation over the bare loop": per_object / (bare / count) - 1,
-        "start-up of the job, s (not counted)": seconds[count] - per_object * count,
-        **{f"plain {stage}, ms/object": 1e3 * s / count for stage, s in split.items()},
+        "plain loop, ms/object": bare["ms"],
+        "Ray job, ms/object": ray["ms"],
+        "overhead of Ray and isolation": ray["ms"] / bare["ms"] - 1,
+        "start-up of the job, s (not counted)": ray["start"],
     }
+
+
+def all_cores(count: int = 2000) -> dict[str, float]:
+    """The same with every core at work: as many bare loops side by side as there are cores."""
+    found = compare(count, cores())
+    return {
+        "cores": cores(),
+        "objects": count,
+        "bare loops side by side, ms/object": found["bare"]["ms"],
+        "Ray job, ms/object": found["ray"]["ms"],
+        "overhead of Ray and isolation": found["ray"]["ms"] / found["bare"]["ms"] - 1,
+        "start-up of the job, s (not counted)": found["ray"]["start"],
+    }
+
+
+def main() -> None:
+    """One arm."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("bare", "ray"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    work = options(args.out, args.count, args.workers)
+    if args.kind == "ray":
+        embed(work)
+    else:
+        plain_loop(work)
+
+
+if __name__ == "__main__":
+    main()
