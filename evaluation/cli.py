@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from evaluation.commands import encode, index, measure, report, retrieve, score
+from evaluation.commands import encode, index, measure, published, report, retrieve, score
 from pipeline.console import make_app, run_app
 
 app = make_app("evaluation", "Measure a checkpoint, index what it embeds, and search.")
-for module in (encode, index, measure, retrieve, score, report):
+for module in (encode, index, measure, retrieve, score, report, published):
     module.register(app)
 
 

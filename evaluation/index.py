@@ -28,7 +28,9 @@ from evaluation.embeddings import (
     parse_record,
 )
 from evaluation.teachers import require_same_teacher
+from pipeline.catalog.connection import connect, table_database
 from pipeline.common import InputError, atomic_path, file_hash, versions
+from pipeline.sets.filter import uids_where
 from pipeline.shards import ShardSet, TeacherInfo
 
 FORMAT = "mrd3d-index"
@@ -40,6 +42,7 @@ FILES = ("index.faiss", "ids.parquet")
 # Exact search of 200,000 rows of 512 takes about 20 ms a query on one core: nothing to gain below.
 FLAT_LIMIT = 200_000
 HNSW = {"neighbours": 32, "ef_construction": 200, "ef_search": 128}
+FEW_ROWS = 50_000  # of an approximate index, that a condition leaves: searched one by one
 RECALL_QUERIES = 500
 RECALL_K = 10
 
@@ -82,25 +85,80 @@ class Index:
         values = self._ids.slice(row, 1).to_pylist()[0]
         return Item(values["uid"], values["source"], values["category"], values["texts"])
 
-    def search_rows(self, queries: F32, k: int) -> tuple[F32, NDArray[np.int64]]:
+    def rows_where(self, where: str, shards: str | None = None) -> NDArray[np.bool_]:
+        """(size,) for every row, whether an SQL condition is true of its object.
+
+        The columns are those of the index (uid, source, category, texts), or with ``shards`` all of
+        that set; objects that it lacks are left out. Raises ``InputError`` for a wrong condition, a
+        set of other objects, or one that no object fulfils.
+        """
+        if shards is not None:
+            opened = ShardSet.open(shards)
+            known = set(opened.uids())
+            if known.isdisjoint(self._ids.column("uid").to_pylist()):
+                raise InputError(
+                    f"--shards {shards}: holds none of the objects of {self.path}; give the shard "
+                    "set that was indexed"
+                )
+            wanted = uids_where(connect(opened), "shards", where)
+        else:
+            wanted = uids_where(table_database("objects", self._ids), "objects", where)
+        uids = self._ids.column("uid").to_pylist()
+        allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
+        if not allowed.any():
+            raise InputError(f"--where {where}: no object of {self.path} is left")
+        return allowed
+
+    def search_rows(
+        self, queries: F32, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[F32, NDArray[np.int64]]:
         """Scores and rows, each (Q, min(k, size)), best first; equal scores by row number.
 
-        Raises ``InputError`` when the queries have another width than the index.
+        ``allowed`` (size,) leaves only those rows; where an approximate index finds fewer, the
+        last rows are -1. Raises ``InputError`` when the queries have another width than the index.
         """
         if queries.shape[1] != self.meta.teacher.width:
             raise InputError(
                 f"{self.path}: holds vectors of width {self.meta.teacher.width}, the query has "
                 f"{queries.shape[1]}; use the teacher of the index"
             )
-        k = min(k, len(self))
-        scores, rows = self._engine.search(np.ascontiguousarray(queries, np.float32), k)
+        queries = np.ascontiguousarray(queries, np.float32)
+        k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
+        if allowed is None:
+            scores, rows = self._engine.search(queries, k)
+        else:
+            scores, rows = self._search_allowed(queries, k, allowed)
         order = np.lexsort((rows, -scores), axis=1)
         scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
         return scores.astype(np.float32), rows.astype(np.int64)
 
-    def search(self, query: F32, k: int) -> list[Hit]:
-        """Best ``k`` objects for one (D,) query; fewer when the index is smaller."""
-        scores, rows = self.search_rows(query[None], k)
+    def _search_allowed(
+        self, queries: F32, k: int, allowed: NDArray[np.bool_]
+    ) -> tuple[F32, NDArray[np.int64]]:
+        library: Any = faiss  # its stubs know nothing of selectors
+        bits = np.packbits(allowed, bitorder="little")
+        chosen = library.IDSelectorBitmap(bits)
+        if self.kind == "flat":
+            found = self._engine.search(queries, k, params=library.SearchParameters(sel=chosen))
+            return found[0], found[1]
+        few = np.flatnonzero(allowed)
+        if len(few) > FEW_ROWS:
+            # The walk passes rows that are not allowed: it must go further for as many that are.
+            reach = min(8.0, len(allowed) / len(few))
+            params = library.SearchParametersHNSW(
+                sel=chosen, efSearch=int(reach * max(k, HNSW["ef_search"]))
+            )
+            found = self._engine.search(queries, k, params=params)
+            return found[0], found[1]
+        # Few lie far apart in the graph, and a walk would miss them.
+        exact: Any = faiss.IndexFlatIP(self._engine.d)
+        exact.add(self._engine.reconstruct_batch(few))
+        scores, places = exact.search(queries, k)
+        return scores, few[places]
+
+    def search(self, query: F32, k: int, allowed: NDArray[np.bool_] | None = None) -> list[Hit]:
+        """Best ``k`` objects for one (D,) query; fewer when fewer are there, or ``allowed``."""
+        scores, rows = self.search_rows(query[None], k, allowed)
         found = zip(scores[0], rows[0], strict=True)
         hits = [(float(score), int(row)) for score, row in found if row >= 0]
         return [Hit(i, score, self.item(row)) for i, (score, row) in enumerate(hits, 1)]

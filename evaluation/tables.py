@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evaluation.published import Table, beside
 from evaluation.results import percent
 from pipeline.common import content_hash
 from pipeline.console import out, print_table
 
 Record = dict[str, Any]
-Table = tuple[str, list[str], list[list[str]]]
 WIDE = 110  # columns of a terminal from which on intervals fit
 
 
@@ -54,14 +54,20 @@ def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]
     """(title, columns, rows) of every table; results of other objects never share one.
 
     Shares are in percent, the first with its 95 % interval (the results hold them all);
-    ``compact`` leaves intervals and chance out.
+    ``compact`` leaves intervals and chance out. What papers report of a benchmark follows it.
     """
     tables = {
         "zeroshot": _zeroshot_comparison,
         "recall": _recall_comparison,
         "probe": _probe_comparison,
     }
-    return [tables[key[0]](group, compact) for key, group in by_benchmark(records).items()]
+    found = []
+    for key, group in by_benchmark(records).items():
+        found.append(tables[key[0]](group, compact))
+        others = beside(group[0])
+        if others is not None:
+            found.append(others)
+    return found
 
 
 def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
@@ -117,7 +123,7 @@ def _recall_comparison(group: list[Record], compact: bool) -> Table:
         ceiling = next((r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {})
     rows += [_recall_row("teacher", name, figures, compact) for name, figures in ceiling.items()]
     title = f"Retrieval on {title_of(first)}, texts: {first['protocol']['text_source']}, percent"
-    columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]
+    columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "nDCG", "queries"]
     return title, columns if compact else [*columns, "chance"], rows
 
 
@@ -129,6 +135,7 @@ def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bo
         *[_share(figures[f"recall@{k}"], True) for k in (5, 10)],
         _number(figures["median_rank"]),
         _hundred(figures["map"]),
+        _hundred(figures.get("ndcg")),
         str(figures["n_queries"]),
     ]
     return row if compact else [*row, _hundred(figures["chance_recall@1"])]

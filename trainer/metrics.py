@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +229,7 @@ class Ranking:
 
     first_rank: I64  # (Q,) rank of the best relevant item
     average_precision: F64  # (Q,)
+    ndcg: F64  # (Q,) over the whole gallery, relevance 0 or 1
     n_relevant: I64  # (Q,)
     n_candidates: int  # gallery size that a query sees (without itself where that is excluded)
     tied: int  # queries in which a wrong item scores exactly as the best relevant one
@@ -239,27 +240,37 @@ class Ranking:
         return self.n_relevant > 0
 
 
-def rank_row(
-    scores_G: NDArray[np.floating], relevant: I64, exclude: int | None = None
-) -> tuple[int, float, bool]:
-    """First rank, average precision and tie flag of one query; (0, NaN, False) if unanswerable.
+class RowRank(NamedTuple):
+    """The figures of one query; without a relevant item rank 0 and NaN."""
+
+    first: int
+    average_precision: float
+    ndcg: float
+    tied: bool  # a wrong item scores exactly as the best relevant one
+
+
+def rank_row(scores_G: NDArray[np.floating], relevant: I64, exclude: int | None = None) -> RowRank:
+    """Where the relevant items of one query stand.
 
     With the relevant scores in falling order and I(s) the number of wrong items that score at
-    least s, the j-th relevant item has rank j + I(s_j), so first rank = 1 + I(s_1) and
-    AP = mean_j j / (j + I(s_j)). No sort of the gallery by item is needed.
+    least s, the j-th relevant item has rank r_j = j + I(s_j), so first rank = 1 + I(s_1) and
+    AP = mean_j j / r_j; nDCG = sum_j 1 / log2(1 + r_j) over the same sum with r_j = j (Jarvelin
+    and Kekalainen 2002, relevance 0 or 1). No sort of the gallery by item is needed.
     """
     if exclude is not None:
         relevant = relevant[relevant != exclude]
     if not len(relevant):
-        return 0, math.nan, False
+        return RowRank(0, math.nan, math.nan, False)
     own = np.sort(scores_G[relevant])[::-1]
     at_least, above = _counts(scores_G, own)
     for right in [scores_G[relevant]] + ([] if exclude is None else [scores_G[[exclude]]]):
         own_at_least, own_above = _counts(right, own)
         at_least, above = at_least - own_at_least, above - own_above
     position = np.arange(1, len(own) + 1)
-    average = float(np.mean(position / (position + at_least)))
-    return 1 + int(at_least[0]), average, bool(at_least[0] > above[0])
+    rank = position + at_least
+    gain = (1 / np.log2(1 + rank)).sum() / (1 / np.log2(1 + position)).sum()
+    average = float(np.mean(position / rank))
+    return RowRank(int(rank[0]), average, float(gain), bool(at_least[0] > above[0]))
 
 
 def _counts(scores: NDArray[np.floating], limits: NDArray[np.floating]) -> tuple[I64, I64]:
@@ -287,7 +298,8 @@ def rank_queries(
     queries are the gallery and row q is no candidate of query q.
     """
     total = len(queries_QD)
-    first, average = np.zeros(total, np.int64), np.full(total, math.nan)
+    first = np.zeros(total, np.int64)
+    average, gain = np.full(total, math.nan), np.full(total, math.nan)
     counts, tied = np.zeros(total, np.int64), 0
     for start in range(0, total, chunk):
         scores = queries_QD[start : start + chunk] @ gallery_GD.T
@@ -296,9 +308,9 @@ def rank_queries(
             rows = np.unique(relevant(query))
             itself = query if exclude_self else None
             counts[query] = len(rows) - (exclude_self and query in rows)
-            first[query], average[query], equal = rank_row(scores_G, rows, itself)
+            first[query], average[query], gain[query], equal = rank_row(scores_G, rows, itself)
             tied += equal
-    return Ranking(first, average, counts, len(gallery_GD) - exclude_self, tied)
+    return Ranking(first, average, gain, counts, len(gallery_GD) - exclude_self, tied)
 
 
 def rank_pairs(queries_QD: F32, gallery_QD: F32) -> Ranking:
@@ -341,6 +353,12 @@ def mean_rank(ranking: Ranking) -> float:
 def mean_average_precision(ranking: Ranking) -> float:
     """mAP over the answerable queries, over the whole gallery; NaN for none."""
     found = ranking.average_precision[ranking.answerable]
+    return float(np.mean(found)) if len(found) else math.nan
+
+
+def mean_ndcg(ranking: Ranking) -> float:
+    """Mean nDCG over the answerable queries, over the whole gallery; NaN for none."""
+    found = ranking.ndcg[ranking.answerable]
     return float(np.mean(found)) if len(found) else math.nan
 
 

@@ -205,6 +205,7 @@ def summary(ranking: Ranking) -> dict[str, Any]:
         "median_rank": plain(metrics.median_rank(ranking)),
         "mean_rank": plain(metrics.mean_rank(ranking)),
         "map": plain(metrics.mean_average_precision(ranking)),
+        "ndcg": plain(metrics.mean_ndcg(ranking)),
         "chance_recall@1": plain(metrics.chance_recall_at_1(ranking)),
         "n_queries": n,
         "n_without_answer": len(asked) - n,

@@ -47,6 +47,14 @@ def retrieve(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many objects to show.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="SQL condition on category, source, uid and texts."),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option("--shards", help="With --where: set whose columns it may also name."),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", help="With shapes: the student, if it was moved."),
@@ -67,6 +75,8 @@ def retrieve(
       evaluation retrieve --index mugs.index --text "a red mug"
 
       evaluation retrieve --index idx --image chair.png --text wooden@0.5 --minus armrest
+
+      evaluation retrieve --index idx --text "a chair" --shards set --where "n_faces < 5000"
     """
     from evaluation.index import load_index
     from evaluation.queries import compose, parse_parts, read_queries
@@ -78,7 +88,10 @@ def retrieve(
         raise InputError(f"--out {out}: give a name that ends in .json or .csv")
     if queries is not None and (text or image or shape or minus):
         raise InputError("--queries names all that is looked for: leave the other parts out")
+    if shards is not None and where is None:
+        raise InputError("--shards has a use with --where alone: give a condition")
     opened = load_index(index)
+    allowed = opened.rows_where(where, shards) if where is not None else None
     asked = (
         read_queries(queries)
         if queries is not None
@@ -86,7 +99,7 @@ def retrieve(
     )
     embed = Embedder(opened, checkpoint, teacher, pick_device(device), up_axis, seed)
     found = [
-        {"query": _told(parts), "hits": hits_json(opened.search(compose(parts, embed), k))}
+        {"query": _told(parts), "hits": hits_json(opened.search(compose(parts, embed), k, allowed))}
         for parts in asked
     ]
     if out is not None and out.suffix.lower() == ".csv":
@@ -97,7 +110,7 @@ def retrieve(
         print_json(found[0]["hits"] if queries is None else found)
         return
     for entry in found:
-        _show(entry, len(opened))
+        _show(entry, len(opened) if allowed is None else int(allowed.sum()))
 
 
 def _told(parts: Sequence[Part]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.common import InputError
@@ -16,6 +17,7 @@ from pipeline.shards import ShardSet
 from pipeline.shards.schema import row_schema
 
 BULK = ("xyz", "rgb", "image_embeds", "thumbnail_embed", "text_embeds")
+_LOCK = "set lock_configuration = true"
 # The fault of the statement. Any other error of DuckDB may come from a damaged part.
 _STATEMENT_ERRORS = (
     duckdb.ParserException,
@@ -74,6 +76,37 @@ def connect(shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
         filesystem=shards.storage.filesystem,
     )
     bulk = ", ".join(name for name in BULK if name in row_schema(manifest).names)
+    with _database() as db:
+        try:
+            db.register("shards_full", dataset)
+            db.register("failures_all", shards.failures_table())
+            db.execute(f"create view shards as select * exclude ({bulk}) from shards_full")
+            # An object that failed, and again or not at all in a later try, counts once or not.
+            db.execute(
+                "create view failures as select distinct on (uid) * from failures_all "
+                "where uid not in (select uid from shards_full) "
+                "order by uid, stage, error, message"
+            )
+            db.execute(_LOCK)
+            yield db
+        except duckdb.Error as error:
+            if not isinstance(error, _STATEMENT_ERRORS):
+                _tell_damage(shards)
+            raise
+
+
+@contextmanager
+def table_database(name: str, table: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees one table and nothing else of the machine."""
+    with _database() as db:
+        db.register(name, table)
+        db.execute(_LOCK)
+        yield db
+
+
+@contextmanager
+def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty one that reaches no file and no network; ``_LOCK`` it before a user's SQL."""
     with tempfile.TemporaryDirectory(prefix="mrd3d-") as spill:
         db = duckdb.connect(
             ":memory:",
@@ -87,21 +120,7 @@ def connect(shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
         )
         try:
             db.execute("set enable_progress_bar = false")
-            db.register("shards_full", dataset)
-            db.register("failures_all", shards.failures_table())
-            db.execute(f"create view shards as select * exclude ({bulk}) from shards_full")
-            # An object that failed, and again or not at all in a later try, counts once or not.
-            db.execute(
-                "create view failures as select distinct on (uid) * from failures_all "
-                "where uid not in (select uid from shards_full) "
-                "order by uid, stage, error, message"
-            )
-            db.execute("set lock_configuration = true")
             yield db
-        except duckdb.Error as error:
-            if not isinstance(error, _STATEMENT_ERRORS):
-                _tell_damage(shards)
-            raise
         finally:
             db.close()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
-from pipeline.catalog.connection import BULK, connect, one_line
+from pipeline.catalog.connection import connect, one_line
 from pipeline.common import InputError
 from pipeline.console import ProgressBar
 from pipeline.sets.writing import Mask, Written, check_out, derived, new_set
@@ -43,23 +44,34 @@ def filter_set(
         return writer.finish()
 
 
-def matching(source: ShardSet, where: str) -> Mask:
-    """(B,) for every row, in reading order, whether the expression is true.
+def uids_where(
+    opened: AbstractContextManager[duckdb.DuckDBPyConnection], table: str, where: str
+) -> set[str]:
+    """Uids of the rows of a table of the database for which the expression is true.
 
     Raises ``InputError`` with DuckDB's message when it is wrong.
     """
     if not where.strip():
         raise InputError(f'--where {where!r}: no condition; give one such as "n_faces < 100000"')
-    names = [name for name in source.schema.names if name not in BULK]
+    columns: list[str] = []
     try:
-        with connect(source) as db:
+        with opened as db:
+            view = db.view(table)
+            columns = view.columns
             # A parsed expression, not text put into a statement: brackets and comments in it
             # cannot change the rest. Rows are found by uid; a query has no order to rely on.
-            found = db.view("shards").filter(where).project("uid").fetchnumpy()["uid"]
+            return set(view.filter(where).project("uid").fetchnumpy()["uid"].tolist())
     except duckdb.Error as error:
         raise InputError(
-            f"--where {where}: {one_line(error)}; the columns are {', '.join(names)}"
+            f"--where {where}: {one_line(error)}; the columns are {', '.join(columns)}"
         ) from error
-    wanted = set(found.tolist())
+
+
+def matching(source: ShardSet, where: str) -> Mask:
+    """(B,) for every row, in reading order, whether the expression is true.
+
+    Raises ``InputError`` with DuckDB's message when it is wrong.
+    """
+    wanted = uids_where(connect(source), "shards", where)
     uids = source.uids()
     return np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))

@@ -57,6 +57,39 @@ def test_retrieve__cloud_finds_itself(
     assert len(hits) == 10
 
 
+def test_retrieve__where_leaves_only_what_the_condition_allows(
+    command: Cli, indexed: Path, shards: Path
+) -> None:
+    asked = ("retrieve", "--index", indexed, "--text", "a red mug", "-k", 99, "--where")
+    hits = command.json(*asked, "category = 'fish' and uid < 'tiny/020'")
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    assert {hit["category"] for hit in hits} == {"fish"}
+    assert all(hit["uid"] < "tiny/020" for hit in hits)
+    # Columns that only the shards have, and a column that is null for one object.
+    hits = command.json(*asked, "not has_color and category is not null", "--shards", shards)
+    assert {hit["uid"] for hit in hits} == {f"tiny/{i:03d}" for i in range(0, 39, 5)}
+    assert "10 of 10 for" in command.ok(*asked, "category = 'mug'")
+
+
+def test_retrieve__wrong_conditions_are_one_line(
+    command: Cli, indexed: Path, shards: Path, tmp_path: Path
+) -> None:
+    asked = ("retrieve", "--index", indexed, "--text", "a red mug")
+    assert "the columns are uid, source, category, texts" in command.refused(
+        *asked, "--where", "n_faces < 5000"
+    )
+    assert "no object of" in command.refused(*asked, "--where", "category = 'dragon'")
+    assert "no condition" in command.refused(*asked, "--where", " ")
+    assert "give a condition" in command.refused(*asked, "--shards", shards)
+    hostile = "uid in (select content from read_text('/etc/hostname'))"
+    assert "--where" in command.refused(*asked, "--where", hostile)
+    other = world.make_shards(tmp_path / "other", 1)
+    error = command.refused(*asked, "--where", "n_faces < 5", "--shards", tmp_path / "none")
+    assert "none" in error
+    hits = command.json(*asked, "--where", "n_faces < 5", "--shards", other)
+    assert [hit["uid"] for hit in hits] == ["tiny/000"]
+
+
 def test_retrieve__same_answers_as_numpy(command: Cli, indexed: Path) -> None:
     table = pq.read_table(indexed.parent / "e.parquet")
     raw = b"".join(table["embed"].to_pylist())

@@ -76,6 +76,33 @@ def test_build__above_the_limit_is_hnsw_with_its_recall_measured(
     assert json.loads((tmp_path / "idx" / "manifest.json").read_text())["settings"]
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "hnsw, most rows"])
+def test_search__allowed_rows_only_as_the_obvious_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data = embeddings(2000)
+    build_index(data, tmp_path / "idx", flat_limit=1000 if "hnsw" in kind else 10_000)
+    index = load_index(tmp_path / "idx")
+    assert index.kind == kind.split(",")[0]
+    if "most" in kind:
+        monkeypatch.setattr(index_module, "FEW_ROWS", 0)
+    allowed = np.random.default_rng(2).random(2000) < 0.3
+    queries = normalise(np.random.default_rng(1).normal(size=(40, world.D)))
+    _, rows = index.search_rows(queries, 5, allowed)
+    products = np.where(allowed, queries @ data.rows.vectors.T, -2)
+    wanted = np.argsort(-products, axis=1, kind="stable")[:, :5]
+    assert allowed[rows].all()
+    if "most" in kind:
+        both = zip(rows, wanted, strict=True)
+        assert np.mean([len(np.intersect1d(a, b)) / 5 for a, b in both]) > 0.95
+        return
+    np.testing.assert_array_equal(rows, wanted)
+    one = np.zeros(2000, np.bool_)
+    one[77] = True
+    hits = index.search(queries[0], 5, one)
+    assert [hit.item.uid for hit in hits] == ["u/77"]
+
+
 def test_recall_against__counts_what_was_missed() -> None:
     class Fixed:
         def __init__(self, rows: list[list[int]]) -> None:

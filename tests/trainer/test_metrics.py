@@ -21,17 +21,19 @@ def slow_order(scores: NDArray[np.float64], relevant: set[int], exclude: int | N
 
 def slow_rank(
     scores: NDArray[np.float64], relevant: set[int], exclude: int | None
-) -> tuple[int, float]:
+) -> tuple[int, float, float]:
     right = relevant - {exclude}
     if not right:
-        return 0, math.nan
-    hits, precisions, first = 0, [], 0
+        return 0, math.nan, math.nan
+    hits, precisions, first, gain = 0, [], 0, 0.0
     for place, row in enumerate(slow_order(scores, right, exclude), 1):
         if row in right:
             hits += 1
             first = first or place
             precisions.append(hits / place)
-    return first, sum(precisions) / len(right)
+            gain += 1 / math.log2(1 + place)
+    best = sum(1 / math.log2(1 + place) for place in range(1, len(right) + 1))
+    return first, sum(precisions) / len(right), gain / best
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
@@ -43,10 +45,9 @@ def test_rank_row__as_the_obvious_loop_with_ties_and_duplicates(seed: int, exclu
     # Up to more than the number from which the scores are sorted instead of counted.
     relevant = rng.integers(0, size, rng.integers(0, 4 * metrics.FEW))
     itself = int(rng.integers(size)) if exclude else None
-    first, average, tied = metrics.rank_row(scores, np.unique(relevant), itself)
-    wanted_first, wanted_average = slow_rank(scores, set(map(int, relevant)), itself)
-    assert first == wanted_first
-    np.testing.assert_allclose(average, wanted_average, rtol=1e-12)
+    *figures, tied = metrics.rank_row(scores, np.unique(relevant), itself)
+    wanted = slow_rank(scores, set(map(int, relevant)), itself)
+    np.testing.assert_allclose(figures, wanted, rtol=1e-12)
     right = set(map(int, relevant)) - {itself}
     best = max((scores[r] for r in right), default=None)
     wrong = [r for r in range(size) if r not in right and r != itself]
@@ -55,9 +56,11 @@ def test_rank_row__as_the_obvious_loop_with_ties_and_duplicates(seed: int, exclu
 
 def test_rank_row__worked_example() -> None:
     # Falling order: 0.9 wrong, 0.8 right, 0.5 wrong and right (wrong first), so ranks 2 and 4.
-    first, average, tied = metrics.rank_row(np.array([0.8, 0.9, 0.5, 0.5]), np.array([0, 3]))
-    assert (first, tied) == (2, False)
-    assert average == pytest.approx((1 / 2 + 2 / 4) / 2)
+    found = metrics.rank_row(np.array([0.8, 0.9, 0.5, 0.5]), np.array([0, 3]))
+    assert (found.first, found.tied) == (2, False)
+    assert found.average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
+    gain, best = 1 / math.log2(3) + 1 / math.log2(5), 1 + 1 / math.log2(3)
+    assert found.ndcg == pytest.approx(gain / best)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -70,13 +73,14 @@ def test_rank_queries__chunks_do_not_matter(chunk: int, exclude_self: bool) -> N
         vectors, vectors, relevant.__getitem__, exclude_self=exclude_self, chunk=chunk
     )
     for query in range(17):
-        first, average = slow_rank(
+        first, average, gain = slow_rank(
             (vectors @ vectors.T)[query].astype(np.float64),
             set(map(int, relevant[query])),
             query if exclude_self else None,
         )
         assert found.first_rank[query] == first
         np.testing.assert_allclose(found.average_precision[query], average)
+        np.testing.assert_allclose(found.ndcg[query], gain)
         assert found.n_relevant[query] == len(
             set(map(int, relevant[query])) - ({query} if exclude_self else set())
         )
@@ -94,7 +98,12 @@ def test_rank_queries__constant_embeddings_get_the_worst_rank() -> None:
 
 def test_ranking__summaries_leave_out_queries_without_an_answer() -> None:
     ranking = metrics.Ranking(
-        np.array([1, 0, 4, 3]), np.array([1.0, np.nan, 0.25, 0.5]), np.array([1, 0, 1, 2]), 10, 0
+        np.array([1, 0, 4, 3]),
+        np.array([1.0, np.nan, 0.25, 0.5]),
+        np.array([1.0, np.nan, 0.43, 0.6]),
+        np.array([1, 0, 1, 2]),
+        10,
+        0,
     )
     assert metrics.recall_at_k(ranking, 1) == pytest.approx(1 / 3)
     assert metrics.recall_at_k(ranking, 3) == pytest.approx(2 / 3)
@@ -102,8 +111,15 @@ def test_ranking__summaries_leave_out_queries_without_an_answer() -> None:
     assert metrics.mean_rank(ranking) == pytest.approx(8 / 3)
     assert metrics.mean_average_precision(ranking) == pytest.approx(1.75 / 3)
     assert metrics.chance_recall_at_1(ranking) == pytest.approx((0.1 + 0.1 + 0.2) / 3)
-    nobody = metrics.Ranking(np.array([0]), np.array([np.nan]), np.array([0]), 1, 0)
-    for summary in (metrics.median_rank, metrics.mean_rank, metrics.mean_average_precision):
+    assert metrics.mean_ndcg(ranking) == pytest.approx(2.03 / 3)
+    nan = np.array([np.nan])
+    nobody = metrics.Ranking(np.array([0]), nan, nan, np.array([0]), 1, 0)
+    for summary in (
+        metrics.median_rank,
+        metrics.mean_rank,
+        metrics.mean_average_precision,
+        metrics.mean_ndcg,
+    ):
         assert math.isnan(summary(nobody))
     assert math.isnan(metrics.recall_at_k(nobody, 1))
 

@@ -27,7 +27,7 @@ def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> N
     assert batch.texts is not None
     shapes = encoder(batch, np.arange(len(batch)))
     captions = [texts[1] for texts in batch.texts]
-    ranks, averages = [], []
+    ranks, averages, gains = [], [], []
     for caption in dict.fromkeys(captions):
         row = captions.index(caption)
         query = batch.texts_of(row)[1].astype(np.float32)
@@ -35,6 +35,8 @@ def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> N
         right = [place for place, i in enumerate(order, 1) if captions[i] == caption]
         ranks.append(right[0])
         averages.append(np.mean([j / place for j, place in enumerate(right, 1)]))
+        ideal = np.arange(1, len(right) + 1)
+        gains.append((1 / np.log2(1 + np.array(right))).sum() / (1 / np.log2(1 + ideal)).sum())
     found = record["directions"]["text->3d"]
     assert found["n_queries"] == len(ranks)
     for k in (1, 5, 10):
@@ -42,6 +44,7 @@ def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> N
     assert found["median_rank"] == np.median(ranks)
     assert found["mean_rank"] == pytest.approx(np.mean(ranks))
     assert found["map"] == pytest.approx(np.mean(averages), rel=1e-6)
+    assert found["ndcg"] == pytest.approx(np.mean(gains), rel=1e-6)
 
 
 def test_image_to_shape__is_the_objects_own_shape(opened: ShardSet) -> None:
