@@ -54,7 +54,7 @@ def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]
     """(title, columns, rows) of every table; results of other objects never share one.
 
     Shares are in percent, the first with its 95 % interval (the results hold them all);
-    ``compact`` leaves intervals and chance out. What papers report of a benchmark follows it.
+    ``compact`` leaves intervals, nDCG and chance out. What papers report of a benchmark follows it.
     """
     tables = {
         "zeroshot": _zeroshot_comparison,
@@ -123,8 +123,8 @@ def _recall_comparison(group: list[Record], compact: bool) -> Table:
         ceiling = next((r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {})
     rows += [_recall_row("teacher", name, figures, compact) for name, figures in ceiling.items()]
     title = f"Retrieval on {title_of(first)}, texts: {first['protocol']['text_source']}, percent"
-    columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "nDCG", "queries"]
-    return title, columns if compact else [*columns, "chance"], rows
+    columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]
+    return title, columns if compact else [*columns, "nDCG", "chance"], rows
 
 
 def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bool) -> list[str]:
@@ -135,10 +135,10 @@ def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bo
         *[_share(figures[f"recall@{k}"], True) for k in (5, 10)],
         _number(figures["median_rank"]),
         _hundred(figures["map"]),
-        _hundred(figures.get("ndcg")),
         str(figures["n_queries"]),
     ]
-    return row if compact else [*row, _hundred(figures["chance_recall@1"])]
+    more = [_hundred(figures.get("ndcg")), _hundred(figures["chance_recall@1"])]
+    return row if compact else [*row, *more]
 
 
 def _probe_comparison(group: list[Record], compact: bool) -> Table:
