@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,15 +162,21 @@ class Storage:
         """Write a whole file; it appears under its name complete or not at all.
 
         Local: temporary file, fsync, rename. Object stores make an object visible only when the
-        upload is closed, so there the final name is written directly.
+        upload is closed, so there the final name is written directly. An upload that is cut short
+        is closed too, with what it has: that is removed again.
         """
         with self.writing(name):
             if self.is_local:
                 with atomic_path(Path(self.join(name))) as temporary:
                     temporary.write_bytes(data)
             else:
-                with self.create(name) as stream:
-                    stream.write(data)
+                try:
+                    with self.create(name) as stream:
+                        stream.write(data)
+                except BaseException:
+                    with suppress(OSError):
+                        self.filesystem.delete_file(self.join(name))
+                    raise
 
     def create(self, name: str) -> pa.NativeFile:
         """A file to write to, in a folder that is made where it is missing. Raises ``OSError``.
