@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.common import InputError
 from pipeline.shards import (
     POINT_SCALE,
     Batch,
@@ -30,7 +29,6 @@ from pipeline.shards import (
     write_part,
 )
 from pipeline.shards.schema import quantised, row_schema
-from pipeline.shards.storage import Storage
 from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set, unit
 
@@ -278,39 +276,6 @@ def test_remote__a_set_in_an_fsspec_store_works() -> None:
     for index, row in enumerate(rows):
         assert_row_equals(batches[index // 64], index % 64, row)
     assert [failure.uid for failure in shards.failures()] == ["toy/x"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_remote__an_upload_that_is_cut_short_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    storage = Storage.at(f"memory://{uuid.uuid4().hex}/set")
-    create = Storage.create
-
-    class Cut:
-        """A stream that is closed, as streams are, after half of what it was given."""
-
-        def __init__(self, storage: Storage, name: str) -> None:
-            self._stream = create(storage, name)
-
-        def __enter__(self) -> Cut:
-            return self
-
-        def write(self, data: bytes) -> None:
-            self._stream.write(data[: len(data) // 2])
-            raise error
-
-        def __exit__(self, *_: object) -> None:
-            self._stream.close()
-            assert storage.exists("part-x.parquet")
-
-    monkeypatch.setattr(Storage, "create", lambda self, name: Cut(self, name))
-    with pytest.raises(InputError if error is OSError else error):
-        storage.write("part-x.parquet", b"12345678")
-    assert not storage.exists("part-x.parquet")
-    monkeypatch.undo()
-    storage.write("part-x.parquet", b"12345678")
-    assert storage.read("part-x.parquet") == b"12345678"
 
 
 def test_rows__are_those_that_were_written_and_can_be_written_again(tmp_path: Any) -> None:
