@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -298,3 +299,36 @@ def test_s3__writing_leaves_nothing_but_the_file(uri: str) -> None:
     storage.write("a", b"1")
     listed = storage.filesystem.get_file_info(pafs.FileSelector(storage.path, recursive=True))
     assert [info.base_name for info in listed] == ["a"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_write__an_upload_that_is_cut_short_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    storage = Storage.at(f"memory://{uuid.uuid4().hex}/set")
+    create = Storage.create
+
+    class Cut:
+        """A stream that is closed, as streams are, after half of what it was given."""
+
+        def __init__(self, storage: Storage, name: str) -> None:
+            self._stream = create(storage, name)
+
+        def __enter__(self) -> Cut:
+            return self
+
+        def write(self, data: bytes) -> None:
+            self._stream.write(data[: len(data) // 2])
+            raise error
+
+        def __exit__(self, *_: object) -> None:
+            self._stream.close()
+            assert storage.exists("part-x.parquet")
+
+    monkeypatch.setattr(Storage, "create", lambda self, name: Cut(self, name))
+    with pytest.raises(InputError if error is OSError else error):
+        storage.write("part-x.parquet", b"12345678")
+    assert not storage.exists("part-x.parquet")
+    monkeypatch.undo()
+    storage.write("part-x.parquet", b"12345678")
+    assert storage.read("part-x.parquet") == b"12345678"
