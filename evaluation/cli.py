@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from evaluation.commands import encode, index, measure, published, report, retrieve, score
+from evaluation.commands import (
+    encode,
+    index,
+    measure,
+    parts,
+    published,
+    report,
+    retrieve,
+    score,
+)
 from pipeline.console import make_app, run_app
 
 app = make_app("evaluation", "Measure a checkpoint, index what it embeds, and search.")
-for module in (encode, index, measure, retrieve, score, report, published):
+for module in (encode, index, measure, parts, retrieve, score, report, published):
     module.register(app)
 
 

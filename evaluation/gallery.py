@@ -1,4 +1,4 @@
-"""Retrieval galleries: the answers of an index to text queries, with pictures of the shapes."""
+"""Retrieval galleries: the answers of an index to queries, with pictures of the shapes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.index import Hit, load_index
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.index import Hit, Item, load_index
 from evaluation.queries import Part
 from evaluation.search import Embedder
+from evaluation.student import read_mesh
+from pipeline.cameras import ring
 from pipeline.cloud_pictures import data_uri, draw_cloud
-from pipeline.common import InputError
+from pipeline.common import InputError, atomic_path, versions
+from pipeline.pages import render_page
+from pipeline.renderers.base import RenderConfig
+from pipeline.scene import MeshError
 from pipeline.shards import ShardSet
 
 PICTURE_POINTS = 10_000
+PICTURE_SIZE = 144  # pixels
 
 
 @dataclass(frozen=True)
@@ -48,19 +57,78 @@ def build_gallery(
     opened = ShardSet.open(shards)
     embed = Embedder(index, None, teacher_spec, device)
     found = [(query, index.search(embed(Part("text", query)), k)) for query in queries]
-    pictures = draw_objects(opened, {hit.item.uid for _, hits in found for hit in hits})
-    if not pictures:
+    rows = gallery_rows(found, opened)
+    if not any(tile.picture for row in rows for tile in row.tiles):
         raise InputError(
             f"--shards {shards}: holds none of the objects of {index_path}; "
             "give the shard set that was indexed"
         )
+    return rows
+
+
+def gallery_rows(
+    found: Sequence[tuple[str, Sequence[Hit]]],
+    shards: ShardSet | None = None,
+    meshes: Path | None = None,
+) -> list[GalleryRow]:
+    """Queries and their hits with pictures.
+
+    An object is rendered where its mesh lies in the folder ``meshes`` (at the path that it had in
+    its source), else drawn from its cloud in ``shards``, else shown without a picture.
+    """
+    items = {hit.item.uid: hit.item for _, hits in found for hit in hits}
+    pictures = {} if meshes is None else render_objects(items.values(), meshes)
+    if shards is not None:
+        pictures = {**draw_objects(shards, set(items) - set(pictures)), **pictures}
     return [
         GalleryRow(query, [Tile(hit, pictures.get(hit.item.uid)) for hit in hits])
         for query, hits in found
     ]
 
 
-def draw_objects(shards: ShardSet, uids: Iterable[str], size: int = 144) -> dict[str, str]:
+def write_gallery(out: Path, title: str, told: str, rows: Sequence[GalleryRow]) -> None:
+    """Write one self-contained page of queries and hits, atomically; ``told`` stands above."""
+    page = render_page(
+        "evaluation",
+        "templates",
+        "hits.html.j2",
+        title=title,
+        told=told,
+        gallery=rows,
+        version=versions("mrd3d").get("mrd3d", ""),
+    )
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render_objects(items: Iterable[Item], folder: Path, size: int = PICTURE_SIZE) -> dict[str, str]:
+    """Rendered pictures by uid, as ``data:`` addresses, of objects whose mesh is in ``folder``.
+
+    Meshes that cannot be read are left out, and so is what lies outside of the folder.
+    """
+    root = folder.resolve()
+    pictures = {}
+    for item in items:
+        path = (root / item.source).resolve()
+        if path.is_relative_to(root) and path.is_file():
+            try:
+                pictures[item.uid] = data_uri(_render(path, size))
+            except (InputError, MeshError):
+                continue
+    return pictures
+
+
+def _render(path: Path, size: int) -> NDArray[np.uint8]:
+    """(S, S, 4) picture of a mesh file, three quarters from the front, its surroundings clear."""
+    from pipeline.renderers import get_renderer
+
+    mesh = read_mesh(path)
+    cameras = ring(1).with_thumbnail(mesh)
+    views = get_renderer("raster").render(mesh, cameras, RenderConfig(image_size=size))
+    return np.asarray(views[-1], np.uint8)
+
+
+def draw_objects(shards: ShardSet, uids: Iterable[str], size: int = PICTURE_SIZE) -> dict[str, str]:
     """Pictures of the objects that are in the set, by uid, as ``data:`` addresses."""
     wanted = set(uids)
     groups = [g for g in shards.row_groups if wanted & set(shards.read(g, ["uid"]).uid)]

@@ -1,9 +1,8 @@
 """FAISS indexes: build from an embeddings file, check, load, search.
 
-A folder with ``index.faiss``, ``ids.parquet`` (row -> uid, source, category, texts) and
-``manifest.json`` (teacher, model, metric, kind, measured recall, SHA-256 of the two files). Up to
-``FLAT_LIMIT`` rows the index is exact. Above that it is HNSW, whose recall against exact search is
-measured per query modality: it can be good for one and poor for another.
+A folder with ``index.faiss``, ``ids.parquet`` (row -> uid, source, category, texts, removed) and
+``manifest.json`` (teacher, model, metric, kind, measured recall, SHA-256 of the two files). Which
+index it is: see ``evaluation.index_choice``; how it changes: ``evaluation.index_update``.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from evaluation.embeddings import (
+    EmbeddingRows,
     Embeddings,
     EmbeddingsMeta,
     meta_from_record,
     normalise,
     parse_record,
 )
+from evaluation.index_choice import Wanted, choose
 from evaluation.teachers import require_same_teacher
 from pipeline.catalog.connection import connect, table_database
 from pipeline.common import InputError, atomic_path, file_hash, versions
@@ -34,17 +35,14 @@ from pipeline.sets.filter import uids_where
 from pipeline.shards import ShardSet, TeacherInfo
 
 FORMAT = "mrd3d-index"
-VERSION = 1
+VERSION = 2
 REMEDY = "make it again with `evaluation index`"
 METRIC = "cosine"  # inner product of L2-normalised vectors
 FILES = ("index.faiss", "ids.parquet")
 
-# Exact search of 200,000 rows of 512 takes about 20 ms a query on one core: nothing to gain below.
-FLAT_LIMIT = 200_000
-HNSW = {"neighbours": 32, "ef_construction": 200, "ef_search": 128}
 FEW_ROWS = 50_000  # of an approximate index, that a condition leaves: searched one by one
+_REACH = 8.0  # how much wider a search among some rows may look
 RECALL_QUERIES = 500
-RECALL_K = 10
 
 F32 = NDArray[np.float32]
 
@@ -75,35 +73,47 @@ class Index:
         self, path: Path, engine: Any, ids: pa.Table, meta: EmbeddingsMeta, kind: str
     ) -> None:
         self.path, self.meta, self.kind = path, meta, kind
-        self._engine, self._ids = engine, ids
+        self.engine, self.ids = engine, ids
+        removed = ids.column("removed").to_numpy().astype(np.bool_)
+        self._alive: NDArray[np.bool_] | None = ~removed if removed.any() else None
 
     def __len__(self) -> int:
-        return int(self._engine.ntotal)
+        rows = int(self.engine.ntotal)
+        return rows if self._alive is None else int(np.count_nonzero(self._alive))
+
+    def uids(self) -> list[str | None]:
+        """uid of every row; None where the object was removed."""
+        uids: list[str | None] = self.ids.column("uid").to_pylist()
+        if self._alive is None:
+            return uids
+        return [uid if alive else None for uid, alive in zip(uids, self._alive, strict=True)]
 
     def item(self, row: int) -> Item:
         """The object of a row."""
-        values = self._ids.slice(row, 1).to_pylist()[0]
+        values = self.ids.slice(row, 1).to_pylist()[0]
         return Item(values["uid"], values["source"], values["category"], values["texts"])
 
     def rows_where(self, where: str, shards: str | None = None) -> NDArray[np.bool_]:
-        """(size,) for every row, whether an SQL condition is true of its object.
+        """(rows,) for every row, whether an SQL condition is true of its object.
 
         The columns are those of the index (uid, source, category, texts), or with ``shards`` all of
         that set; objects that it lacks are left out. Raises ``InputError`` for a wrong condition, a
         set of other objects, or one that no object fulfils.
         """
+        uids = self.uids()
         if shards is not None:
             opened = ShardSet.open(shards)
             known = set(opened.uids())
-            if known.isdisjoint(self._ids.column("uid").to_pylist()):
+            if known.isdisjoint(uids):
                 raise InputError(
                     f"--shards {shards}: holds none of the objects of {self.path}; give the shard "
                     "set that was indexed"
                 )
             wanted = uids_where(connect(opened), "shards", where)
         else:
-            wanted = uids_where(table_database("objects", self._ids), "objects", where)
-        uids = self._ids.column("uid").to_pylist()
+            wanted = uids_where(
+                table_database("objects", self.ids.drop_columns(["removed"])), "objects", where
+            )
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():
             raise InputError(f"--where {where}: no object of {self.path} is left")
@@ -114,7 +124,7 @@ class Index:
     ) -> tuple[F32, NDArray[np.int64]]:
         """Scores and rows, each (Q, min(k, size)), best first; equal scores by row number.
 
-        ``allowed`` (size,) leaves only those rows; where an approximate index finds fewer, the
+        ``allowed`` (rows,) leaves only those rows; where an approximate index finds fewer, the
         last rows are -1. Raises ``InputError`` when the queries have another width than the index.
         """
         if queries.shape[1] != self.meta.teacher.width:
@@ -123,9 +133,11 @@ class Index:
                 f"{queries.shape[1]}; use the teacher of the index"
             )
         queries = np.ascontiguousarray(queries, np.float32)
+        if self._alive is not None:
+            allowed = self._alive if allowed is None else allowed & self._alive
         k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
         if allowed is None:
-            scores, rows = self._engine.search(queries, k)
+            scores, rows = self.engine.search(queries, k)
         else:
             scores, rows = self._search_allowed(queries, k, allowed)
         order = np.lexsort((rows, -scores), axis=1)
@@ -138,23 +150,26 @@ class Index:
         library: Any = faiss  # its stubs know nothing of selectors
         bits = np.packbits(allowed, bitorder="little")
         chosen = library.IDSelectorBitmap(bits)
-        if self.kind == "flat":
-            found = self._engine.search(queries, k, params=library.SearchParameters(sel=chosen))
-            return found[0], found[1]
         few = np.flatnonzero(allowed)
-        if len(few) > FEW_ROWS:
-            # The walk passes rows that are not allowed: it must go further for as many that are.
-            reach = min(8.0, len(allowed) / len(few))
-            params = library.SearchParametersHNSW(
-                sel=chosen, efSearch=int(reach * max(k, HNSW["ef_search"]))
-            )
-            found = self._engine.search(queries, k, params=params)
-            return found[0], found[1]
-        # Few lie far apart in the graph, and a walk would miss them.
-        exact: Any = faiss.IndexFlatIP(self._engine.d)
-        exact.add(self._engine.reconstruct_batch(few))
-        scores, places = exact.search(queries, k)
-        return scores, few[places]
+        # The search passes rows that are not allowed: it must look further for as many that are.
+        reach = min(_REACH, len(allowed) / max(1, len(few)))
+        if self.kind == "flat":
+            params = library.SearchParameters(sel=chosen)
+        elif self.kind == "ivfpq":
+            lists = self.engine.nlist
+            probes = lists if len(few) <= FEW_ROWS else int(reach * self.engine.nprobe)
+            params = library.SearchParametersIVF(sel=chosen, nprobe=min(lists, probes))
+        elif len(few) > FEW_ROWS:
+            width = int(reach * max(k, self.engine.hnsw.efSearch))
+            params = library.SearchParametersHNSW(sel=chosen, efSearch=width)
+        else:
+            # Few lie far apart in the graph, and a walk would miss them.
+            exact: Any = faiss.IndexFlatIP(self.engine.d)
+            exact.add(self.engine.reconstruct_batch(few))
+            scores, places = exact.search(queries, k)
+            return scores, few[places]
+        found = self.engine.search(queries, k, params=params)
+        return found[0], found[1]
 
     def search(self, query: F32, k: int, allowed: NDArray[np.bool_] | None = None) -> list[Hit]:
         """Best ``k`` objects for one (D,) query; fewer when fewer are there, or ``allowed``."""
@@ -172,69 +187,69 @@ def build_index(
     embeddings: Embeddings,
     out: Path,
     *,
-    flat_limit: int = FLAT_LIMIT,
+    wanted: Wanted | None = None,
     queries: Mapping[str, F32] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write an index folder and return its manifest.
 
-    ``queries`` are (Q, D) vectors by modality (``text``, ``image``) on which the recall of an
-    approximate index is measured, beside shapes drawn from the rows. Atomic; an earlier index at
-    ``out`` is replaced. Raises ``InputError`` when ``out`` is anything else.
+    ``wanted`` says what kind of index, or what it is to reach. ``queries`` are (Q, D) vectors by
+    modality (``text``, ``image``) on which recall and time are measured, beside shapes drawn from
+    the rows. Atomic; an earlier index at ``out`` is replaced. Raises ``InputError`` when ``out`` is
+    anything else, or no index reaches what is wanted.
     """
     check_target(out)
-    vectors = np.ascontiguousarray(embeddings.rows.vectors, np.float32)
-    count, width = vectors.shape
-    flat: Any = faiss.IndexFlatIP(width)
-    flat.add(vectors)
-    engine: Any = flat
-    kind, settings, recall = "flat", {}, None
-    if count > flat_limit:
-        kind, settings = "hnsw", dict(HNSW)
-        engine = faiss.IndexHNSWFlat(width, HNSW["neighbours"], faiss.METRIC_INNER_PRODUCT)
-        engine.hnsw.efConstruction = HNSW["ef_construction"]
-        engine.hnsw.efSearch = HNSW["ef_search"]
-        engine.add(vectors)
-        chosen = np.random.default_rng(seed).permutation(count)[:RECALL_QUERIES]
-        samples = {"shape": vectors[np.sort(chosen)], **(queries or {})}
-        recall = {name: recall_against(engine, flat, sample) for name, sample in samples.items()}
+    rows = embeddings.rows
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:RECALL_QUERIES]
+    samples = {"shape": rows.vectors[np.sort(drawn)], **(queries or {})}
+    built = choose(rows.vectors, samples, wanted or Wanted(), seed)
+    record = {
+        "kind": built.plan.kind,
+        "settings": built.plan.settings,
+        "memory": built.plan.memory,
+        "recall_against_exact": built.recall,
+        "latency_ms": built.latency_ms,
+        "tried": built.tried,
+        "updates": [],
+    }
+    return write_index(out, built.engine, ids_table(rows), embeddings.meta, record)
+
+
+def ids_table(rows: EmbeddingRows) -> pa.Table:
+    """What is kept of each row beside its vector."""
+    return pa.table(
+        {
+            "uid": pa.array(rows.uid, pa.string()),
+            "source": pa.array(rows.source, pa.string()),
+            "category": pa.array(rows.category, pa.string()),
+            "texts": pa.array(rows.texts, pa.list_(pa.string())),
+            "removed": pa.array(np.zeros(len(rows), np.bool_)),
+        }
+    )
+
+
+def write_index(
+    out: Path, engine: Any, ids: pa.Table, meta: EmbeddingsMeta, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Write an index folder, atomically; ``record`` is what its manifest says of the kind."""
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
         faiss.write_index(engine, str(folder / FILES[0]))
-        rows = embeddings.rows
-        table = pa.table(
-            {
-                "uid": pa.array(rows.uid, pa.string()),
-                "source": pa.array(rows.source, pa.string()),
-                "category": pa.array(rows.category, pa.string()),
-                "texts": pa.array(rows.texts, pa.list_(pa.string())),
-            }
-        )
-        pq.write_table(table, folder / FILES[1])
+        pq.write_table(ids, folder / FILES[1])
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "kind": kind,
             "metric": METRIC,
-            "count": count,
-            "width": width,
-            "settings": settings,
-            "recall_against_exact": recall,
+            "count": ids.num_rows - int(np.count_nonzero(ids.column("removed").to_numpy())),
+            "rows": ids.num_rows,
+            "width": meta.teacher.width,
+            **record,
             "sha256": {name: file_hash(folder / name) for name in FILES},
-            **asdict(embeddings.meta),
+            **asdict(meta),
             "versions": versions("mrd3d", "faiss-cpu", "numpy", "pyarrow"),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
-
-
-def recall_against(approximate: Any, exact: Any, queries: F32) -> dict[str, float | int]:
-    """Share of the exact best ``RECALL_K`` that the approximate index finds, over ``queries``."""
-    k = min(RECALL_K, int(exact.ntotal))
-    _, wanted = exact.search(queries, k)
-    _, found = approximate.search(queries, k)
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True)]
-    return {"k": k, "queries": len(queries), "recall": float(np.mean(hits) / k) if hits else 0.0}
 
 
 def check_target(out: Path) -> None:
@@ -252,19 +267,27 @@ def check_target(out: Path) -> None:
     raise InputError(f"--out {out}: exists and is not an index; give a new folder")
 
 
-def load_index(path: Path) -> Index:
-    """Open an index folder after checking it against its manifest.
-
-    Raises ``InputError`` when it is missing, incomplete, damaged or newer than this installation.
-    The hash is checked before FAISS parses a byte: its reader trusts the sizes in a file.
-    """
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an index folder. Raises ``InputError`` when it is missing or another's."""
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise InputError(
             f"{path}: no index there (no manifest.json); give the folder that `evaluation index "
             "--out` wrote"
         )
-    record = parse_record(manifest_path.read_bytes(), str(manifest_path), FORMAT, VERSION, REMEDY)
+    return parse_record(manifest_path.read_bytes(), str(manifest_path), FORMAT, VERSION, REMEDY)
+
+
+def load_index(path: Path, *, writable: bool = False) -> Index:
+    """Open an index folder after checking it against its manifest.
+
+    The vectors are memory-mapped: what a search does not touch is not held. ``writable`` reads them
+    instead, for changes. Raises ``InputError`` when the index is missing, incomplete, damaged or
+    newer than this installation. The hash is checked before FAISS parses a byte: its reader trusts
+    the sizes in a file.
+    """
+    record = read_manifest(path)
+    manifest_path = path / "manifest.json"
     meta = meta_from_record(record, str(manifest_path), REMEDY)
     hashes = record.get("sha256")
     for name in FILES:
@@ -275,9 +298,14 @@ def load_index(path: Path) -> Index:
             raise InputError(
                 f"{file}: damaged or exchanged (SHA-256 is not that of the manifest); {REMEDY}"
             )
-    engine = faiss.read_index(str(path / FILES[0]))
+    library: Any = faiss
+    flags = 0 if writable else library.IO_FLAG_MMAP_IFC
+    engine = library.read_index(str(path / FILES[0]), flags)
     ids = pq.read_table(path / FILES[1])
-    if not engine.ntotal == ids.num_rows == record.get("count") or engine.d != meta.teacher.width:
+    if "removed" not in ids.column_names:
+        raise InputError(f"{path}: of an older version; {REMEDY}")
+    rows = engine.ntotal == ids.num_rows == record.get("rows")
+    if not rows or engine.d != meta.teacher.width:
         raise InputError(f"{path}: index, ids and manifest do not fit together; {REMEDY}")
     return Index(path, engine, ids, meta, str(record.get("kind")))
 

@@ -17,7 +17,10 @@ Table = tuple[str, list[str], list[list[str]]]
 
 @cache
 def published() -> Record:
-    """The shipped figures: ``benchmarks``, ``zeroshot_top1`` and ``few_shot_top1``, percent."""
+    """The shipped figures: ``zeroshot_top1`` and ``few_shot_top1`` in percent.
+
+    Each has the key of its paper in ``papers``; ``benchmarks`` and ``protocol`` say of what.
+    """
     text = files("evaluation").joinpath("data/published.json").read_text(encoding="utf-8")
     found: Record = json.loads(text)
     return found
@@ -66,7 +69,9 @@ def few_shot_table(name: str) -> Table | None:
 
 
 def tables() -> list[Table]:
-    """All of it."""
+    """All of it, and where it was reported."""
     names = published()["benchmarks"]
     found = [make(name) for make in (zeroshot_table, few_shot_table) for name in names]
-    return [table for table in found if table is not None]
+    papers = [[name, title] for name, title in published()["papers"].items()]
+    sources = (f"Reported in; {published()['protocol']}", ["model", "paper"], papers)
+    return [*(table for table in found if table is not None), sources]

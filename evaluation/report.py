@@ -13,7 +13,9 @@ import numpy as np
 from markupsafe import Markup
 
 from evaluation.charts import Curve, heat_classes, heat_map, line_chart
+from evaluation.embedding_map import map_section
 from evaluation.gallery import GalleryRow
+from evaluation.paired import paired_tables
 from evaluation.results import read_result
 from evaluation.student import run_name
 from evaluation.tables import by_benchmark, comparisons, title_of
@@ -60,7 +62,7 @@ def read_results(paths: Sequence[Path]) -> list[Record]:
     """Read result files in the order given. Raises ``InputError`` for one that is not."""
     records = [read_result(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
-        if record.get("task") not in ("zeroshot", "recall", "probe"):
+        if record.get("task") not in ("zeroshot", "recall", "probe", "parts"):
             raise InputError(f"{path}: task {record.get('task')!r} is unknown; upgrade mrd3d")
     return records
 
@@ -71,16 +73,22 @@ def write_report(
     records: Sequence[Record],
     gallery: Sequence[GalleryRow] = (),
     runs: Sequence[Path] = (),
+    maps: Sequence[Path] = (),
 ) -> None:
-    """Write the page atomically. Raises ``InputError`` when a run has no metrics."""
+    """Write the page atomically; ``maps`` are embeddings files.
+
+    Raises ``InputError`` when a run has no metrics, or a file no embeddings.
+    """
     page = render_page(
         "evaluation",
         "templates",
         "report.html.j2",
         title=title,
         tables=comparisons(records),
+        paired=paired_tables(records),
         sections=class_sections(records),
         gallery=gallery,
+        maps=[map_section(path) for path in maps],
         curves=curve_sections(runs),
         run_names=[run_name(run) for run in runs],
         protocols=[_protocol(record) for record in records],

@@ -56,6 +56,11 @@ def result_record(
     }
 
 
+def by_uid(uids: Sequence[str], values: Sequence[int]) -> list[int]:
+    """Values in the order of their uids, so that those of two results can be paired."""
+    return [value for _, value in sorted(zip(uids, values, strict=True))]
+
+
 def proportion(hits: float, n: int) -> dict[str, float | None]:
     """A share with its 95 % Wilson interval, for JSON."""
     low, high = wilson(hits, n)

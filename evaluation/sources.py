@@ -23,6 +23,7 @@ from pipeline.shards import Batch, ShardSet, decode_xyz
 
 F32 = NDArray[np.float32]
 Views = Literal["mean", "first"]
+Centre = Literal["box", "mean"]
 ROW_COLUMNS = ("source", "category", "split", "texts", "text_sources")
 
 Advance = Callable[[int], None]
@@ -51,7 +52,14 @@ class StudentEncoder:
 
     columns: tuple[str, ...] = ("xyz", "rgb", "has_color")
 
-    def __init__(self, student: Student, shards: ShardSet, draws: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        student: Student,
+        shards: ShardSet,
+        draws: int = 1,
+        seed: int = 0,
+        centre: Centre = "box",
+    ) -> None:
         name, manifest = shards.storage.root, shards.manifest
         checkpoint = f"checkpoint {student.model.name}"
         require_same_teacher(student.teacher, checkpoint, manifest.teacher, f"shards {name}")
@@ -65,7 +73,7 @@ class StudentEncoder:
                 "make shards with at least that many points"
             )
         self.student, self.model = student, student.model
-        self.draws, self.seed = draws, seed
+        self.draws, self.seed, self.centre = draws, seed, centre
 
     def __call__(self, batch: Batch, rows: NDArray[np.int64], /) -> F32:
         """Embed the clouds of ``rows``."""
@@ -86,7 +94,8 @@ class StudentEncoder:
                 clouds = [self._drawn(batch, int(row), draw) for row in rows]
                 xyz = np.stack([points for points, _ in clouds]) if clouds else xyz[:0]
                 rgb = np.stack([colors for _, colors in clouds]) if clouds else rgb[:0]
-            found.append(self.student.embed(xyz, rgb, colored))
+            placed = centred(xyz) if self.centre == "mean" else xyz
+            found.append(self.student.embed(placed, rgb, colored))
         return np.stack(found)
 
     def _drawn(self, batch: Batch, row: int, draw: int) -> tuple[F32, NDArray[np.uint8]]:
@@ -100,6 +109,16 @@ class StudentEncoder:
         points = decode_xyz(batch.xyz[row, chosen])
         order = farthest_point_order(points, self.student.n_points)[: self.student.n_points]
         return points[order], batch.rgb[row, chosen[order]]
+
+
+def centred(xyz: F32) -> F32:
+    """Clouds (B, N, 3) with the mean of their points at 0 and the largest norm 1.
+
+    As OpenShape and Uni3D have it; clouds whose points all coincide become 0.
+    """
+    moved = xyz - xyz.mean(1, keepdims=True, dtype=np.float64)
+    radius = np.linalg.norm(moved, axis=2).max(1)[:, None, None]
+    return np.asarray(np.where(radius < 1e-6, 0, moved / np.maximum(radius, 1e-6)), np.float32)
 
 
 class ViewsEncoder:

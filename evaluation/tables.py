@@ -60,6 +60,7 @@ def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]
         "zeroshot": _zeroshot_comparison,
         "recall": _recall_comparison,
         "probe": _probe_comparison,
+        "parts": _parts_comparison,
     }
     found = []
     for key, group in by_benchmark(records).items():
@@ -77,7 +78,8 @@ def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record
         classes = record.get("confusion", {}).get("classes", [])
         protocol = record["protocol"]
         detail = content_hash(*classes) + str(protocol.get("text_source", ""))
-        if record["task"] == "probe":
+        detail += str(protocol.get("name", ""))
+        if record["task"] in ("probe", "parts"):
             detail += f"{protocol['classifier']} on {protocol['n_train']}"
         key = (record["task"], record["benchmark"], record["uid_hash"], detail)
         groups.setdefault(key, []).append(record)
@@ -87,7 +89,13 @@ def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record
 def title_of(record: Record) -> str:
     """Benchmark, variant and size, as every table of it is headed."""
     variant = "" if record["variant"] == "all" else f", {record['variant']}"
-    return f"{record['benchmark']}{variant}, {record['count']} objects (set {record['uid_hash']})"
+    whole = record.get("benchmark_counts") or [record["count"]]
+    count = str(record["count"])
+    if record["count"] not in whole:
+        count += f" of {' or '.join(f'{number:,}' for number in whole)}"
+    protocol = record["protocol"].get("name", "ours")
+    told = "" if protocol == "ours" else f", protocol of {protocol}"
+    return f"{record['benchmark']}{variant}, {count} objects (set {record['uid_hash']}){told}"
 
 
 def _zeroshot_comparison(group: list[Record], compact: bool) -> Table:
@@ -160,6 +168,27 @@ def _probe_comparison(group: list[Record], compact: bool) -> Table:
     names = [f"{k} shot{'s' if k > 1 else ''}" for k in shots]
     nearest_names = [f"{entry['k']}-NN" for entry in first["knn"]]
     return title, ["model", *names, "linear", *nearest_names], rows
+
+
+def _parts_comparison(group: list[Record], compact: bool) -> Table:
+    first = group[0]
+    names = [row["name"] for row in first["per_class"]]
+    rows = [
+        [
+            record["model"]["name"],
+            _share(record["metrics"]["instance_miou"], compact),
+            _hundred(record["metrics"]["class_miou"]),
+            *([] if compact else [_hundred(row["miou"]) for row in record["per_class"]]),
+        ]
+        for record in group
+    ]
+    protocol = first["protocol"]
+    title = (
+        f"Parts of {title_of(first)}: {protocol['n_parts']} parts of {protocol['n_classes']} "
+        f"categories, {protocol['n_train']} training shapes, mIoU in percent"
+    )
+    columns = ["model", "instance mIoU", "class mIoU"]
+    return title, columns if compact else [*columns, *names], rows
 
 
 def _share(share: dict[str, Any], compact: bool) -> str:

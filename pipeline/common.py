@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -113,6 +114,20 @@ def write_json(path: Path, value: Any) -> None:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+# Decimal, as disks and clouds count.
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def byte_size(option: str, text: str) -> int:
+    """Bytes that ``500MB``, ``1.5 GB`` or ``1000`` say. Raises ``InputError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text, re.IGNORECASE)
+    unit = match[2].lower() if match else "?"
+    unit = unit + "b" if unit in ("k", "m", "g", "t") else unit
+    if match is None or unit not in _UNITS:
+        raise InputError(f"{option} {text}: not a size; write it as 500MB or 50GB")
+    return int(float(match[1]) * _UNITS[unit])
 
 
 def content_hash(*chunks: bytes | str) -> str:

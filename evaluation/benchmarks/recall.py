@@ -30,6 +30,7 @@ from trainer.heldout import ALL_TEXTS, PREFERRED, TextGatherer, Texts
 from trainer.metrics import Ranking
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 TOP_K = (1, 5, 10)
 
 
@@ -75,7 +76,7 @@ def recall(
     record = result_record(
         "recall", name, encoder.model, shards.manifest.teacher, data, found.uids, protocol
     )
-    record["directions"] = directions(found)
+    record["directions"] = directions(found, order_of(found))
     if encoder.model.kind == "student":
         record["teacher_ceiling"] = ceiling(found)
     return record
@@ -155,13 +156,30 @@ def collect(
     )
 
 
-def directions(found: Collected) -> dict[str, Any]:
-    """Figures of the encoder in every direction."""
-    result = _with_texts(found.shapes, found.texts, "3d")
+def order_of(found: Collected) -> tuple[I64, I64]:
+    """Places of objects and of texts in an order that depends on the uids alone.
+
+    A text stands where the first object that carries it stands.
+    """
+    objects = np.asarray(sorted(range(len(found.uids)), key=found.uids.__getitem__), np.int64)
+    rank = np.empty(len(objects), np.int64)
+    rank[objects] = np.arange(len(objects))
+    first = [min(rows, key=rank.__getitem__) for rows in found.texts.rows_of]
+    keys = [
+        (int(rank[row]), int(np.flatnonzero(found.texts.texts_of[row] == text)[0]))
+        for text, row in enumerate(first)
+    ]
+    return objects, np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
+def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[str, Any]:
+    """Figures of the encoder in every direction; with an ``order`` also the rank of every query."""
+    objects, texts = order or (None, None)
+    result = _with_texts(found.shapes, found.texts, "3d", objects, texts)
     if found.first_view is not None:
-        result["image->3d"] = instance_figures(found.first_view, found.shapes)
-        result["3d->image"] = instance_figures(found.shapes, found.first_view)
-    result["3d->3d"] = category_figures(found.shapes, found.category)
+        result["image->3d"] = instance_figures(found.first_view, found.shapes, objects)
+        result["3d->image"] = instance_figures(found.shapes, found.first_view, objects)
+    result["3d->3d"] = category_figures(found.shapes, found.category, objects)
     return result
 
 
@@ -177,29 +195,36 @@ def ceiling(found: Collected) -> dict[str, Any]:
     return result
 
 
-def _with_texts(shapes: F32, texts: Texts, name: str) -> dict[str, Any]:
+def _with_texts(
+    shapes: F32, texts: Texts, name: str, objects: I64 | None = None, order: I64 | None = None
+) -> dict[str, Any]:
     if not len(texts.embeds):
         return {}
     to_shape = metrics.rank_queries(texts.embeds, shapes, texts.rows_of.__getitem__)
     to_text = metrics.rank_queries(shapes, texts.embeds, texts.texts_of.__getitem__)
-    return {f"text->{name}": summary(to_shape), f"{name}->text": summary(to_text)}
+    return {f"text->{name}": summary(to_shape, order), f"{name}->text": summary(to_text, objects)}
 
 
-def instance_figures(queries: F32, gallery: F32) -> dict[str, Any]:
+def instance_figures(queries: F32, gallery: F32, order: I64 | None = None) -> dict[str, Any]:
     """Row q of the gallery is the one right answer to query q."""
-    return summary(metrics.rank_pairs(queries, gallery))
+    return summary(metrics.rank_pairs(queries, gallery), order)
 
 
-def category_figures(embeds: F32, category: Sequence[str | None]) -> dict[str, Any]:
+def category_figures(
+    embeds: F32, category: Sequence[str | None], order: I64 | None = None
+) -> dict[str, Any]:
     """All others of the same category are right; rows without a category ask nothing."""
-    return summary(metrics.rank_groups(embeds, category))
+    return summary(metrics.rank_groups(embeds, category), order)
 
 
-def summary(ranking: Ranking) -> dict[str, Any]:
-    """The figures of one direction, for JSON."""
+def summary(ranking: Ranking, order: I64 | None = None) -> dict[str, Any]:
+    """The figures of one direction, for JSON; 0 is the rank of a query without a right answer."""
     asked = ranking.answerable
     n = int(asked.sum())
     hits = {k: int((ranking.first_rank[asked] <= k).sum()) for k in TOP_K}
+    ranks = {}
+    if order is not None:
+        ranks["ranks"] = ranking.first_rank[order].tolist()
     return {
         **{f"recall@{k}": proportion(hits[k], n) for k in TOP_K},
         "median_rank": plain(metrics.median_rank(ranking)),
@@ -211,4 +236,5 @@ def summary(ranking: Ranking) -> dict[str, Any]:
         "n_without_answer": len(asked) - n,
         "n_candidates": ranking.n_candidates,
         "tied": ranking.tied,
+        **ranks,
     }

@@ -6,14 +6,17 @@ the highest cosine is the answer; ties count against the model (see ``trainer.me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.benchmarks.known.base import Variant
 from evaluation.benchmarks.labels import LabelSet
-from evaluation.results import plain, proportion, result_record
+from evaluation.benchmarks.protocols import PROTOCOLS, Protocol, stored_class_texts
+from evaluation.results import by_uid, plain, proportion, result_record
 from evaluation.sources import (
     Advance,
     Encoder,
@@ -33,23 +36,24 @@ TOP_K = (1, 3, 5)
 def zeroshot(
     shards: ShardSet,
     encoder: Encoder,
-    teacher: QueryTeacher,
     labels: LabelSet,
-    templates: Sequence[str],
+    texts: ClassTexts,
     *,
     split: str | None = None,
     benchmark: str | None = None,
+    selection: Variant | None = None,
+    protocol: Protocol = PROTOCOLS["ours"],
     advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Classify every labelled row of ``split`` and return the result record.
 
+    ``selection`` is the variant of a known benchmark that the set is of; the result says how many
+    of its objects were measured.
+
     Rows without a category, or of a category outside of ``labels``, are left out and counted in
-    ``protocol``. Raises ``InputError`` when nothing is left, or for another teacher than that of
-    the shards.
+    ``protocol``. Raises ``InputError`` when nothing is left.
     """
-    ours = shards.manifest.teacher
-    require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
-    classes_CD = teacher.encode_prompts(labels.names, list(templates))
+    ours, classes_CD = shards.manifest.teacher, texts.embeds
     uids, truth, vectors, drawn = [], [], [], []
     several = isinstance(encoder, StudentEncoder) and encoder.draws > 1
     n_unlabelled = n_outside = 0
@@ -77,27 +81,62 @@ def zeroshot(
                 f"({labels.origin}); give --labels that name its categories"
             )
         raise no_rows(shards, split)
-    protocol = {
-        "measure": "cosine to the prompt-averaged class text; ties count as wrong",
+    told: dict[str, Any] = {
+        **protocol.record(),
+        "measure": f"cosine to {texts.told}; ties count as wrong",
         "labels": labels.origin,
         "n_classes": len(labels),
-        "templates": list(templates),
+        "templates": texts.templates,
         "skipped_without_category": n_unlabelled,
         "skipped_outside_of_labels": n_outside - n_unlabelled,
         "interval": "95 % Wilson; of class mean and macro F1 bootstrap over rows (percentile)",
         "calibration": "softmax of cosine times the teacher's logit scale, 15 bins",
     }
     if isinstance(encoder, StudentEncoder):
-        protocol |= {"draws": encoder.draws, "draw_seed": encoder.seed}
+        told |= {"draws": encoder.draws, "draw_seed": encoder.seed}
     data = shards_data(shards, split)
     name = benchmark or data["dataset"] or data["name"]
-    record = result_record("zeroshot", name, encoder.model, ours, data, uids, protocol)
+    record = result_record("zeroshot", name, encoder.model, ours, data, uids, told)
+    if selection is not None:
+        record["variant"] = selection.name
+        record["benchmark_counts"] = list(selection.counts)
     measured = figures(
         np.concatenate(vectors), classes_CD, np.asarray(truth), labels, ours.logit_scale
     )
     if several:
         measured["draws"] = spread(np.concatenate(drawn, 1), classes_CD, np.asarray(truth))
+    measured["ranks"] = by_uid(uids, measured["ranks"])
     return {**record, **measured}
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What shapes are compared with."""
+
+    embeds: NDArray[np.float32]  # (C, D), L2-normalised
+    told: str
+    templates: list[str]  # none where the features were not made of prompts
+
+
+def class_texts(
+    shards: ShardSet,
+    labels: LabelSet,
+    open_teacher: Callable[[], QueryTeacher],
+    templates: Sequence[str],
+    protocol: Protocol = PROTOCOLS["ours"],
+) -> ClassTexts:
+    """The class features that a protocol compares with; the teacher is opened if it is needed.
+
+    Raises ``InputError`` for another teacher than that of the shards.
+    """
+    if protocol.released_texts:
+        found = stored_class_texts(shards, labels)
+        if found is not None:
+            return ClassTexts(found, "the class features that came with the data", [])
+    teacher, ours = open_teacher(), shards.manifest.teacher
+    require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
+    embeds = teacher.encode_prompts(labels.names, list(templates))
+    return ClassTexts(embeds, "the prompt-averaged class text", list(templates))
 
 
 def spread(
@@ -123,7 +162,7 @@ def figures(
     labels: LabelSet,
     scale: float,
 ) -> dict[str, Any]:
-    """Overall, per-class and confusion figures of one classification.
+    """Overall, per-class and confusion figures of one classification, and the rank of every row.
 
     ``scale`` is what cosines are multiplied with for probabilities; no accuracy depends on it.
     """
@@ -164,6 +203,7 @@ def figures(
             {"true": names[a], "predicted": names[b], "count": count}
             for a, b, count in metrics.most_confused(matrix)
         ],
+        "ranks": ranks.rank.tolist(),
         "confusion": {"rows": "true class", "classes": names, "matrix": matrix.tolist()},
     }
 

@@ -1,19 +1,21 @@
-"""``evaluation index``."""
+"""``evaluation index`` and ``update``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.console import JsonOption, print_json
+from pipeline.common import InputError
+from pipeline.console import JsonOption, note, print_json
 from pipeline.console import out as stdout
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command()(index)
+    app.command()(update)
 
 
 def index(
@@ -26,22 +28,50 @@ def index(
             help="Also measure an approximate index on texts and images of this shard set.",
         ),
     ] = None,
+    kind: Annotated[str, typer.Option("--kind", help="auto, flat, hnsw or ivfpq.")] = "auto",
+    recall: Annotated[
+        float,
+        typer.Option(
+            "--recall", min=0, max=1, help="Share of the exact best ten that must be found."
+        ),
+    ] = 0.95,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="What the index may take, as in 2GB.")
+    ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option("--latency", help="What 95 of 100 queries may take here, as in 10ms."),
+    ] = None,
     flat_limit: Annotated[
-        int, typer.Option("--flat-limit", min=0, help="Rows up to which the index is exact.")
+        int, typer.Option("--flat-limit", min=0, help="Rows up to which auto tries flat first.")
     ] = 200_000,
     json_output: JsonOption = False,
 ) -> None:
     """Build a search index (FAISS) from an embeddings file.
 
-    Exact up to --flat-limit rows, HNSW above with its recall against exact search recorded.
+    Exact (flat) up to --flat-limit rows. Above, the first of HNSW, IVF-PQ with longer and longer
+    codes, and flat that reaches --recall for every kind of query within --memory and --latency.
 
-    Example: evaluation index --embeddings mugs.parquet --out mugs.index
+    Examples:
+
+      evaluation index --embeddings mugs.parquet --out mugs.index
+
+      evaluation index --embeddings all.parquet --shards all --out all.index --memory 2GB
     """
     from evaluation.embeddings import read_embeddings
     from evaluation.index import build_index, check_target, sample_queries
+    from evaluation.index_choice import Wanted
     from evaluation.teachers import require_same_teacher
+    from pipeline.common import byte_size
     from pipeline.shards import ShardSet
 
+    wanted = Wanted(
+        kind,
+        flat_limit,
+        recall,
+        None if memory is None else byte_size("--memory", memory),
+        None if latency is None else milliseconds(latency),
+    )
     check_target(out)
     loaded = read_embeddings(embeddings)
     queries = None
@@ -51,17 +81,104 @@ def index(
             loaded.meta.teacher, str(embeddings), opened.manifest.teacher, f"shards {shards}"
         )
         queries = sample_queries(opened)
-    manifest = build_index(loaded, out, flat_limit=flat_limit, queries=queries)
+    manifest = build_index(loaded, out, wanted=wanted, queries=queries)
     if json_output:
-        short = {k: v for k, v in manifest.items() if k != "teacher"}
-        print_json({**short, "teacher": loaded.meta.teacher.label})
+        print_json(_short(manifest))
         return
+    size = (out / "index.faiss").stat().st_size
     stdout.print(
-        f"{manifest['kind']} index of {manifest['count']} objects in {out}",
+        f"{manifest['kind']} index of {manifest['count']} objects in {out}, {size / 1e6:.3g} MB",
         highlight=False,
     )
+    for entry in manifest["tried"][:-1]:
+        note(f"not {entry['kind']}: {entry['refused']}")
     for name, value in (manifest["recall_against_exact"] or {}).items():
         stdout.print(
             f"recall@{value['k']} against exact search, {name} queries: {value['recall']:.3f}",
             highlight=False,
         )
+    if manifest["latency_ms"] is not None:
+        stdout.print(
+            f"95 of 100 single queries answered within {manifest['latency_ms']:.2g} ms",
+            highlight=False,
+        )
+
+
+def update(
+    index: Annotated[Path, typer.Option("--index", help="Folder made by `index`; is changed.")],
+    add: Annotated[
+        Path | None, typer.Option("--add", help="Embeddings file with objects to add.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove", help="uid to remove, or a text file of one a line; may be repeated."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let added objects replace those of the same uid.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Add objects to an index, or remove them.
+
+    Example: evaluation update --index mugs.index --add new.parquet --remove folder/broken.glb
+    """
+    from evaluation.embeddings import read_embeddings
+    from evaluation.index_update import update_index
+
+    if add is None and not remove:
+        raise InputError("nothing to do: give --add EMBEDDINGS, --remove UID, or both")
+    done = update_index(
+        index, read_embeddings(add) if add else None, _uids(remove or []), replace=replace
+    )
+    if json_output:
+        print_json({**_short(done.manifest), "stale": done.stale})
+        return
+    stdout.print(
+        f"{done.added} added, {done.replaced} replaced, {done.removed} removed: "
+        f"{done.manifest['count']} objects in {index}",
+        highlight=False,
+    )
+    if done.stale:
+        note("much has changed since the index was made: make it again with `evaluation index`")
+
+
+def _uids(given: list[str]) -> set[str]:
+    """uids as they stand, and those in files."""
+    found: set[str] = set()
+    for value in given:
+        path = Path(value)
+        if not path.is_file():
+            found.add(value)
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"--remove {path}: not a text file; one uid a line") from error
+        found |= {line.strip() for line in lines if line.strip()}
+    return found
+
+
+def milliseconds(text: str) -> float:
+    """``10ms``, ``0.5 s`` or ``10`` as milliseconds. Raises ``InputError``."""
+    value = text.strip().lower()
+    scale = 1.0
+    for unit, factor in (("ms", 1.0), ("s", 1000.0)):
+        if value.endswith(unit):
+            value, scale = value.removesuffix(unit).strip(), factor
+            break
+    try:
+        found = float(value) * scale
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise InputError(f"--latency {text}: not a time; write it as 10ms")
+    return found
+
+
+def _short(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest for JSON output, the teacher by its label."""
+    from pipeline.shards import TeacherInfo
+
+    return {**manifest, "teacher": TeacherInfo(**manifest["teacher"]).label}

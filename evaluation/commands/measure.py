@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from evaluation.commands.options import (
 )
 from pipeline.common import InputError
 from pipeline.console import JsonOption, ProgressBar, print_json
+
+if TYPE_CHECKING:
+    from evaluation.benchmarks.known.base import Benchmark, Variant
+    from pipeline.shards import ShardSet
 
 
 def register(app: typer.Typer) -> None:
@@ -46,13 +50,17 @@ def zeroshot(
             "Default: the categories of the shards.",
         ),
     ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="ours, openshape or uni3d: see docs/evaluation.md.")
+    ] = "ours",
     templates: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--templates",
-            help="manifest (those of the shards), field64, bare, or a file of one a line.",
+            help="manifest (those of the shards), field64, bare, or a file of one a line. "
+            "Default: those of the protocol.",
         ),
-    ] = "manifest",
+    ] = None,
     split: SplitOption = None,
     draws: Annotated[
         int,
@@ -70,36 +78,62 @@ def zeroshot(
 ) -> None:
     """Classify shapes by the nearest class text.
 
-    Example: evaluation zeroshot --checkpoint runs/mrd --shards shards/test --out zeroshot.json
+    With a --benchmark that `evaluation benchmarks` lists, its classes and its split are taken.
+
+    Examples:
+
+      evaluation zeroshot --checkpoint runs/mrd --shards shards/test --out zeroshot.json
+
+      evaluation zeroshot --checkpoint pb32m --shards mn40 --benchmark modelnet40 --protocol uni3d
     """
     from evaluation import teachers
     from evaluation.benchmarks.labels import from_categories, from_file
+    from evaluation.benchmarks.protocols import protocol as protocol_of
     from evaluation.benchmarks.templates import load_templates
+    from evaluation.benchmarks.zeroshot import class_texts
     from evaluation.benchmarks.zeroshot import zeroshot as run
     from evaluation.sources import split_categories
     from evaluation.student import pick_device
     from evaluation.tables import zeroshot_tables
     from pipeline.shards import ShardSet
 
+    chosen = protocol_of(protocol)
     opened = ShardSet.open(shards)
-    prompts = load_templates(templates, opened.manifest)
-    classes = from_file(labels) if labels else from_categories(split_categories(opened, split))
+    known, selection = _selection(benchmark, opened, split)
+    split = selection.split if selection else split
+    prompts = load_templates(templates or chosen.templates, opened.manifest)
+    if labels:
+        classes = from_file(labels)
+    else:
+        found = split_categories(opened, split)
+        classes = (
+            known.labels(found, as_released=chosen.released_names)
+            if known
+            else from_categories(found)
+        )
     encoder = make_encoder(
-        opened, checkpoint, teacher_views, views, device, batch_size, draws, seed
+        opened, checkpoint, teacher_views, views, device, batch_size, draws, seed, chosen.centre
     )
-    tower = teachers.open_teacher(opened.manifest.teacher, teacher, pick_device(device))
+    texts = class_texts(
+        opened,
+        classes,
+        lambda: teachers.open_teacher(opened.manifest.teacher, teacher, pick_device(device)),
+        prompts,
+        chosen,
+    )
     with ProgressBar("zeroshot", len(opened), "objects") as bar:
         record = run(
             opened,
             encoder,
-            tower,
             classes,
-            prompts,
+            texts,
             split=split,
             benchmark=benchmark,
+            selection=selection,
+            protocol=chosen,
             advance=bar.advance,
         )
-    _tell(record, out, json_output, zeroshot_tables)
+    tell(record, out, json_output, zeroshot_tables)
 
 
 def recall(
@@ -131,6 +165,8 @@ def recall(
     from pipeline.shards import ShardSet
 
     opened = ShardSet.open(shards)
+    _, selection = _selection(benchmark, opened, split)
+    split = selection.split if selection else split
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     with ProgressBar("recall", len(opened), "objects") as bar:
         record = run(
@@ -141,7 +177,7 @@ def recall(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    _tell(record, out, json_output, one_table)
+    tell(record, out, json_output, one_table)
 
 
 def probe(
@@ -179,6 +215,7 @@ def probe(
 
     counts = parse_shots(shots)
     opened = ShardSet.open(shards)
+    _selection(benchmark, opened, split)
     learned = ShardSet.open(train_shards) if train_shards else None
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     if learned is not None:  # also that its clouds and its teacher fit
@@ -195,13 +232,29 @@ def probe(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    _tell(record, out, json_output, one_table)
+    tell(record, out, json_output, one_table)
 
 
-def _tell(
+def _selection(
+    name: str | None, shards: ShardSet, split: str | None
+) -> tuple[Benchmark | None, Variant | None]:
+    """The benchmark of a name, if it is a known one, and which variant of it the set is.
+
+    None for the variant where a split of the user's own was asked for.
+    """
+    from evaluation.benchmarks.known import find
+
+    known = find(name)
+    variant = known.variant(shards) if known else None
+    if variant is not None and split not in (None, variant.split):
+        variant = None
+    return known, variant
+
+
+def tell(
     record: dict[str, Any], out: Path | None, json_output: bool, show: Callable[..., None]
 ) -> None:
-    """Write and print a result."""
+    """Write a result where asked, and print it."""
     from evaluation.results import write_result
 
     if out:

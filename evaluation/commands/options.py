@@ -10,7 +10,7 @@ import typer
 from pipeline.common import InputError
 
 if TYPE_CHECKING:
-    from evaluation.sources import Encoder
+    from evaluation.sources import Centre, Encoder
     from pipeline.shards import ShardSet
 
 CheckpointOption = Annotated[
@@ -36,7 +36,10 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda."
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Clouds at a time.")]
 BenchmarkOption = Annotated[
     str | None,
-    typer.Option("--benchmark", help="Name for tables; default: the dataset's name."),
+    typer.Option(
+        "--benchmark",
+        help="One that `evaluation benchmarks` lists, or a name for tables. Default: the dataset.",
+    ),
 ]
 ResultOption = Annotated[Path | None, typer.Option("--out", help="Result file (JSON) to write.")]
 UpAxisOption = Annotated[
@@ -54,6 +57,7 @@ def make_encoder(
     batch_size: int,
     draws: int = 1,
     seed: int = 0,
+    centre: Centre = "box",
 ) -> Encoder:
     """The encoder that the options name. Raises ``InputError`` that names the option."""
     from evaluation.sources import StudentEncoder, ViewsEncoder
@@ -65,7 +69,7 @@ def make_encoder(
         raise InputError(f"--views {views}: use mean or first")
     if checkpoint is not None:
         student = load_student(checkpoint, pick_device(device), batch_size)
-        return StudentEncoder(student, shards, draws, seed)
+        return StudentEncoder(student, shards, draws, seed, centre)
     if draws > 1:
         raise InputError("--draws: are of points; leave it out with --teacher-views")
     return ViewsEncoder(shards, "mean" if views == "mean" else "first")

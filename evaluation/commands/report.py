@@ -38,10 +38,14 @@ def report(
         list[Path] | None,
         typer.Option("--run", help="Run folder whose curves to show; may be repeated."),
     ] = None,
+    maps: Annotated[
+        list[Path] | None,
+        typer.Option("--map", help="Embeddings file to show as a map; may be repeated."),
+    ] = None,
     teacher: TeacherOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write one self-contained HTML page: figures, confusion, curves, retrieved shapes.
+    """Write one self-contained HTML page: figures, differences, confusion, curves, maps, shapes.
 
     Example: evaluation report z.json r.json --out report.html --gallery mugs.index
     --queries "a red mug" --shards shards/test --run runs/mrd
@@ -58,6 +62,6 @@ def report(
     rows = []
     if gallery is not None and shards is not None:
         rows = build_gallery(gallery, queries or [], shards, k, teacher, pick_device(device))
-    write_report(out, title, records, rows, runs or [])
+    write_report(out, title, records, rows, runs or [], maps or [])
     comparison_tables(records)
     stdout.print(f"report: {out}", highlight=False, markup=False)

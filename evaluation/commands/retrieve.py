@@ -11,9 +11,10 @@ import typer
 
 from evaluation.commands.options import DeviceOption, SeedOption, TeacherOption, UpAxisOption
 from pipeline.common import InputError
-from pipeline.console import JsonOption, print_json, print_table
+from pipeline.console import JsonOption, note, print_json, print_table
 
 if TYPE_CHECKING:
+    from evaluation.index import Hit
     from evaluation.queries import Part
 
 HIT_COLUMNS = ("rank", "score", "uid", "category", "source", "texts")
@@ -53,7 +54,14 @@ def retrieve(
     ] = None,
     shards: Annotated[
         str | None,
-        typer.Option("--shards", help="With --where: set whose columns it may also name."),
+        typer.Option(
+            "--shards",
+            help="Set of the objects: its columns for --where, its clouds for pictures in HTML.",
+        ),
+    ] = None,
+    meshes: Annotated[
+        Path | None,
+        typer.Option("--meshes", help="Folder of the meshes: they are rendered for HTML."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
@@ -64,7 +72,7 @@ def retrieve(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write the hits: a .json or .csv file.")
+        Path | None, typer.Option("--out", help="Also write the hits: a .json, .csv or .html file.")
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -77,6 +85,8 @@ def retrieve(
       evaluation retrieve --index idx --image chair.png --text wooden@0.5 --minus armrest
 
       evaluation retrieve --index idx --text "a chair" --shards set --where "n_faces < 5000"
+
+      evaluation retrieve --index idx --queries asked.csv --shards set --out hits.html
     """
     from evaluation.index import load_index
     from evaluation.queries import compose, parse_parts, read_queries
@@ -84,12 +94,19 @@ def retrieve(
     from evaluation.student import pick_device
     from pipeline.common import write_json
 
-    if out is not None and out.suffix.lower() not in (".json", ".csv"):
-        raise InputError(f"--out {out}: give a name that ends in .json or .csv")
+    ending = "" if out is None else out.suffix.lower()
+    if out is not None and ending not in (".json", ".csv", ".html"):
+        raise InputError(f"--out {out}: give a name that ends in .json, .csv or .html")
     if queries is not None and (text or image or shape or minus):
         raise InputError("--queries names all that is looked for: leave the other parts out")
-    if shards is not None and where is None:
-        raise InputError("--shards has a use with --where alone: give a condition")
+    if shards is not None and where is None and ending != ".html":
+        raise InputError(
+            "--shards has a use with --where or --out FILE.html alone: give a condition or a page"
+        )
+    if meshes is not None and ending != ".html":
+        raise InputError("--meshes has a use with --out FILE.html alone: give one")
+    if meshes is not None and not meshes.is_dir():
+        raise InputError(f"--meshes {meshes}: no such folder; give the one of the source")
     opened = load_index(index)
     allowed = opened.rows_where(where, shards) if where is not None else None
     asked = (
@@ -98,11 +115,16 @@ def retrieve(
         else [parse_parts(text or (), image or (), shape or (), minus or ())]
     )
     embed = Embedder(opened, checkpoint, teacher, pick_device(device), up_axis, seed)
+    hits = [opened.search(compose(parts, embed), k, allowed) for parts in asked]
+    told = [_told(parts) for parts in asked]
     found = [
-        {"query": _told(parts), "hits": hits_json(opened.search(compose(parts, embed), k, allowed))}
-        for parts in asked
+        {"query": query, "hits": hits_json(one)} for query, one in zip(told, hits, strict=True)
     ]
-    if out is not None and out.suffix.lower() == ".csv":
+    if out is not None and ending == ".html":
+        among = len(opened) if allowed is None else int(allowed.sum())
+        rows = list(zip(told, hits, strict=True))
+        _write_page(out, index, f"among {among:,} objects", rows, shards, meshes)
+    elif out is not None and ending == ".csv":
         _write_csv(out, found)
     elif out is not None:
         write_json(out, {"index": str(index), "queries": found})
@@ -111,6 +133,24 @@ def retrieve(
         return
     for entry in found:
         _show(entry, len(opened) if allowed is None else int(allowed.sum()))
+
+
+def _write_page(
+    out: Path,
+    index: Path,
+    among: str,
+    found: Sequence[tuple[str, Sequence[Hit]]],
+    shards: str | None,
+    meshes: Path | None,
+) -> None:
+    from evaluation.gallery import gallery_rows, write_gallery
+    from pipeline.shards import ShardSet
+
+    rows = gallery_rows(found, ShardSet.open(shards) if shards else None, meshes)
+    told = f"The best by cosine {among}, best first."
+    if not any(tile.picture for row in rows for tile in row.tiles):
+        note("no pictures: give --shards SET or --meshes DIR that holds the objects")
+    write_gallery(out, f"Search in {index.name}", told, rows)
 
 
 def _told(parts: Sequence[Part]) -> str:

@@ -35,10 +35,10 @@ from pipeline.commands.options import (
     SubsetOption,
     UpAxisOption,
     ViewsOption,
-    byte_size,
     chosen_renderer,
     source_options,
 )
+from pipeline.common import byte_size
 from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, note, print_json
 from pipeline.datasets.sources import make_dataset
 

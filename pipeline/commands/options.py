@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.common import InputError
+from pipeline.common import byte_size
 from pipeline.console import note
 from pipeline.datasets.sources import SourceOptions
 from pipeline.shards.storage import Storage, is_uri
@@ -95,18 +94,6 @@ NearOption = Annotated[
     ),
 ]
 ShardsArgument = Annotated[str, typer.Argument(help="Shard set: a folder or a URI.")]
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-
-def byte_size(option: str, text: str) -> int:
-    """Bytes that ``500MB``, ``1.5 GB`` or ``1000`` say. Raises ``InputError``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text, re.IGNORECASE)
-    unit = match[2].lower() if match else "?"
-    unit = unit + "b" if unit in ("k", "m", "g", "t") else unit
-    if match is None or unit not in _UNITS:
-        raise InputError(f"{option} {text}: not a size; write it as 500MB or 50GB")
-    return int(float(match[1]) * _UNITS[unit])
 
 
 def source_options(cache_size: str | None, root: str | None, **given: Any) -> SourceOptions:

@@ -111,6 +111,13 @@ def train(quick: bool) -> list[Table]:
     return [Table(*table) for table in tables(quick)]
 
 
+def evaluation(quick: bool) -> list[Table]:
+    """Search, indexes, metrics and encoding."""
+    from tests.bench.bench_evaluation import tables
+
+    return [Table(*table) for table in tables(quick)]
+
+
 def job(quick: bool) -> list[Table]:
     """Ray against a plain loop."""
     from tests.bench.bench_job import run
@@ -153,6 +160,7 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "imports": imports,
     "encode": encode,
     "train": train,
+    "evaluation": evaluation,
     "job": job,
     "cores": cores,
     "memory": memory,

@@ -313,11 +313,11 @@ def peaks(case: str, sizes: list[int]) -> list[float]:
                 plain_work(plain, batch)()
             else:
                 step(loop, batch)
-        found.append(_peak())
+        found.append(peak_mib())
     return found
 
 
-def _peak() -> float:
+def peak_mib() -> float:
     """MiB of resident memory of this process at its peak.
 
     Not ``ru_maxrss`` where there is another way: it begins with the peak of the parent.

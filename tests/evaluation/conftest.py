@@ -47,8 +47,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def indexed(command: Cli, fakes: Path, shards: Path, tmp_path: Path) -> Path:
-    embeddings, out = tmp_path / "e.parquet", tmp_path / "idx"
-    command.ok("encode", "--checkpoint", fakes, "--shards", shards, "--out", embeddings)
-    command.ok("index", "--embeddings", embeddings, "--out", out)
+def embedded(command: Cli, fakes: Path, shards: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "e.parquet"
+    command.ok("encode", "--checkpoint", fakes, "--shards", shards, "--out", out)
+    return out
+
+
+@pytest.fixture
+def indexed(command: Cli, embedded: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "idx"
+    command.ok("index", "--embeddings", embedded, "--out", out)
     return out

@@ -253,7 +253,7 @@ def test_refusals__each_is_one_line_with_a_remedy(
         ((*retrieve, "--minus", "mug"), "at least one of --text"),
         ((*retrieve, "--text", "mug@0"), "has no weight"),
         ((*retrieve, "--text", "mug", "--minus", "mug"), "cancel each other"),
-        ((*retrieve, "--text", "mug", "--out", "hits.txt"), "ends in .json or .csv"),
+        ((*retrieve, "--text", "mug", "--out", "hits.txt"), "ends in .json, .csv or .html"),
         ((*retrieve, "--text", "mug", "--queries", text_file), "leave the other parts out"),
         ((*retrieve, "--text", "  "), "is empty"),
         ((*retrieve, "--image", text_file), "not a readable picture"),
@@ -296,3 +296,94 @@ def test_refusals__each_is_one_line_with_a_remedy(
     for arguments, wanted in cases:
         assert wanted in command.refused(*arguments), arguments
     assert not (tmp_path / "x").exists()
+
+
+def test_zeroshot__a_known_benchmark_brings_classes_split_and_counts(
+    command: Cli, fakes: Path, tmp_path: Path
+) -> None:
+    dataset = {"name": "openshape", "options": {"kind": "lvis"}}
+    root = world.make_shards(tmp_path / "lvis", 20, dataset=dataset)
+    common = ("zeroshot", "--checkpoint", fakes, "--shards", root, "--benchmark", "objaverse-lvis")
+    record = command.json(*common, "--protocol", "uni3d")
+    assert record["variant"] == "openshape list"
+    assert record["benchmark_counts"] == [46205]
+    assert (record["protocol"]["name"], record["protocol"]["centre"]) == ("uni3d", "mean")
+    assert "oak_tree" in record["confusion"]["classes"]
+    assert len(record["protocol"]["templates"]) == 64
+    printed = command.ok(*common)
+    assert "19 of 46,205 objects" in " ".join(printed.split())
+    train = command.json(*common, "--split", "train")
+    assert train["variant"] == "train"
+    assert "benchmark_counts" not in train
+
+
+def test_results__of_two_protocols_never_share_a_table(
+    command: Cli, fakes: Path, shards: Path, tmp_path: Path
+) -> None:
+    for name in ("ours", "openshape"):
+        common = ("zeroshot", "--checkpoint", fakes, "--shards", shards)
+        command.ok(*common, "--protocol", name, "--out", tmp_path / f"{name}.json")
+    printed = command.ok(
+        *("report", tmp_path / "ours.json", tmp_path / "openshape.json"),
+        *("--out", tmp_path / "page.html"),
+    )
+    assert printed.count("Zero-shot on") == 2
+    assert "protocol of openshape" in " ".join(printed.split())
+
+
+def test_benchmarks__are_listed(command: Cli) -> None:
+    found = {entry["name"]: entry for entry in command.json("benchmarks")}
+    assert found["modelnet40"]["classes"] == 40
+    assert "scanobjectnn" in command.ok("benchmarks")
+
+
+def test_benchmark__nearly_known_or_of_another_set_is_refused(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    for task in ("zeroshot", "recall", "probe"):
+        common = (task, "--checkpoint", fakes, "--shards", shards, "--benchmark")
+        assert "did you mean modelnet40" in command.refused(*common, "ModelNet40")
+        assert "not of modelnet40" in command.refused(*common, "modelnet40")
+
+
+def test_update__adds_and_removes_by_uid(
+    command: Cli, fakes: Path, shards: Path, indexed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "uids.txt").write_text("tiny/001\n\ntiny/002\n")
+    done = command.json("update", "--index", indexed, "--remove", tmp_path / "uids.txt")
+    assert done["count"] == 38
+    assert done["updates"] == [{"added": 0, "replaced": 0, "removed": 2}]
+    new = tmp_path / "new.parquet"
+    command.ok("encode", "--checkpoint", fakes, "--shards", shards, "--out", new)
+    refused = command.refused("update", "--index", indexed, "--add", new)
+    assert "38 objects of the new ones are there already (tiny/000); give --replace" in refused
+    printed = command.ok("update", "--index", indexed, "--add", new, "--replace")
+    assert "2 added, 38 replaced, 0 removed: 40 objects" in printed
+    assert "nothing to do" in command.refused("update", "--index", indexed)
+    assert "has no object nobody, which" in command.refused(
+        "update", "--index", indexed, "--remove", "nobody"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kind", "tree"), "--kind tree: use auto, flat, hnsw, ivfpq"),
+        (("--memory", "lots"), "--memory lots: not a size"),
+        (("--latency", "soon"), "--latency soon: not a time; write it as 10ms"),
+        (("--memory", "1kB"), "no index reaches recall 0.95, 0.001 MB"),
+    ],
+)
+def test_index__wishes_that_cannot_be_met_are_refused(
+    command: Cli, embedded: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    common = ("index", "--embeddings", embedded, "--out", tmp_path / "new.index")
+    assert message in command.refused(*common, *arguments)
+    assert not (tmp_path / "new.index").exists()
+
+
+def test_index__says_what_it_took(command: Cli, embedded: Path, tmp_path: Path) -> None:
+    common = ("index", "--embeddings", embedded, "--out", tmp_path / "x")
+    printed = command.ok(*common, "--kind", "hnsw", "--latency", "10s")
+    assert "hnsw index of 40 objects" in printed
+    assert "95 of 100 single queries answered within" in printed

@@ -52,10 +52,14 @@ def test_published__every_figure_is_a_percentage_of_a_known_benchmark() -> None:
         figures = {key: row[key] for key in row if key in known["benchmarks"]}
         assert figures
         assert all(0 < value < 100 for value in figures.values())
-        assert set(row) <= {*known["benchmarks"], "training", "model", "note"}
+        assert set(row) <= {*known["benchmarks"], "training", "model", "paper", "note"}
+        assert row["paper"] in known["papers"]
     for row in known["few_shot_top1"]:
         assert list(row["modelnet40"].values()) == sorted(row["modelnet40"].values())
-    assert len(tables()) == 4
+    assert {
+        row["paper"] for key in ("zeroshot_top1", "few_shot_top1") for row in known[key]
+    } == set(known["papers"])
+    assert len(tables()) == 5
 
 
 def test_comparisons__published_figures_follow_their_benchmark_only(

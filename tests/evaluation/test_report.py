@@ -68,7 +68,7 @@ def page(command: Cli, fakes: Path, shards: Path, indexed: Path, tmp_path: Path)
     printed = command.ok(
         "report", *paths, "--out", out, "--title", "Mugs & <chairs>", "--run", fakes,
         "--gallery", indexed, "--queries", "a red mug", "--queries", "an <oak> tree",
-        "--shards", shards, "-k", 4,
+        "--shards", shards, "-k", 4, "--map", tmp_path / "e.parquet",
     )  # fmt: skip
     assert "Zero-shot on tiny" in printed
     assert "Retrieval on tiny" in printed
@@ -95,6 +95,10 @@ def test_report__shows_tables_gallery_bars_heat_and_curves(page: Path) -> None:
     assert found.tags.count("rect") > 4
     assert "polyline" in found.tags
     assert "blind" in found.text
+    assert "Differences on the same objects" in found.text
+    assert "McNemar" in found.text
+    assert found.tags.count("circle") >= 40
+    assert "40 objects" in found.text
 
 
 def test_report__a_gallery_needs_its_three_options(

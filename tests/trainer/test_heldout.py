@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evaluation.benchmarks.labels import from_categories
 from evaluation.benchmarks.recall import recall
-from evaluation.benchmarks.zeroshot import zeroshot
+from evaluation.benchmarks.zeroshot import class_texts, zeroshot
 from evaluation.sources import StudentEncoder, split_categories
 from pipeline.common import InputError
 from pipeline.shards import POINT_SCALE, Batch, ShardSet, create_or_open, write_part
@@ -37,7 +37,8 @@ def test_measure__as_the_evaluation_finds(shards: Path, split: str) -> None:
     opened = ShardSet.open(shards)
     encoder = StudentEncoder(world.student(), opened)
     labels = from_categories(split_categories(opened, split))
-    theirs = zeroshot(opened, encoder, world.FakeTeacher(), labels, ["{}"], split=split)["metrics"]
+    texts = class_texts(opened, labels, world.FakeTeacher, ["{}"])
+    theirs = zeroshot(opened, encoder, labels, texts, split=split)["metrics"]
     directions = recall(opened, encoder, split=split)["directions"]
 
     ours = HeldOut.open([shards], split).measure(read_target, 32)

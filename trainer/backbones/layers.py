@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,6 +74,27 @@ class BlockLadder(Backbone):
 
     blocks: nn.ModuleList
     after: tuple[str, ...] = ()  # beginnings of the names of what stands behind the trunk
+
+    @abstractmethod
+    def tokenise(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> tuple[Tensor, Tensor]:
+        """Centroids (B, S, 3) and what the blocks are given, CLS first (B, 1 + S, C)."""
+
+    def patch_features(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> tuple[Tensor, Tensor]:
+        """Centroids (B, S, 3) and features (B, S, C') of the patches around them.
+
+        Those after a third, two thirds and all but one of the blocks, each normalised, joined. The
+        last block's are left out: the embedding does not depend on what becomes of its patches.
+        """
+        depth = len(self.blocks)
+        last = max(depth - 2, 0)
+        wanted = sorted({min(depth // 3, last), min(2 * depth // 3, last), last})
+        centroids_BS3, tokens_BTC = self.tokenise(xyz_BN3, rgb_BN3)
+        kept = []
+        for place, block in enumerate(self.blocks[: last + 1]):
+            tokens_BTC = block(tokens_BTC)
+            if place in wanted:
+                kept.append(F.layer_norm(tokens_BTC[:, 1:], tokens_BTC.shape[-1:]))
+        return centroids_BS3, torch.cat(kept, dim=-1)
 
     @property
     def n_layers(self) -> int:

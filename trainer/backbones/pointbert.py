@@ -203,6 +203,14 @@ class PointBert(BlockLadder):
 
         Raises ``ValueError`` when the clouds have fewer points than centroids or neighbours.
         """
+        _, tokens_BTC = self.tokenise(xyz_BN3, rgb_BN3)
+        for block in self.blocks:
+            tokens_BTC = block(tokens_BTC)
+        embedding: Tensor = self.project(tokens_BTC[:, 0])
+        return embedding
+
+    def tokenise(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> tuple[Tensor, Tensor]:
+        """Centroids (B, S, 3) and what the blocks are given, CLS first (B, 1 + S, C)."""
         options = self.options
         if options.axes != "xyz":
             xyz_BN3 = xyz_BN3[..., AXES[options.axes]]
@@ -217,8 +225,4 @@ class PointBert(BlockLadder):
         if self.training and options.patch_dropout > 0:
             tokens_BSC = drop_patches(tokens_BSC, options.patch_dropout)
         cls_B1C = self.cls_token.to(tokens_BSC.dtype).expand(tokens_BSC.shape[0], 1, -1)
-        tokens_BTC = torch.cat([cls_B1C, tokens_BSC], dim=1)
-        for block in self.blocks:
-            tokens_BTC = block(tokens_BTC)
-        embedding: Tensor = self.project(tokens_BTC[:, 0])
-        return embedding
+        return centroids_BS3, torch.cat([cls_B1C, tokens_BSC], dim=1)

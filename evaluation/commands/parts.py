@@ -1,0 +1,72 @@
+"""``evaluation parts``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evaluation.commands.measure import tell
+from evaluation.commands.options import DeviceOption, ResultOption, SeedOption
+from pipeline.console import JsonOption, ProgressBar
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(parts)
+
+
+def parts(
+    root: Annotated[
+        Path,
+        typer.Option("--root", help="shapenetcore_partanno_segmentation_benchmark_v0_normal."),
+    ],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", help="A checkpoint, or a run folder (its newest).")
+    ],
+    split: Annotated[str, typer.Option("--split", help="Shapes measured: test or val.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most that many shapes of each split.")
+    ] = None,
+    points: Annotated[
+        int, typer.Option("--points", min=1, help="Points a shape that the classifier learns from.")
+    ] = 128,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, help="Passes of the classifier over them.")
+    ] = 20,
+    seed: SeedOption = 0,
+    out: ResultOption = None,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
+) -> None:
+    """Segment parts with a linear probe on frozen patch features (ShapeNetPart's format).
+
+    Example: evaluation parts --checkpoint runs/mrd --root shapenetpart --out parts.json
+    """
+    from evaluation import student as students
+    from evaluation.benchmarks.parts import parts_probe
+    from evaluation.benchmarks.shapenet_part import open_parts
+    from evaluation.tables import one_table
+    from pipeline.common import InputError
+
+    if split not in ("test", "val"):
+        raise InputError(f"--split {split}: use test or val; the probe learns from train")
+    data = open_parts(root)
+    learned = ("train", "val") if split == "test" else ("train",)
+    student = students.load_student(checkpoint, students.pick_device(device))
+    sizes = [len(data.listed(name)) for name in (*learned, split)]
+    total = sum(size if limit is None else min(size, limit) for size in sizes)
+    with ProgressBar("parts", total, "shapes") as bar:
+        record = parts_probe(
+            data,
+            student,
+            learned=learned,
+            split=split,
+            limit=limit,
+            points=points,
+            epochs=epochs,
+            seed=seed,
+            advance=bar.advance,
+        )
+    tell(record, out, json_output, one_table)

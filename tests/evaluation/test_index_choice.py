@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from evaluation import index_choice
+from evaluation.embeddings import normalise
+from evaluation.exact import top_k
+from evaluation.index import build_index, load_index, sample_queries
+from evaluation.index_choice import Wanted, choose, make, plans, recall_against
+from pipeline.common import InputError
+from pipeline.shards import ShardSet
+from tests.evaluation import world
+from tests.evaluation.test_index import embeddings
+
+
+def clustered(count: int, width: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors in 200 groups, as embeddings of things of 200 kinds lie."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(200, width))
+    return normalise(centres[rng.integers(200, size=count)] + rng.normal(size=(count, width)) * 0.6)
+
+
+def test_plans__below_the_limit_flat_is_first_and_above_last() -> None:
+    assert next(p.kind for p in plans(100_000, 512, Wanted())) == "flat"
+    kinds = [p.kind for p in plans(300_000, 512, Wanted())]
+    assert kinds == ["hnsw", "ivfpq", "ivfpq", "ivfpq", "ivfpq", "flat"]
+    assert [p.settings["code_bytes"] for p in plans(300_000, 512, Wanted("ivfpq"))] == [
+        *(64, 128, 256, 512)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+def test_plans__the_estimate_of_memory_is_that_of_the_file(tmp_path: Path, kind: str) -> None:
+    vectors = clustered(8000, 32)
+    plan = plans(8000, 32, Wanted(kind))[0]
+    faiss.write_index(make(plan, vectors), str(tmp_path / "x"))
+    assert plan.memory == pytest.approx((tmp_path / "x").stat().st_size, rel=0.05)
+
+
+def test_choose__above_the_limit_is_hnsw_with_its_recall_measured(
+    tmp_path: Path, shards: Path
+) -> None:
+    data = embeddings(2000)
+    queries = sample_queries(ShardSet.open(shards))
+    assert {name: value.shape for name, value in queries.items()} == {
+        "text": (80, world.D),
+        "image": (40, world.D),
+    }
+    wanted = Wanted(flat_limit=1000)
+    manifest = build_index(data, tmp_path / "idx", wanted=wanted, queries=queries)
+    assert manifest["kind"] == "hnsw"
+    recall = manifest["recall_against_exact"]
+    assert set(recall) == {"shape", "text", "image"}
+    assert all(0.95 <= value["recall"] <= 1 for value in recall.values())
+    assert recall["text"]["queries"] == 80
+    assert manifest["latency_ms"] > 0
+    index = load_index(tmp_path / "idx")
+    assert index.search(data.rows.vectors[17], 1)[0].item.uid == "u/17"
+
+
+def test_choose__little_memory_takes_the_shortest_codes_that_are_good_enough() -> None:
+    vectors, queries = clustered(8000, 32), clustered(200, 32, 1)
+    samples = {"shape": queries}
+    memory = 1_000_000  # the vectors take 1,024,000 bytes
+    built = choose(vectors, samples, Wanted(flat_limit=0, recall=0.7, memory=memory))
+    assert built.plan.kind == "ivfpq"
+    assert built.plan.memory <= memory
+    kinds = [entry["kind"] for entry in built.tried]
+    assert kinds[0] == "hnsw"
+    assert "MB" in built.tried[0]["refused"]
+    short = list(built.tried[1:-1])
+    assert all(entry["refused"].startswith("recall 0.") for entry in short)
+    exact = top_k(queries, vectors, 10)[1]
+    assert built.recall is not None
+    assert built.recall["shape"] == recall_against(built.engine, exact, queries)
+    assert built.recall["shape"]["recall"] >= 0.7
+    longer = choose(vectors, samples, Wanted("ivfpq", recall=0.9))
+    assert longer.plan.settings["code_bytes"] > built.plan.settings["code_bytes"]
+
+
+def test_choose__a_search_is_widened_only_as_far_as_needed() -> None:
+    vectors, samples = embeddings(8000).rows.vectors, {"shape": embeddings(200, 1).rows.vectors}
+    easy = choose(vectors, samples, Wanted("ivfpq", recall=0.3))
+    hard = choose(vectors, samples, Wanted("ivfpq", recall=0.7))
+    assert easy.plan.settings["width"] < hard.plan.settings["width"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (
+            Wanted(memory=1000),
+            r"no index reaches recall 0.95, 0.001 MB \(flat: needs 1.02 MB; hnsw",
+        ),
+        (Wanted("hnsw", latency_ms=1e-9), r"recall 0.95, 1e-09 ms \(hnsw: .* ms a query\); lower"),
+        (Wanted("ivfpq", recall=1.0), r"ivfpq with codes of 4 bytes: recall 0\.\d+; ivfpq"),
+    ],
+)
+def test_choose__nothing_reaches_what_is_wanted(wanted: Wanted, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        choose(clustered(8000, 32), {"shape": clustered(50, 32, 1)}, wanted)
+
+
+def test_choose__too_few_rows_for_codes_and_an_unknown_kind() -> None:
+    vectors = clustered(100, 32)
+    with pytest.raises(InputError, match="100 rows are too few to learn codes from"):
+        choose(vectors, {"shape": vectors}, Wanted("ivfpq"))
+    with pytest.raises(InputError, match="--kind tree: use auto, flat, hnsw, ivfpq"):
+        choose(vectors, {"shape": vectors}, Wanted("tree"))
+
+
+def test_recall_against__counts_what_was_missed() -> None:
+    class Fixed:
+        def search(self, _queries: object, k: int) -> tuple[None, object]:
+            return None, np.array([list(range(10)), [*range(10, 15), *range(50, 55)]])[:, :k]
+
+    exact = np.array([list(range(10)), list(range(10, 20))])
+    measured = recall_against(Fixed(), exact, np.zeros((2, 3), np.float32))
+    assert measured == {"k": 10, "queries": 2, "recall": 0.75}
+
+
+def test_latency__is_of_single_queries() -> None:
+    asked = []
+
+    class Engine:
+        def search(self, queries: np.ndarray, k: int) -> None:
+            asked.append((queries.shape, k))
+
+    samples = {"text": clustered(80, 32), "shape": clustered(500, 32)}
+    assert index_choice.latency_ms(Engine(), samples) > 0
+    assert len(asked) == 100
+    assert set(asked) == {((1, 32), 10)}

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from evaluation.benchmarks.recall import recall
+from evaluation.paired import compare, hits, paired_tables
+from evaluation.results import by_uid
+from evaluation.sources import StudentEncoder
+from pipeline.shards import ShardSet, create_or_open, write_part
+from tests.evaluation import world
+from tests.evaluation.running import Cli
+
+
+def test_compare__difference_interval_and_mcnemar() -> None:
+    rng = np.random.default_rng(0)
+    control = rng.random(4000) < 0.5
+    other = np.where(rng.random(4000) < 0.9, control, rng.random(4000) < 0.8)
+    found = compare(control, other)
+    assert found["difference"] == pytest.approx(other.mean() - control.mean())
+    assert found["won"] - found["lost"] == int(other.sum()) - int(control.sum())
+    spread = 1.96 * (other.astype(float) - control).std() / np.sqrt(4000)
+    assert found["high"] - found["difference"] == pytest.approx(spread, rel=1e-3)
+    # The chi-square form of the test is close for as many disagreements.
+    statistic = (abs(found["won"] - found["lost"]) - 1) ** 2 / (found["won"] + found["lost"])
+    assert found["p"] == pytest.approx(chi2.sf(statistic, 1), abs=0.01)
+    assert found["p"] < 0.05
+
+
+def test_compare__few_disagreements_prove_nothing() -> None:
+    control = np.array([True] * 10 + [False] * 3)
+    found = compare(control, np.ones(13, np.bool_))
+    assert (found["won"], found["lost"], found["p"]) == (3, 0, 0.25)
+    same = compare(control, control)
+    assert same["p"] == 1
+    assert np.isnan(same["low"])
+
+
+def test_by_uid__the_order_of_rows_does_not_matter() -> None:
+    assert by_uid(["b", "a", "c"], [2, 1, 3]) == by_uid(["c", "a", "b"], [3, 1, 2]) == [1, 2, 3]
+
+
+def test_recall__ranks_do_not_depend_on_the_order_of_rows(tmp_path: Path, shards: Path) -> None:
+    opened = ShardSet.open(shards)
+    rows = [row for group in opened.row_groups for row in opened.rows(group)]
+    turned = tmp_path / "turned"
+    create_or_open(turned, opened.manifest)
+    write_part(turned, opened.manifest, rows[::-1])
+    found = []
+    for root in (shards, turned):
+        there = ShardSet.open(root)
+        record = recall(there, StudentEncoder(world.student(), there), text_source="caption")
+        found.append({name: figures["ranks"] for name, figures in record["directions"].items()})
+    assert set(found[0]) == {"text->3d", "3d->text", "image->3d", "3d->image", "3d->3d"}
+    assert found[0] == found[1]
+
+
+def test_paired_tables__on_the_same_objects_only(command: Cli, fakes: Path, shards: Path) -> None:
+    def result(task: str, name: str, *more: object) -> dict[str, object]:
+        run = fakes.parent / name
+        found: dict[str, object] = command.json(
+            task, "--checkpoint", run, "--shards", shards, *more
+        )
+        return found
+
+    records = [result("zeroshot", "blind"), result("zeroshot", "run"), result("recall", "blind")]
+    records += [result("recall", "run"), result("zeroshot", "run", "--split", "train")]
+    tables = paired_tables(records)
+    assert [len(rows) for _, _, rows in tables] == [1, 5]
+    title, columns, rows = tables[0]
+    assert title.startswith("Differences to blind on tiny, 39 objects")
+    cells = dict(zip(columns, rows[0], strict=True))
+    top1 = [record["metrics"]["top1"]["value"] for record in records[:2]]  # type: ignore[index]
+    assert cells["difference"] == f"{100 * (top1[1] - top1[0]):+.1f}"
+    assert cells["lost"] == "0"
+    assert float(cells["p (Holm)"]) < 0.001
+    assert paired_tables(records[4:]) == []
+
+
+def test_hits__older_results_without_ranks_have_none(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    record = command.json("zeroshot", "--checkpoint", fakes, "--shards", shards)
+    share = hits(record)["top-1"].mean()
+    assert share == pytest.approx(record["metrics"]["top1"]["value"])
+    del record["ranks"]
+    assert hits(record) == {}
+    assert paired_tables([record, record]) == []
