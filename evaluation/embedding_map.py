@@ -85,13 +85,20 @@ def scatter(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"><title>{title}</title>'
             "</circle>"
         )
-    for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_LABELS]:
+    taken: list[tuple[float, float, float]] = []  # middle and half width of what is written
+    for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         mine = at[[i for i, other in enumerate(classes) if other == name]]
-        x, y = np.median(mine, axis=0)
+        x, y = (float(value) for value in np.median(mine, axis=0))
+        told = cut(name.replace("_", " "), 20)
+        half = 3.4 * len(told)
+        if any(abs(x - a) < half + b and abs(y - c) < 12 for a, c, b in taken):
+            continue
+        taken.append((x, y, half))
         parts.append(
-            f'<text class="name" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">'
-            f"{escape(cut(name.replace('_', ' '), 20))}</text>"
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(told)}</text>'
         )
+        if len(taken) == MAX_LABELS:
+            break
     return Markup("".join(parts) + "</svg>")  # names are escaped above
 
 

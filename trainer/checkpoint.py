@@ -229,8 +229,13 @@ def resolve(path: str | Path) -> Path:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
     """Encoder of a checkpoint directory, or of the newest checkpoint of a run folder.
 
-    Raises ``InputError`` for anything that is not a whole checkpoint of this or an older version.
+    A file is taken as weights that OpenShape or Uni3D released. Raises ``InputError`` for anything
+    that is not a whole checkpoint of this or an older version, or no such weights.
     """
+    if Path(path).is_file():
+        from trainer.released import load_released
+
+        return load_released(Path(path), device)
     folder = resolve(path)
     config = read_config(folder)
     try:

@@ -33,7 +33,7 @@ from torch import Tensor
 from pipeline.common import InputError, file_hash
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint
-from trainer.backbones import resolve_options
+from trainer.backbones import build_backbone, resolve_options
 from trainer.backbones.measure import count_parameters, on_meta
 
 Layout = Literal["openshape", "uni3d"]
@@ -187,6 +187,38 @@ def import_weights(
     if out.exists():
         raise InputError(f"--out {out}: exists already; choose another folder or remove it")
     released = convert(layout, read_weights(path), str(path))
+    config = _config(released, layout, path, teacher, axes)
+    checkpoint.save(out, config, released.weights)
+    return checkpoint.read_config(out)
+
+
+def load_released(path: Path, device: str | torch.device = "cpu") -> checkpoint.LoadedModel:
+    """The model of a released file as it is, without a checkpoint of ours.
+
+    Which of the two layouts it has is told by its names. Raises ``InputError`` for a file that
+    cannot be read or converted.
+    """
+    weights = read_weights(path)
+    layout: Layout = "uni3d" if any("encoder2trans." in name for name in weights) else "openshape"
+    released = convert(layout, weights, str(path))
+    config = _config(released, layout, path)
+    spec = config["backbone"]
+    backbone = build_backbone(spec["name"], released.width, spec["options"])
+    backbone.load_state_dict(released.weights)
+    backbone.to(device).eval().requires_grad_(False)
+    teacher = TeacherInfo(**config["teacher"])
+    sha256 = config["released"]["sha256"]
+    return checkpoint.LoadedModel(backbone, config, teacher, N_POINTS, 0, path, sha256)
+
+
+def _config(
+    released: Released,
+    layout: Layout,
+    path: Path,
+    teacher: str | None = None,
+    axes: Literal["xyz", "xzy"] | None = None,
+) -> dict[str, Any]:
+    """What ``config.json`` says of a released model."""
     spec = teacher or released.teacher
     if not spec:
         raise InputError(
@@ -197,7 +229,7 @@ def import_weights(
     if axes is not None:
         options["axes"] = axes
     model = on_meta(released.backbone, released.width, options)
-    config = {
+    return {
         "recipe": None,
         "backbone": {"name": released.backbone, "options": options},
         "n_parameters": count_parameters(model),
@@ -211,8 +243,6 @@ def import_weights(
         "samples_seen": 0,
         "released": {"layout": layout, "file": path.name, "sha256": file_hash(path)},
     }
-    checkpoint.save(out, config, released.weights)
-    return checkpoint.read_config(out)
 
 
 def named_teacher(spec: str, width: int) -> TeacherInfo:

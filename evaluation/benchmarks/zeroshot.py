@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks.known.base import Variant
 from evaluation.benchmarks.labels import LabelSet
 from evaluation.benchmarks.protocols import PROTOCOLS, Protocol, stored_class_texts
 from evaluation.results import by_uid, plain, proportion, result_record
@@ -41,14 +40,10 @@ def zeroshot(
     *,
     split: str | None = None,
     benchmark: str | None = None,
-    selection: Variant | None = None,
     protocol: Protocol = PROTOCOLS["ours"],
     advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Classify every labelled row of ``split`` and return the result record.
-
-    ``selection`` is the variant of a known benchmark that the set is of; the result says how many
-    of its objects were measured.
 
     Rows without a category, or of a category outside of ``labels``, are left out and counted in
     ``protocol``. Raises ``InputError`` when nothing is left.
@@ -97,9 +92,6 @@ def zeroshot(
     data = shards_data(shards, split)
     name = benchmark or data["dataset"] or data["name"]
     record = result_record("zeroshot", name, encoder.model, ours, data, uids, told)
-    if selection is not None:
-        record["variant"] = selection.name
-        record["benchmark_counts"] = list(selection.counts)
     measured = figures(
         np.concatenate(vectors), classes_CD, np.asarray(truth), labels, ours.logit_scale
     )

@@ -129,10 +129,10 @@ def zeroshot(
             texts,
             split=split,
             benchmark=benchmark,
-            selection=selection,
             protocol=chosen,
             advance=bar.advance,
         )
+    record |= selected(selection)
     tell(record, out, json_output, zeroshot_tables)
 
 
@@ -177,6 +177,7 @@ def recall(
             benchmark=benchmark,
             advance=bar.advance,
         )
+    record |= selected(selection)
     tell(record, out, json_output, one_table)
 
 
@@ -215,7 +216,7 @@ def probe(
 
     counts = parse_shots(shots)
     opened = ShardSet.open(shards)
-    _selection(benchmark, opened, split)
+    _, selection = _selection(benchmark, opened, split)
     learned = ShardSet.open(train_shards) if train_shards else None
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     if learned is not None:  # also that its clouds and its teacher fit
@@ -232,6 +233,7 @@ def probe(
             benchmark=benchmark,
             advance=bar.advance,
         )
+    record |= selected(selection)
     tell(record, out, json_output, one_table)
 
 
@@ -249,6 +251,13 @@ def _selection(
     if variant is not None and split not in (None, variant.split):
         variant = None
     return known, variant
+
+
+def selected(variant: Variant | None) -> dict[str, Any]:
+    """What a result says of the variant of a known benchmark that it is of."""
+    if variant is None:
+        return {}
+    return {"variant": variant.name, "benchmark_counts": list(variant.counts)}
 
 
 def tell(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="A checkpoint, or a run folder (its newest checkpoint)."),
+    typer.Option(
+        "--checkpoint",
+        help="A run folder (its newest checkpoint), a checkpoint, or released weights.",
+    ),
 ]
 ShardsOption = Annotated[str, typer.Option("--shards", help="Shard set: a folder or a URI.")]
 SplitOption = Annotated[

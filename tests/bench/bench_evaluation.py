@@ -183,9 +183,9 @@ def indexes(quick: bool) -> TableParts:
         )
     columns = ["index", f"recall@{K}", "queries/s", "times flat", "MB", "made in s"]
     notes = (
-        f"{count:,} vectors of {width} numbers, 500 queries for the recall, single queries one "
-        "after another for the time, in turns with the flat index. What was made includes plans that "
-        "did not reach a recall of 0.95."
+        f"{count:,} vectors of {width} numbers, 500 queries for the recall, single queries "
+        "one after another for the time, in turns with the flat index. The time "
+        "of making one includes plans that did not reach a recall of 0.95."
     )
     return "Indexes at a recall of 0.95", columns, rows, notes
 

@@ -166,6 +166,26 @@ def test_import__evaluation_embeds_with_it(tmp_path: Path) -> None:
     assert student.teacher.label == "ViT-bigG-14/laion2b_s39b_b160k"
 
 
+@pytest.mark.parametrize("layout", ["openshape", "uni3d"])
+def test_load_released__is_what_an_import_of_the_file_gives(
+    tmp_path: Path, layout: released.Layout
+) -> None:
+    if layout == "openshape":
+        state = wrapped("module.", reference.openshape_state(**OPENSHAPE_5M, width=1280))
+    else:
+        inner = reference.uni3d_state(**UNI3D_TI, kind="packed", width=1024)
+        state = wrapped("point_encoder.", inner)
+    file = save(tmp_path / "model.pt", state)
+    import_weights(layout, file, tmp_path / "model")
+    found, expected = load_model(file), load_model(tmp_path / "model")
+    xyz, rgb = ordered_cloud(700)
+    clouds = xyz.float(), rgb.float()
+    torch.testing.assert_close(found.backbone(*clouds), expected.backbone(*clouds), rtol=0, atol=0)
+    assert found.teacher == expected.teacher
+    assert found.config["released"] == expected.config["released"]
+    assert found.n_points == expected.n_points
+
+
 def test_import__teacher_and_axes_can_be_named(tmp_path: Path) -> None:
     state = reference.openshape_state(**OPENSHAPE_5M, width=640)
     file = save(tmp_path / "model.pt", state)

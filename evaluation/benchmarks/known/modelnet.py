@@ -1,6 +1,6 @@
 """ModelNet40 and ModelNet10 (Wu et al., CVPR 2015), test splits.
 
-Shards of ``pipeline embed --dataset modelnet`` (meshes) or ``pipeline import openshape-eval`` (the
+Shards of ``pipeline embed --dataset modelnet`` (meshes) or ``pipeline import openshape-modelnet40`` (the
 clouds that OpenShape and its successors measure on).
 """
 
