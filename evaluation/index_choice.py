@@ -123,13 +123,14 @@ def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int =
     count, width = vectors.shape
     exact: dict[str, Any] = {}
     tried: list[dict[str, Any]] = []
+    engine: Any = None
     for plan in plans(count, width, wanted):
         entry: dict[str, Any] = {"kind": plan.kind, **plan.settings, "memory": plan.memory}
         tried.append(entry)
         if wanted.memory is not None and plan.memory > wanted.memory:
             entry["refused"] = f"needs {_size(plan.memory)}"
             continue
-        engine = make(plan, vectors, seed)
+        engine = make(plan, vectors, seed, engine)
         if plan.kind == "flat":
             recall = None
         else:
@@ -151,8 +152,11 @@ def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int =
     raise _none(tried, wanted, count)
 
 
-def make(plan: Plan, vectors: F32, seed: int = 0) -> Any:
-    """The index of a plan, filled. Codebooks and lists are learned from a sample."""
+def make(plan: Plan, vectors: F32, seed: int = 0, before: Any = None) -> Any:
+    """The index of a plan, filled. Codebooks and lists are learned from a sample.
+
+    Lists do not depend on the codes: they are taken from ``before``, an index with as many.
+    """
     count, width = vectors.shape
     engine: Any
     if plan.kind == "flat":
@@ -163,6 +167,9 @@ def make(plan: Plan, vectors: F32, seed: int = 0) -> Any:
     else:
         lists, code = plan.settings["lists"], plan.settings["code_bytes"]
         coarse: Any = faiss.IndexFlatIP(width)
+        if before is not None and getattr(before, "nlist", None) == lists:
+            library: Any = faiss
+            coarse = library.clone_index(library.downcast_index(before.quantizer))
         engine = faiss.IndexIVFPQ(coarse, width, lists, code, 8, faiss.METRIC_INNER_PRODUCT)
         engine.own_fields = True
         coarse.this.disown()  # the index frees it

@@ -294,8 +294,8 @@ def rank_queries(
 ) -> Ranking:
     """Exact ranking of ``gallery_GD`` for every query by inner product, ``chunk`` rows at a time.
 
-    ``relevant(q)`` gives the gallery rows that are right for query q. With ``exclude_self`` the
-    queries are the gallery and row q is no candidate of query q.
+    ``relevant(q)`` gives the gallery rows that are right for query q. With ``exclude_self``
+    row q of the gallery is no candidate of query q: it is the same object.
     """
     total = len(queries_QD)
     first = np.zeros(total, np.int64)
@@ -318,10 +318,12 @@ def rank_pairs(queries_QD: F32, gallery_QD: F32) -> Ranking:
     return rank_queries(queries_QD, gallery_QD, lambda query: np.array([query], np.int64))
 
 
-def rank_groups(embeds_BD: F32, keys: Sequence[str | None]) -> Ranking:
+def rank_groups(
+    embeds_BD: F32, keys: Sequence[str | None], queries_BD: F32 | None = None
+) -> Ranking:
     """``rank_queries`` among rows: all others of the same key are right, itself is no candidate.
 
-    Rows whose key is None ask nothing.
+    Rows whose key is None ask nothing. ``queries_BD`` ask in the place of the rows themselves.
     """
     members = groups(keys)
     nobody = np.zeros(0, np.int64)
@@ -330,7 +332,8 @@ def rank_groups(embeds_BD: F32, keys: Sequence[str | None]) -> Ranking:
         key = keys[query]
         return nobody if key is None else members[key]
 
-    return rank_queries(embeds_BD, embeds_BD, relevant, exclude_self=True)
+    asked = embeds_BD if queries_BD is None else queries_BD
+    return rank_queries(asked, embeds_BD, relevant, exclude_self=True)
 
 
 def recall_at_k(ranking: Ranking, k: int) -> float:

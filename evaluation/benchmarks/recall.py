@@ -6,7 +6,10 @@ Directions, each with the student and, as a ceiling, with the teacher's mean vie
   repeated caption counts as a hit wherever it is found;
 - ``3d->text``: the gallery is the distinct texts; every text of the object is right;
 - ``image->3d`` and ``3d->image``: view 0 of an object against its own shape and back;
-- ``3d->3d``: every other object of the same category is right, the query itself is no candidate.
+- ``3d->3d``: every other object of the same category is right, the query itself is no candidate;
+- ``image->3d class``: the same, asked with view 0 of the object;
+- ``class->3d``: one query per category that a name or a text of the source ``category`` spells out,
+  every object of it is right.
 
 The teacher's ceiling for images compares view 0 with the mean of the *other* views. Ties count
 against the model (see ``trainer.metrics``).
@@ -21,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.benchmarks.labels import key
 from evaluation.results import plain, proportion, result_record
 from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows, view_embeds
 from pipeline.common import InputError
-from pipeline.shards import ShardSet
+from pipeline.shards import Batch, ShardSet
 from trainer import metrics
 from trainer.heldout import ALL_TEXTS, PREFERRED, TextGatherer, Texts
 from trainer.metrics import Ranking
@@ -45,6 +49,7 @@ class Collected:
     mean_view: F32 | None  # (B, D)
     other_views: F32 | None  # (B, D) mean of all but view 0; None below two views
     texts: Texts
+    class_texts: dict[str, F32]  # (D,) by category in the form of ``key``, where one is spelled out
 
 
 def recall(
@@ -68,6 +73,7 @@ def recall(
         "text_queries": "one per distinct text; every object that carries it is right",
         "image_queries": "view 0 of every object; its own shape is right",
         "category_queries": "every object; others of its category are right, itself excluded",
+        "class_queries": "one per category that some object's name spells out",
         "rank": "of the best right answer; queries without one are left out and counted",
         "interval": "95 % Wilson",
     }
@@ -125,6 +131,7 @@ def collect(
     category: list[str | None] = []
     shapes, first, mean, others = [], [], [], []
     gathered = TextGatherer(source)
+    class_texts: dict[str, F32] = {}
     for batch in shards.batches(sorted(columns)):
         rows = split_rows(batch, split)
         if len(rows):
@@ -134,6 +141,7 @@ def collect(
             shapes.append(encoder(batch, rows))
             for row in rows:
                 gathered.add(batch, int(row))
+                _spelled(batch, int(row), class_texts)
             if has_views:
                 assert batch.image_embeds is not None
                 views = batch.image_embeds[rows]
@@ -153,7 +161,24 @@ def collect(
         np.concatenate(mean) if mean else None,
         np.concatenate(others) if others else None,
         gathered.finish(shards.manifest.teacher.width),
+        class_texts,
     )
+
+
+def _spelled(batch: Batch, row: int, found: dict[str, F32]) -> None:
+    """Keep the text of an object that is its category, if it has one."""
+    assert batch.category is not None
+    assert batch.texts is not None
+    assert batch.text_sources is not None
+    category = batch.category[row]
+    if category is None or key(category) in found:
+        return
+    for place, (text, source) in enumerate(
+        zip(batch.texts[row], batch.text_sources[row], strict=True)
+    ):
+        if source in ("name", "category") and key(text) == key(category):
+            found[key(category)] = metrics.normalise(batch.texts_of(row)[place])
+            return
 
 
 def order_of(found: Collected) -> tuple[I64, I64]:
@@ -179,8 +204,10 @@ def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[s
     if found.first_view is not None:
         result["image->3d"] = instance_figures(found.first_view, found.shapes, objects)
         result["3d->image"] = instance_figures(found.shapes, found.first_view, objects)
+        others = category_figures(found.shapes, found.category, objects, found.first_view)
+        result["image->3d class"] = others
     result["3d->3d"] = category_figures(found.shapes, found.category, objects)
-    return result
+    return result | _with_classes(found, found.shapes, "3d", ranks=order is not None)
 
 
 def ceiling(found: Collected) -> dict[str, Any]:
@@ -191,8 +218,23 @@ def ceiling(found: Collected) -> dict[str, Any]:
     if found.other_views is not None:
         result["image->views"] = instance_figures(found.first_view, found.other_views)
         result["views->image"] = instance_figures(found.other_views, found.first_view)
+        others = category_figures(found.other_views, found.category, None, found.first_view)
+        result["image->views class"] = others
     result["views->views"] = category_figures(found.mean_view, found.category)
-    return result
+    return result | _with_classes(found, found.mean_view, "views")
+
+
+def _with_classes(
+    found: Collected, gallery: F32, name: str, *, ranks: bool = False
+) -> dict[str, Any]:
+    """Class names as queries; {} where no category is spelled out."""
+    if not found.class_texts:
+        return {}
+    names = sorted(found.class_texts)
+    members = metrics.groups([None if c is None else key(c) for c in found.category])
+    queries = np.stack([found.class_texts[name] for name in names])
+    ranking = metrics.rank_queries(queries, gallery, lambda query: members[names[query]])
+    return {f"class->{name}": summary(ranking, np.arange(len(names)) if ranks else None)}
 
 
 def _with_texts(
@@ -211,10 +253,16 @@ def instance_figures(queries: F32, gallery: F32, order: I64 | None = None) -> di
 
 
 def category_figures(
-    embeds: F32, category: Sequence[str | None], order: I64 | None = None
+    embeds: F32,
+    category: Sequence[str | None],
+    order: I64 | None = None,
+    queries: F32 | None = None,
 ) -> dict[str, Any]:
-    """All others of the same category are right; rows without a category ask nothing."""
-    return summary(metrics.rank_groups(embeds, category), order)
+    """All others of the same category are right; rows without a category ask nothing.
+
+    ``queries`` (B, D) ask in the place of the embeddings of the same objects.
+    """
+    return summary(metrics.rank_groups(embeds, category, queries), order)
 
 
 def summary(ranking: Ranking, order: I64 | None = None) -> dict[str, Any]:

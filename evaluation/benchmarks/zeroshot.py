@@ -36,7 +36,7 @@ def zeroshot(
     shards: ShardSet,
     encoder: Encoder,
     labels: LabelSet,
-    texts: ClassTexts,
+    texts: ClassFeatures,
     *,
     split: str | None = None,
     benchmark: str | None = None,
@@ -102,7 +102,7 @@ def zeroshot(
 
 
 @dataclass(frozen=True)
-class ClassTexts:
+class ClassFeatures:
     """What shapes are compared with."""
 
     embeds: NDArray[np.float32]  # (C, D), L2-normalised
@@ -116,7 +116,7 @@ def class_texts(
     open_teacher: Callable[[], QueryTeacher],
     templates: Sequence[str],
     protocol: Protocol = PROTOCOLS["ours"],
-) -> ClassTexts:
+) -> ClassFeatures:
     """The class features that a protocol compares with; the teacher is opened if it is needed.
 
     Raises ``InputError`` for another teacher than that of the shards.
@@ -124,11 +124,11 @@ def class_texts(
     if protocol.released_texts:
         found = stored_class_texts(shards, labels)
         if found is not None:
-            return ClassTexts(found, "the class features that came with the data", [])
+            return ClassFeatures(found, "the class features that came with the data", [])
     teacher, ours = open_teacher(), shards.manifest.teacher
     require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
     embeds = teacher.encode_prompts(labels.names, list(templates))
-    return ClassTexts(embeds, "the prompt-averaged class text", list(templates))
+    return ClassFeatures(embeds, "the prompt-averaged class text", list(templates))
 
 
 def spread(

@@ -170,13 +170,18 @@ def test_recall__perfect_student_reads_every_direction(
     out = tmp_path / "r.json"
     printed = command.ok("recall", "--checkpoint", fakes, "--shards", shards, "--out", out)
     record = json.loads(out.read_text())
-    assert set(record["directions"]) == {"text->3d", "3d->text", "image->3d", "3d->image", "3d->3d"}
+    assert set(record["directions"]) == {
+        *("text->3d", "3d->text", "image->3d", "3d->image", "3d->3d"),
+        *("image->3d class", "class->3d"),
+    }
     assert set(record["teacher_ceiling"]) == {
         "text->views",
         "views->text",
         "image->views",
         "views->image",
         "views->views",
+        "image->views class",
+        "class->views",
     }
     assert record["protocol"]["text_source"] == "caption"
     text = record["directions"]["text->3d"]

@@ -123,6 +123,17 @@ def test_recall_against__counts_what_was_missed() -> None:
     assert measured == {"k": 10, "queries": 2, "recall": 0.75}
 
 
+def test_make__lists_are_learned_once_and_the_index_is_the_same() -> None:
+    vectors = clustered(6000, 32)
+    short, long = plans(6000, 32, Wanted("ivfpq"))[:2]
+    alone = make(long, vectors)
+    after = make(long, vectors, before=make(short, vectors))
+    queries = clustered(50, 32, 1)
+    for engine in (alone, after):
+        engine.nprobe = 4
+    np.testing.assert_array_equal(alone.search(queries, 10)[1], after.search(queries, 10)[1])
+
+
 def test_latency__is_of_single_queries() -> None:
     asked = []
 

@@ -1,7 +1,7 @@
 """ModelNet40 and ModelNet10 (Wu et al., CVPR 2015), test splits.
 
-Shards of ``pipeline embed --dataset modelnet`` (meshes) or ``pipeline import openshape-modelnet40`` (the
-clouds that OpenShape and its successors measure on).
+Shards of ``pipeline embed --dataset modelnet`` (meshes) or ``pipeline import openshape-modelnet40``
+(the clouds that OpenShape and its successors measure on).
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) ->
 def test_recall__set_without_views_or_split(tmp_path: Path) -> None:
     bare = ShardSet.open(world.make_shards(tmp_path / "bare", 8, n_views=0))
     record = recall(bare, StudentEncoder(world.student(), bare))
-    assert set(record["directions"]) == {"text->3d", "3d->text", "3d->3d"}
+    assert set(record["directions"]) == {"text->3d", "3d->text", "3d->3d", "class->3d"}
     assert record["teacher_ceiling"] == {}
     with pytest.raises(InputError, match="there are: test, train"):
         recall(bare, StudentEncoder(world.student(), bare), split="val")
@@ -100,3 +100,42 @@ def test_result_file__is_read_back_and_its_rows_stay_on_a_line(
     (tmp_path / "r.json").write_text('{"format": "mrd3d-result", "version": 9}')
     with pytest.raises(InputError, match="newer"):
         read_result(tmp_path / "r.json")
+
+
+def test_by_class__names_and_pictures_as_the_obvious_loops(opened: ShardSet) -> None:
+    encoder = StudentEncoder(world.student(), opened)
+    found = recall(opened, encoder)["directions"]
+    batch = opened.read(opened.row_groups[0])
+    assert batch.category is not None
+    assert batch.image_embeds is not None
+    shapes = encoder(batch, np.arange(len(batch)))
+    category = np.array([str(c) for c in batch.category])
+    views = batch.image_embeds[:, 0].astype(np.float32)
+    wanted: dict[str, list[float]] = {"class->3d": [], "image->3d class": []}
+    for name in world.CLASSES:
+        right = category[np.argsort(-(shapes @ world.text_vector(name)))] == name
+        wanted["class->3d"].append(average_precision(right))
+    for row, view in enumerate(views):
+        order = [i for i in np.argsort(-(shapes @ view)) if i != row]
+        if category[row] != "None":
+            right = category[order] == category[row]
+            wanted["image->3d class"].append(average_precision(right))
+    for direction, averages in wanted.items():
+        assert found[direction]["n_queries"] == len(averages)
+        assert found[direction]["map"] == pytest.approx(np.mean(averages), rel=1e-4), direction
+    assert found["image->3d class"]["n_candidates"] == len(batch) - 1
+
+
+def average_precision(right: np.ndarray) -> float:
+    places = 1 + np.flatnonzero(right)
+    return float(np.mean(np.arange(1, len(places) + 1) / places))
+
+
+def test_by_class__sets_whose_names_spell_no_category_have_no_class_queries(
+    opened: ShardSet,
+) -> None:
+    found = collect(opened, StudentEncoder(world.student(), opened), "caption", None)
+    assert set(found.class_texts) == {"mug", "chair", "oak tree", "fish"}
+    assert "class->3d" in directions(found)
+    found.class_texts.clear()
+    assert "class->3d" not in directions(found)
