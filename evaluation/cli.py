@@ -11,11 +11,12 @@ from evaluation.commands import (
     report,
     retrieve,
     score,
+    serve,
 )
 from pipeline.console import make_app, run_app
 
 app = make_app("evaluation", "Measure a checkpoint, index what it embeds, and search.")
-for module in (encode, index, measure, parts, retrieve, score, report, published):
+for module in (encode, index, measure, parts, retrieve, score, serve, report, published):
     module.register(app)
 
 

@@ -112,14 +112,17 @@ def render_objects(items: Iterable[Item], folder: Path, size: int = PICTURE_SIZE
         path = (root / item.source).resolve()
         if path.is_relative_to(root) and path.is_file():
             try:
-                pictures[item.uid] = data_uri(_render(path, size))
+                pictures[item.uid] = data_uri(render_mesh(path, size))
             except (InputError, MeshError):
                 continue
     return pictures
 
 
-def _render(path: Path, size: int) -> NDArray[np.uint8]:
-    """(S, S, 4) picture of a mesh file, three quarters from the front, its surroundings clear."""
+def render_mesh(path: Path, size: int) -> NDArray[np.uint8]:
+    """(S, S, 4) picture of a mesh file, three quarters from the front, its surroundings clear.
+
+    Raises ``InputError`` or ``MeshError`` when it cannot be drawn.
+    """
     from pipeline.renderers import get_renderer
 
     mesh = read_mesh(path)

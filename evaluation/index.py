@@ -64,6 +64,7 @@ class Hit:
     rank: int
     score: float
     item: Item
+    row: int = -1  # in the index
 
 
 class Index:
@@ -92,6 +93,10 @@ class Index:
         """The object of a row."""
         values = self.ids.slice(row, 1).to_pylist()[0]
         return Item(values["uid"], values["source"], values["category"], values["texts"])
+
+    def removed(self, row: int) -> bool:
+        """Whether the object of a row was removed."""
+        return self._alive is not None and not self._alive[row]
 
     def rows_where(self, where: str, shards: str | None = None) -> NDArray[np.bool_]:
         """(rows,) for every row, whether an SQL condition is true of its object.
@@ -176,7 +181,7 @@ class Index:
         scores, rows = self.search_rows(query[None], k, allowed)
         found = zip(scores[0], rows[0], strict=True)
         hits = [(float(score), int(row)) for score, row in found if row >= 0]
-        return [Hit(i, score, self.item(row)) for i, (score, row) in enumerate(hits, 1)]
+        return [Hit(i, score, self.item(row), row) for i, (score, row) in enumerate(hits, 1)]
 
     def require_teacher(self, teacher: TeacherInfo, name: str) -> None:
         """Raise ``InputError`` when ``teacher`` (of ``name``) is not that of the index."""

@@ -1,0 +1,84 @@
+"""``evaluation serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evaluation.commands.options import DeviceOption, TeacherOption
+from pipeline.common import InputError, byte_size
+from pipeline.console import note
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    index: Annotated[Path, typer.Option("--index", help="Folder made by `index`.")],
+    shards: Annotated[
+        str | None,
+        typer.Option("--shards", help="Set of the objects: clouds to see, columns to ask for."),
+    ] = None,
+    meshes: Annotated[
+        Path | None,
+        typer.Option("--meshes", "--assets", help="Folder of the meshes: to see and to turn."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="The student, if it was moved.")
+    ] = None,
+    teacher: TeacherOption = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all networks.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 8000,
+    max_upload: Annotated[
+        str, typer.Option("--max-upload", help="Largest request, as in 50MB.")
+    ] = "50MB",
+    places: Annotated[
+        int, typer.Option("--jobs", min=1, help="Requests at work at once; others are turned away.")
+    ] = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Search, score and classify in a browser; the same as a JSON API (/openapi.json).
+
+    Example: evaluation serve --index mugs.index --shards shards/mugs --meshes meshes/
+    """
+    import uvicorn
+
+    from evaluation.student import pick_device
+    from evaluation.web.app import make_app
+    from evaluation.web.service import SearchService
+
+    limit = byte_size("--max-upload", max_upload)
+    service = SearchService(
+        index,
+        shards=shards,
+        meshes=meshes,
+        checkpoint=checkpoint,
+        teacher=teacher,
+        device=pick_device(device),
+    )
+    local = host in ("127.0.0.1", "localhost", "::1")
+    hosts = frozenset({"localhost", "127.0.0.1", "::1"}) if local else frozenset({"*"})
+    if not local:
+        note(
+            f"--host {host}: whoever reaches this machine can search and upload; there is no login"
+        )
+    app = make_app(service, max_bytes=limit, places=places, hosts=hosts)
+    service.warm_up()  # a teacher that is not there is told before the port is open
+    shown = f"[{host}]" if ":" in host else host
+    note(f"http://{shown}:{port} (Ctrl-C ends it)")
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", timeout_keep_alive=5, server_header=False
+    )
+    server = uvicorn.Server(config)
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn's way of saying that it cannot listen
+        raise InputError(f"--port {port}: cannot listen on {host}; give another one") from error
+    if not server.started:
+        raise InputError(f"--port {port}: cannot listen on {host}; give another one")
