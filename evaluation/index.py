@@ -68,15 +68,54 @@ class Hit:
 
 
 class Index:
-    """A loaded index. Open it with ``load_index``."""
+    """A loaded index. Open it with ``Index.open``."""
 
     def __init__(
         self, path: Path, engine: Any, ids: pa.Table, meta: EmbeddingsMeta, kind: str
     ) -> None:
         self.path, self.meta, self.kind = path, meta, kind
         self.engine, self.ids = engine, ids
+        self._embedder: Any = None  # of ``query``
         removed = ids.column("removed").to_numpy().astype(np.bool_)
         self._alive: NDArray[np.bool_] | None = ~removed if removed.any() else None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """Open an index folder; see ``load_index``."""
+        return load_index(Path(path))
+
+    def query(
+        self,
+        text: str | None = None,
+        *,
+        image: str | Path | None = None,
+        shape: str | Path | None = None,
+        minus: str | None = None,
+        where: str | None = None,
+        shards: str | None = None,
+        k: int = 10,
+        checkpoint: str | Path | None = None,
+        teacher: str | None = None,
+    ) -> list[Hit]:
+        """The best ``k`` objects for words, a picture, a mesh or .npz cloud, or several together.
+
+        As `evaluation retrieve`: ``minus`` are words to keep away from, ``where`` is an SQL
+        condition on the columns of the index or of ``shards``. Teacher and student are loaded when
+        they are first needed and kept; ``checkpoint`` and ``teacher`` say where they are if not
+        where they were. Raises ``InputError``.
+        """
+        from evaluation.queries import compose, parse_parts
+        from evaluation.search import Embedder
+
+        def given(value: str | Path | None) -> list[str]:
+            return [] if value is None else [str(value)]
+
+        parts = parse_parts(given(text), given(image), given(shape), given(minus))
+        if self._embedder is None or checkpoint is not None or teacher is not None:
+            place = None if checkpoint is None else Path(checkpoint)
+            self._embedder = Embedder(self, place, teacher)
+        allowed = None if where is None else self.rows_where(where, shards)
+        return self.search(compose(parts, self._embedder), k, allowed)
 
     def __len__(self) -> int:
         rows = int(self.engine.ntotal)

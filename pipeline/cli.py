@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.commands import derive, embed, encode_again, preview, sets, transfer
+from pipeline.commands import derive, doctor, embed, encode_again, preview, sets, transfer
 from pipeline.console import make_app, run_app
 
 app = make_app("pipeline", "Turn 3D assets into embedding shards, and look into them.")
-for module in (embed, encode_again, sets, derive, preview, transfer):
+for module in (embed, encode_again, sets, derive, preview, transfer, doctor):
     module.register(app)
 
 
