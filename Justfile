@@ -22,12 +22,17 @@ test *args:
 test-all *args:
     python -m pytest -m "slow or not slow" {{args}}
 
-# Format, lint, types, import rules.
+# Format, lint, types, import rules, documentation.
 check:
     ruff format --check .
     ruff check .
     mypy
     lint-imports
+    DISABLE_MKDOCS_2_WARNING=true mkdocs build --strict --quiet --site-dir site
+
+# The documentation at a local address, renewed as it is written.
+docs:
+    DISABLE_MKDOCS_2_WARNING=true mkdocs serve
 
 # Ratios against named baselines, in one run on one core. Needs the bench extra for all of them.
 bench *args:
