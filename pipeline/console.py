@@ -35,8 +35,11 @@ EXIT_BAD_INPUT = 2
 EXIT_TOO_MANY_FAILURES = 3
 EXIT_INTERRUPTED = 130
 
+_ANYWHERE = ("--debug", "--quiet")  # of a line: users add them at the end of an earlier command
+
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+_quiet = False  # set by ``run_app``
 
 # Typer carries its own copy of click since 0.2x and used the package before: the classes are
 # found through what Typer exports, so that either works.
@@ -64,17 +67,20 @@ def make_app(name: str, help_text: str) -> typer.Typer:
         debug: Annotated[
             bool, typer.Option("--debug", help="Show the traceback of an error.")
         ] = False,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", help="Results and errors alone: no notes, no progress.")
+        ] = False,
     ) -> None:
-        del debug  # listed here for --help; run_app takes it off the line and acts on it
+        del debug, quiet  # listed here for --help; run_app takes them off the line
 
     return app
 
 
 def run_app(app: typer.Typer) -> None:
     """Run ``app`` on ``sys.argv`` with the house's error style, then exit the process."""
-    debug = "--debug" in sys.argv
-    # --debug is accepted anywhere on the line: users add it at the end of a failed command.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    global _quiet
+    debug, _quiet = "--debug" in sys.argv, "--quiet" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument not in _ANYWHERE]
     try:
         code = app(args=arguments, prog_name=app.info.name, standalone_mode=False)
         sys.stdout.flush()
@@ -115,7 +121,9 @@ def fail(message: str) -> NoReturn:
 
 
 def note(message: str) -> None:
-    """Print a line about what goes on to stderr; results alone go to stdout."""
+    """Print a line about what goes on to stderr, unless ``--quiet``; results alone go to stdout."""
+    if _quiet:
+        return
     # No markup: file names and messages may hold square brackets.
     err.print(message, markup=False, highlight=False)
 
@@ -163,7 +171,7 @@ class ProgressBar:
         self._told = 0  # done when the last plain line was printed
         self._status = ""
         self._bar: Progress | None = None
-        if err.is_terminal:
+        if err.is_terminal and not _quiet:
             self._bar = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),

@@ -37,6 +37,9 @@ def toy() -> typer.Typer:
             raise typer.Abort
         if end == "bug":
             raise RuntimeError("a bug")
+        note("a note")
+        with ProgressBar("work", 1, "things") as bar:
+            bar.advance()
         print_json({"count": count})
 
     @app.command()
@@ -61,7 +64,21 @@ def run(
 
 def test_run__success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run("go --count 3", monkeypatch, capsys)
-    assert (code, json.loads(out), err) == (0, {"count": 3}, "")
+    assert (code, json.loads(out)) == (0, {"count": 3})
+    assert "error" not in err
+
+
+@pytest.mark.parametrize("line", ["--quiet go", "go --quiet", "go --quiet --count 2"])
+def test_run__quiet_leaves_results_and_errors(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(line, monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    assert "count" in out
+    assert "zero bytes" in run(f"{line} --end input", monkeypatch, capsys)[2]
+    code, out, err = run("go", monkeypatch, capsys)  # of that line alone
+    assert "a note" in err
+    assert "work: 1/1 things" in err
 
 
 def test_run__bad_input_is_one_line_and_code_2(
