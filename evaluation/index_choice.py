@@ -41,7 +41,7 @@ _EF_SEARCH = (32, 64, 128, 256, 512, 1024)
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _DIMS_A_CODE = (8, 4, 2, 1)  # coordinates that one byte of a code stands for
 _TRAIN_PER_LIST = 64  # k-means of FAISS wants 39 or more
-_TRAIN_CODES = 65_536
+_TRAIN_PER_CODE = 128  # k-means of a codebook of 256; more costs minutes and gains nothing
 _TIMED = 100  # single queries
 _GAIN = 0.002  # of recall, below which a wider search is no use
 
@@ -174,7 +174,8 @@ def make(plan: Plan, vectors: F32, seed: int = 0, before: Any = None) -> Any:
         engine.own_fields = True
         coarse.this.disown()  # the index frees it
         engine.cp.spherical = True  # of unit vectors compared by angle
-        needed = max(_TRAIN_PER_LIST * lists, _TRAIN_CODES)
+        engine.pq.cp.max_points_per_centroid = _TRAIN_PER_CODE
+        needed = max(_TRAIN_PER_LIST * lists, 256 * _TRAIN_PER_CODE)
         chosen = np.random.default_rng(seed).permutation(count)[:needed]
         engine.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
     for start in range(0, count, 1 << 16):

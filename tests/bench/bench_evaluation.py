@@ -154,7 +154,7 @@ def indexes(quick: bool) -> TableParts:
     """Single queries to an index that has a recall of 0.95, against the flat one."""
     from evaluation.index_choice import Wanted, choose
 
-    count, width = (20_000, 64) if quick else (200_000, 512)
+    count, width = (10_000, 64) if quick else (50_000, 256)
     vectors, queries = unit(count, width, 1), unit(500, width, 2)
     samples = {"shape": queries}
     flat = choose(vectors, samples, Wanted("flat"))
