@@ -137,7 +137,7 @@ class Index:
         """Whether the object of a row was removed."""
         return self._alive is not None and not self._alive[row]
 
-    def rows_where(self, where: str, shards: str | None = None) -> NDArray[np.bool_]:
+    def rows_where(self, where: str, shards: str | ShardSet | None = None) -> NDArray[np.bool_]:
         """(rows,) for every row, whether an SQL condition is true of its object.
 
         The columns are those of the index (uid, source, category, texts), or with ``shards`` all of
@@ -146,12 +146,11 @@ class Index:
         """
         uids = self.uids()
         if shards is not None:
-            opened = ShardSet.open(shards)
-            known = set(opened.uids())
-            if known.isdisjoint(uids):
+            opened = ShardSet.open(shards) if isinstance(shards, str) else shards
+            if set(opened.uids()).isdisjoint(uids):
                 raise InputError(
-                    f"--shards {shards}: holds none of the objects of {self.path}; give the shard "
-                    "set that was indexed"
+                    f"--shards {opened.storage.root}: holds none of the objects of {self.path}; "
+                    "give the shard set that was indexed"
                 )
             wanted = uids_where(connect(opened), "shards", where)
         else:

@@ -130,6 +130,8 @@ def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int =
         if wanted.memory is not None and plan.memory > wanted.memory:
             entry["refused"] = f"needs {_size(plan.memory)}"
             continue
+        if not hasattr(engine, "nlist"):
+            engine = None  # a refused graph is not held while the next index is made
         engine = make(plan, vectors, seed, engine)
         if plan.kind == "flat":
             recall = None

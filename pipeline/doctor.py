@@ -22,7 +22,7 @@ from pipeline.common import InputError, cores, versions
 
 State = Literal["ok", "missing", "broken"]
 _GB = 1e9
-_LITTLE = 5 * _GB  # of disk: some 60,000 objects
+_LITTLE = 5 * _GB  # of disk: some 75,000 objects of the demo teacher
 _HUB = "https://huggingface.co"
 
 
@@ -105,7 +105,9 @@ def _disk(out: str) -> Check:
     free = shutil.disk_usage(place).free
     told = f"{free / _GB:.0f} GB free in {place}"
     if free < _LITTLE:
-        return Check("disk", "missing", told, "10,000 objects take about 0.8 GB of shards")
+        return Check(
+            "disk", "missing", told, "`pipeline embed --dry-run` says how much a job takes"
+        )
     return Check("disk", "ok", told)
 
 

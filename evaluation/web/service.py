@@ -72,6 +72,7 @@ class SearchService:
                 )
         if self.index.kind == "ivfpq":
             self.index.engine.make_direct_map()  # for `like`
+        self._categories = np.asarray(self.index.ids.column("category").to_pylist(), object)
         self._models = threading.Lock()  # they are loaded once, by whoever comes first
         self._scorer: Scorer | None = None
         self._picture = lru_cache(maxsize=4096)(self._draw)
@@ -83,9 +84,8 @@ class SearchService:
 
     def info(self) -> dict[str, Any]:
         """What the page says of the index, and what it can offer."""
-        categories = self.index.ids.column("category").to_pylist()
         counts: dict[str, int] = {}
-        for category, uid in zip(categories, self.index.uids(), strict=True):
+        for category, uid in zip(self._categories, self.index.uids(), strict=True):
             if category is not None and uid is not None:
                 counts[category] = counts.get(category, 0) + 1
         meta = self.index.meta
@@ -139,13 +139,11 @@ class SearchService:
     def _allowed(self, category: str | None, where: str | None) -> NDArray[np.bool_] | None:
         allowed = None
         if category:
-            values = np.asarray(self.index.ids.column("category").to_pylist(), object)
-            allowed = values == category
+            allowed = self._categories == category
             if not allowed.any():
                 raise InputError(f"category {category}: no object is of it")
         if where and where.strip():
-            root = None if self._shards is None else self._shards.storage.root
-            chosen = self.index.rows_where(where, root)
+            chosen = self.index.rows_where(where, self._shards)
             allowed = chosen if allowed is None else allowed & chosen
             if not allowed.any():
                 raise InputError("no object is of that category and fulfils the condition")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trimesh
 
 from evaluation import student as student_module
 from evaluation import teachers
@@ -58,3 +59,16 @@ def indexed(command: Cli, embedded: Path, tmp_path: Path) -> Path:
     out = tmp_path / "idx"
     command.ok("index", "--embeddings", embedded, "--out", out)
     return out
+
+
+@pytest.fixture
+def meshes(tmp_path: Path) -> Path:
+    """A folder with a red box as 000.glb, a broken 001.glb, and a box outside of it."""
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    red = trimesh.creation.box()
+    red.visual.face_colors = [255, 0, 0, 255]
+    red.export(folder / "000.glb")
+    (folder / "001.glb").write_bytes(b"no mesh")
+    red.export(tmp_path / "outside.glb")
+    return folder

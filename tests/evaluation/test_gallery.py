@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trimesh
 from PIL import Image
 
 from evaluation.gallery import gallery_rows, render_objects
@@ -20,18 +19,6 @@ from tests.evaluation.test_report import parse
 def picture(uri: str) -> np.ndarray:
     raw = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
     return np.asarray(Image.open(io.BytesIO(raw)).convert("RGBA"))
-
-
-@pytest.fixture
-def meshes(tmp_path: Path) -> Path:
-    folder = tmp_path / "meshes"
-    folder.mkdir()
-    red = trimesh.creation.box()
-    red.visual.face_colors = [255, 0, 0, 255]
-    red.export(folder / "000.glb")
-    (folder / "001.glb").write_bytes(b"no mesh")
-    red.export(tmp_path / "outside.glb")
-    return folder
 
 
 def items(*sources: str) -> list[Item]:

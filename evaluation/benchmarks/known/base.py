@@ -26,8 +26,7 @@ class Benchmark:
     """Classes, names and selections of one benchmark.
 
     ``classes`` are the names in the order of the release; None where the set tells them.
-    ``aliases`` are categories by other names. ``underscores``: names as released have them
-    for blanks, which the protocol of Uni3D keeps.
+    ``underscores``: names as released have them for blanks, which the protocol of Uni3D keeps.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Benchmark:
     variants: tuple[Variant, ...]
     sources: tuple[str, ...]  # names of datasets in manifests
     classes: tuple[str, ...] | None = None
-    aliases: tuple[tuple[str, str], ...] = ()
     underscores: bool = False
 
     def variant(self, shards: ShardSet) -> Variant:
@@ -64,8 +62,6 @@ class Benchmark:
         found = {c for c in categories if c is not None and key(c)}
         names = self.classes or tuple(sorted({spoken(c) for c in found}, key=key))
         by_category = {key(name): i for i, name in enumerate(names)}
-        for alias, name in self.aliases:
-            by_category[key(alias)] = by_category[key(name)]
         strange = sorted(c for c in found if key(c) not in by_category)
         if strange:
             raise InputError(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,6 @@ def test_labels__all_classes_can_be_answered_and_strange_categories_are_named() 
     assert labels.names[labels.by_category["night stand"]] == "night stand"
     with pytest.raises(InputError, match="'fork' and 1 other categories of the set are none"):
         known.labels(["chair", "spoon", "fork"])
-    other = replace(known, aliases=(("airliner", "airplane"),))
-    assert other.labels(["airliner"]).find("Airliner") == 0
 
 
 def test_labels__lvis_keeps_its_underscores_where_the_protocol_wants_them() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trimesh
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -22,17 +21,6 @@ from pipeline.common import InputError
 from tests.evaluation import world
 
 HOST = "http://127.0.0.1:8000"
-
-
-@pytest.fixture
-def meshes(tmp_path: Path) -> Path:
-    folder = tmp_path / "meshes"
-    folder.mkdir()
-    box = trimesh.creation.box()
-    box.visual.face_colors = [255, 0, 0, 255]
-    box.export(folder / "000.glb")
-    box.export(tmp_path / "outside.glb")
-    return folder
 
 
 @pytest.fixture
