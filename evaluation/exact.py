@@ -6,9 +6,6 @@ is one block as float32 and the best of each query, whatever the number of vecto
 
 from __future__ import annotations
 
-from typing import Any
-
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,14 +27,41 @@ def top_k(
     k = min(k, count)
     step = max(k, block_bytes // (4 * width), 1)
     asked = np.ascontiguousarray(queries, np.float32)
-    best = np.empty((len(asked), 0), np.float32)
-    rows = np.empty((len(asked), 0), np.int64)
+    best = np.empty((len(asked), k), np.float32)
+    rows = np.empty((len(asked), k), np.int64)
+    if not k:
+        return best, rows
+    # A product and a comparison: several times faster than a heap for each query.
     for start in range(0, count, step):
         block = np.ascontiguousarray(vectors[start : start + step], np.float32)
-        library: Any = faiss
-        scores, places = library.knn(asked, block, min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
-        best = np.concatenate([best, scores], axis=1)
-        rows = np.concatenate([rows, places + start], axis=1)
-        order = np.lexsort((rows, -best), axis=1)[:, :k]
-        best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+        together = max(1, block_bytes // (4 * len(block)))
+        for first in range(0, len(asked), together):
+            part = slice(first, first + together)
+            scores = asked[part] @ block.T
+            if start:  # an equal score of a later row does not displace
+                query, place = np.nonzero(scores > best[part, -1:])
+            else:
+                least = np.partition(scores, len(block) - k, axis=1)[:, len(block) - k, None]
+                query, place = np.nonzero(scores >= least)
+            if len(query):
+                found = scores[query, place]
+                held = None if not start else (best[part], rows[part])
+                best[part], rows[part] = _merge(len(scores), k, query, found, place + start, held)
     return best, rows
+
+
+def _merge(
+    count: int, k: int, query: I64, found: F32, row: I64, held: tuple[F32, I64] | None
+) -> tuple[F32, I64]:
+    """The best ``k`` of each of ``count`` queries among those ``held`` and those ``found``.
+
+    ``found`` are scores of ``row`` for ``query``, in any number.
+    """
+    if held is not None:
+        query = np.concatenate([np.repeat(np.arange(count), k), query])
+        found = np.concatenate([held[0].ravel(), found])
+        row = np.concatenate([held[1].ravel(), row])
+    order = np.lexsort((row, -found, query))
+    begin = np.searchsorted(query[order], np.arange(count))
+    chosen = order[begin[:, None] + np.arange(k)]
+    return found[chosen], row[chosen]

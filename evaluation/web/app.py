@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import FastAPI, File, Form, Request, UploadFile
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -28,6 +28,8 @@ from pipeline.common import InputError
 T = TypeVar("T")
 SHAPES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".npz")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+# A page asks for many pictures at once: they are drawn in turn, not refused.
+PATIENCE_S = 20.0
 CACHED = {"Cache-Control": "private, max-age=3600"}
 
 
@@ -99,7 +101,10 @@ def make_app(
     places: int = 2,
     hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "::1"}),
 ) -> FastAPI:
-    """The application. ``places`` is how many requests may work at once; others are told so."""
+    """The application. ``places`` is how many requests may work at once; others are told so.
+
+    Pictures and clouds of objects have as many places of their own, and wait for one.
+    """
     app = FastAPI(
         title="mrd3d search",
         description="Search 3D shapes by text, picture or shape; score and classify meshes.",
@@ -112,7 +117,17 @@ def make_app(
     async def work(task: Callable[[], T]) -> T:
         """Do something that takes a core, if there is a place for it."""
         with gate.place():
-            return await run_in_threadpool(task)
+            return await to_thread.run_sync(task)
+
+    drawing = CapacityLimiter(places)
+
+    async def in_turn(task: Callable[[], T]) -> T:
+        """Do something short once there is a place for it; ``BusyError`` after a long wait."""
+        try:
+            with fail_after(PATIENCE_S):
+                return await to_thread.run_sync(task, limiter=drawing)
+        except TimeoutError:
+            raise BusyError from None
 
     @app.get("/api/info")
     def info() -> Info:
@@ -174,14 +189,15 @@ def make_app(
         return Classes(classes=[ClassShare(**one) for one in found])
 
     @app.get("/api/objects/{row}/picture.png", response_class=Response)
-    def picture(row: int) -> Response:
+    async def picture(row: int) -> Response:
         """A picture of an object."""
-        return Response(service.picture(row), media_type="image/png", headers=CACHED)
+        content = await in_turn(lambda: service.picture(row))
+        return Response(content, media_type="image/png", headers=CACHED)
 
     @app.get("/api/objects/{row}/cloud.bin", response_class=Response)
-    def cloud(row: int) -> Response:
+    async def cloud(row: int) -> Response:
         """Points of an object: n as int32, n x 3 float32, n x 3 bytes; little-endian."""
-        content = service.cloud(row)
+        content = await in_turn(lambda: service.cloud(row))
         return Response(content, media_type="application/octet-stream", headers=CACHED)
 
     @app.get("/api/objects/{row}/model.glb", response_class=FileResponse)

@@ -102,15 +102,28 @@ def sources() -> dict[str, Source]:
 def make_dataset(name: str, options: SourceOptions) -> Dataset:
     """The dataset that ``--dataset name`` and the options say.
 
-    Raises ``InputError`` that names the option: an unknown source or subset, an option that the
-    source does not read, one that it needs.
+    ``name`` is a source's, or the path of a Python file with a ``SOURCE`` of one's own. Raises
+    ``InputError`` that names the option: an unknown source or subset, an option that the source
+    does not read, one that it needs.
     """
+    if name.endswith(".py"):
+        from pipeline.datasets.plugged import PluggedDataset, read_source
+
+        source, code = read_source(Path(name))
+        _check(source, options)
+        return PluggedDataset(Path(name).name, code, options)
     known = sources()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
         raise InputError(f"--dataset {name}: unknown; {hint} (see `pipeline datasets`)")
-    source = known[name]
+    _check(known[name], options)
+    return known[name].build(options)
+
+
+def _check(source: Source, options: SourceOptions) -> None:
+    """Raise ``InputError`` for an option that the source does not read, or one that it lacks."""
+    name = source.name
     for field in fields(options):
         given = getattr(options, field.name) is not None
         option = _typed(field.name)
@@ -130,4 +143,3 @@ def make_dataset(name: str, options: SourceOptions) -> Dataset:
             f"--subset {options.subset}: {name} has no such subset; "
             f"use one of {', '.join(source.subsets)}"
         )
-    return source.build(options)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 from torch import Tensor
 
 from pipeline.common import InputError
-from trainer.backbones import Backbone, backbone_names, build_backbone, resolve_options
+from trainer.backbones import (
+    Backbone,
+    backbone_names,
+    build_backbone,
+    pointbert,
+    registry,
+    resolve_options,
+)
 from trainer.backbones.layers import DropPath, drop_patches, drop_path_rates, strided
 from trainer.backbones.measure import measure, on_meta
 
@@ -329,3 +337,17 @@ def test_registry__wrong_name_or_option_is_one_line(
     with pytest.raises(InputError, match=message) as caught:
         build_backbone(name, 16, options)
     assert "\n" not in str(caught.value)
+
+
+def test_families__of_other_packages_come_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = ModuleType("my_family")
+    family.PRESETS = {"mine": pointbert.PRESETS["tiny"]}  # type: ignore[attr-defined]
+    point = SimpleNamespace(value="my_family", load=lambda: family)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] * (group == "mrd3d.backbones")
+    )
+    assert backbone_names()[-1] == "mine"
+    assert build_backbone("mine", 16, {"depth": 1}).width == 16
+    family.PRESETS = {"tiny": pointbert.PRESETS["tiny"]}  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="my_family: its backbone tiny is there already"):
+        backbone_names()

@@ -70,6 +70,10 @@ class PointBertOptions:
         if min(*sizes, *self.local_dims) < 1 or self.radius <= 0:
             raise ValueError("every size must be positive")
 
+    def build(self, width: int) -> PointBert:
+        """A backbone of these sizes whose embeddings are ``width`` wide."""
+        return PointBert(self, width)
+
 
 def _openshape(
     dim: int, depth: int, heads: int, mlp: int, local: int, patches: int, radius: float, k: int

@@ -60,6 +60,10 @@ class PointNextOptions:
             counts.append(counts[-1] // stride)
         return counts
 
+    def build(self, width: int) -> PointNext:
+        """A backbone of these sizes whose embeddings are ``width`` wide."""
+        return PointNext(self, width)
+
 
 PRESETS: dict[str, PointNextOptions] = {"pointnext-s": PointNextOptions()}
 

@@ -1,9 +1,15 @@
-"""Names to backbones."""
+"""Names to backbones.
+
+A family is a module with ``PRESETS``: options by name, frozen dataclasses with ``build(width)``.
+Families of other people's packages come by the entry points ``mrd3d.backbones``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields, replace
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +44,20 @@ class Backbone(nn.Module, ABC):
         return frozenset()
 
 
-def _presets() -> dict[str, Any]:
-    from trainer.backbones import pointbert, pointnext, uni3d
+_FAMILIES = ("pointbert", "uni3d", "pointnext")
+ENTRY_POINTS = "mrd3d.backbones"
 
-    return {**pointbert.PRESETS, **uni3d.PRESETS, **pointnext.PRESETS}
+
+def _presets() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for family in _FAMILIES:
+        found |= import_module(f"trainer.backbones.{family}").PRESETS
+    for point in entry_points(group=ENTRY_POINTS):
+        presets = point.load().PRESETS
+        if taken := sorted(found.keys() & presets.keys()):
+            raise InputError(f"{point.value}: its backbone {taken[0]} is there already; rename it")
+        found |= presets
+    return found
 
 
 def backbone_names() -> list[str]:
@@ -62,19 +78,12 @@ def build_backbone(name: str, width: int, options: dict[str, Any] | None = None)
 
     Raises ``InputError`` for an unknown name or option.
     """
-    from trainer.backbones.pointbert import PointBert, PointBertOptions
-    from trainer.backbones.pointnext import PointNext
-    from trainer.backbones.uni3d import Uni3d, Uni3dOptions
-
     chosen = _resolve(name, options or {})
     try:
-        if isinstance(chosen, PointBertOptions):
-            return PointBert(chosen, width)
-        if isinstance(chosen, Uni3dOptions):
-            return Uni3d(chosen, width)
-        return PointNext(chosen, width)
+        backbone: Backbone = chosen.build(width)
     except ValueError as error:
         raise InputError(f"model.options: {error}; correct the value") from error
+    return backbone
 
 
 def load_trunk(backbone: Backbone, path: str) -> None:

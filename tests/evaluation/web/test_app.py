@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from httpx import ASGITransport, AsyncClient
 from PIL import Image
 
 from evaluation.index_choice import Wanted
@@ -260,6 +264,49 @@ def test_limits__others_are_turned_away_while_all_places_are_taken(service: Sear
     assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
     assert inside == [503]
     assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
+
+
+async def ask_together(service: SearchService, count: int) -> list[int]:
+    """Status of pictures that are asked for at once."""
+    transport = ASGITransport(make_app(service, places=2))
+    async with AsyncClient(transport=transport, base_url=HOST) as client:
+        path = "/api/objects/{}/picture.png"
+        answers = await asyncio.gather(*(client.get(path.format(row)) for row in range(count)))
+    return [answer.status_code for answer in answers]
+
+
+def test_limits__pictures_are_drawn_in_turn_and_none_is_refused(
+    service: SearchService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, at_work, most = threading.Lock(), 0, 0
+    draw = service._draw
+
+    def counted(row: int) -> bytes:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        content = draw(row)
+        with lock:
+            at_work -= 1
+        return content
+
+    monkeypatch.setattr(service, "_picture", counted)
+    assert asyncio.run(ask_together(service, 8)) == [200] * 8
+    assert most == 2
+
+
+def test_limits__a_picture_that_waits_too_long_is_refused_as_busy(
+    service: SearchService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(row: int) -> bytes:
+        time.sleep(0.3)
+        return b""
+
+    monkeypatch.setattr(service, "_picture", slow)
+    monkeypatch.setattr("evaluation.web.app.PATIENCE_S", 0.4)
+    assert sorted(asyncio.run(ask_together(service, 8)))[::7] == [200, 503]
 
 
 def test_guard__foreign_hosts_and_origins_are_refused(client: TestClient) -> None:
