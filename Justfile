@@ -22,6 +22,19 @@ test *args:
 test-all *args:
     python -m pytest -m "slow or not slow" {{args}}
 
+# The fast suite with the oldest versions that pyproject.toml allows. They warn where newer ones
+# do not, so warnings are no errors here.
+test-lowest *args:
+    rm -rf .venv-lowest
+    uv venv --quiet .venv-lowest
+    uv pip install --quiet --python .venv-lowest --resolution lowest-direct -e ".[dev]"
+    OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n logical --dist loadscope -W ignore {{args}}
+
+# Do the installed packages fit together, and is a weakness known of any? The second needs a network.
+audit:
+    python -m pip check
+    uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 # Format, lint, types, import rules, documentation.
 check:
     ruff format --check .

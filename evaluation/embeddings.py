@@ -189,7 +189,7 @@ def parse_record(raw: bytes, name: str, wanted: str, version: int, remedy: str) 
     """JSON record of the format ``wanted``, at most of ``version``. Raises ``InputError``."""
     try:
         record = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: its record is not JSON; {remedy}") from error
     if not isinstance(record, dict) or record.get("format") != wanted:
         raise InputError(f"{name}: not of the format {wanted}; {remedy}")
@@ -206,7 +206,7 @@ def parse_record(raw: bytes, name: str, wanted: str, version: int, remedy: str) 
 
 def meta_from_record(record: dict[str, Any], name: str, remedy: str) -> EmbeddingsMeta:
     """Teacher, model and data of a JSON record. Raises ``InputError`` that names the field."""
-    teacher = _build(TeacherInfo, record.get("teacher"), name, "teacher", remedy)
+    teacher = TeacherInfo.from_json(record.get("teacher"), name, remedy)
     model = _build(ModelInfo, record.get("model"), name, "model", remedy)
     data = record.get("data")
     if not isinstance(data, dict):

@@ -30,7 +30,7 @@ from evaluation.embeddings import (
 from evaluation.index_choice import Wanted, choose
 from evaluation.teachers import require_same_teacher
 from pipeline.catalog.connection import connect, table_database
-from pipeline.common import InputError, atomic_path, file_hash, versions
+from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from pipeline.sets.filter import uids_where
 from pipeline.shards import ShardSet, TeacherInfo
 
@@ -41,6 +41,13 @@ METRIC = "cosine"  # inner product of L2-normalised vectors
 FILES = ("index.faiss", "ids.parquet")
 
 FEW_ROWS = 50_000  # of an approximate index, that a condition leaves: searched one by one
+IDS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uid", "source", "category")),
+        ("texts", pa.list_(pa.string())),
+        ("removed", pa.bool_()),
+    ]
+)
 _REACH = 8.0  # how much wider a search among some rows may look
 RECALL_QUERIES = 500
 
@@ -241,7 +248,7 @@ def build_index(
     the rows. Atomic; an earlier index at ``out`` is replaced. Raises ``InputError`` when ``out`` is
     anything else, or no index reaches what is wanted.
     """
-    check_target(out)
+    check_target(out, overwrite=True)
     rows = embeddings.rows
     drawn = np.random.default_rng(seed).permutation(len(rows))[:RECALL_QUERIES]
     samples = {"shape": rows.vectors[np.sort(drawn)], **(queries or {})}
@@ -295,19 +302,9 @@ def write_index(
     return manifest
 
 
-def check_target(out: Path) -> None:
-    """Raise ``InputError`` when ``out`` is there and neither empty nor an index."""
-    if not out.exists():
-        return
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.is_dir() and (out / "manifest.json").is_file():
-        try:
-            if json.loads((out / "manifest.json").read_text()).get("format") == FORMAT:
-                return
-        except (ValueError, AttributeError, OSError):
-            pass
-    raise InputError(f"--out {out}: exists and is not an index; give a new folder")
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise ``InputError`` where no index may be written; see ``pipeline.common.check_new``."""
+    check_new(out, "--out", overwrite, kind="an index", marks=FILES[:1])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -343,10 +340,17 @@ def load_index(path: Path, *, writable: bool = False) -> Index:
             )
     library: Any = faiss
     flags = 0 if writable else library.IO_FLAG_MMAP_IFC
-    engine = library.read_index(str(path / FILES[0]), flags)
-    ids = pq.read_table(path / FILES[1])
+    try:
+        engine = library.read_index(str(path / FILES[0]), flags)
+        ids = pq.read_table(path / FILES[1])
+        ids.validate(full=True)
+    except (RuntimeError, MemoryError, OSError, ValueError, pa.ArrowException) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: damaged ({first[:200]}); {REMEDY}") from error
     if "removed" not in ids.column_names:
         raise InputError(f"{path}: of an older version; {REMEDY}")
+    if not ids.schema.equals(IDS_SCHEMA, check_metadata=False):
+        raise InputError(f"{path / FILES[1]}: columns are not those of an index; {REMEDY}")
     rows = engine.ntotal == ids.num_rows == record.get("rows")
     if not rows or engine.d != meta.teacher.width:
         raise InputError(f"{path}: index, ids and manifest do not fit together; {REMEDY}")

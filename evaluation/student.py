@@ -21,6 +21,7 @@ from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+_MAX_ARRAY_BYTES = 512 * 2**20  # of a cloud in .npz: an archive of little may unfold to much
 
 # What `pipeline embed` samples by default: the pool from which a prefix is farthest-point ordered.
 SHARD_POINTS = 10_000
@@ -162,8 +163,13 @@ def load_cloud(path: Path, n_fps: int) -> Cloud:
     try:
         # Opened here: numpy leaves a file that is no archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            claimed = max((entry.file_size for entry in file.zip.infolist()), default=0)
+            if claimed > _MAX_ARRAY_BYTES:
+                raise InputError(f"{path}: an array of {claimed:,} bytes; {remedy}")
             arrays = {name: file[name] for name in file.files if name in ("xyz", "rgb")}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, AttributeError) as error:  # no .zip: an .npy
         raise InputError(f"{path}: not a readable .npz of plain arrays; {remedy}") from error
     except Exception as error:  # zipfile raises kinds of its own on damaged archives
         raise InputError(f"{path}: damaged ({error}); {remedy}") from error
@@ -175,10 +181,11 @@ def load_cloud(path: Path, n_fps: int) -> Cloud:
     points = xyz.astype(np.float64)
     if not np.isfinite(points).all():
         raise InputError(f"{path}: xyz holds NaN or infinity; {remedy}")
-    points -= (points.min(0) + points.max(0)) / 2
-    radius = float(np.linalg.norm(points, axis=1).max())
-    if radius <= 0:
-        raise InputError(f"{path}: all points coincide; {remedy}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        points -= points.min(0) / 2 + points.max(0) / 2
+        radius = float(np.linalg.norm(points, axis=1).max())
+    if not 0 < radius < np.inf:
+        raise InputError(f"{path}: all points coincide, or are too far apart; {remedy}")
     unit = (points / radius).astype(np.float32)
     rgb = _colors(arrays.get("rgb"), len(unit), f"{path}: rgb", remedy)
     order = farthest_point_order(unit, min(n_fps, len(unit)))

@@ -26,20 +26,21 @@ done
 step "3/5 zero-shot classification and retrieval on the objects that no student has seen"
 mkdir -p "$dir/results"
 test=(--shards "$dir/shards" --split test)
-evaluation zeroshot --teacher-views "${test[@]}" --out "$dir/results/zeroshot-teacher.json"
-evaluation recall --teacher-views "${test[@]}" --out "$dir/results/recall-teacher.json"
+evaluation zeroshot --teacher-views "${test[@]}" --out "$dir/results/zeroshot-teacher.json" --overwrite
+evaluation recall --teacher-views "${test[@]}" --out "$dir/results/recall-teacher.json" --overwrite
 for arm in align-only mrd; do
-  evaluation zeroshot --checkpoint "$dir/$arm" "${test[@]}" --out "$dir/results/zeroshot-$arm.json"
-  evaluation recall --checkpoint "$dir/$arm" "${test[@]}" --out "$dir/results/recall-$arm.json"
+  evaluation zeroshot --checkpoint "$dir/$arm" "${test[@]}" --out "$dir/results/zeroshot-$arm.json" --overwrite
+  evaluation recall --checkpoint "$dir/$arm" "${test[@]}" --out "$dir/results/recall-$arm.json" --overwrite
 done
 
 step "4/5 an index of the unseen objects, and a search by text"
-evaluation encode --checkpoint "$dir/mrd" "${test[@]}" --out "$dir/embeddings.parquet"
-evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" --out "$dir/index"
+evaluation encode --checkpoint "$dir/mrd" "${test[@]}" --out "$dir/embeddings.parquet" --overwrite
+evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" --out "$dir/index" --overwrite
 evaluation retrieve --index "$dir/index" --text "a red mug" -k 5
 
 step "5/5 report"
-evaluation report "$dir"/results/{zeroshot,recall}-{teacher,align-only,mrd}.json --out "$dir/report.html" --title "Demo: procedural objects" \
+evaluation report "$dir"/results/{zeroshot,recall}-{teacher,align-only,mrd}.json --out "$dir/report.html" --overwrite \
+  --title "Demo: procedural objects" \
   --gallery "$dir/index" --shards "$dir/shards" --run "$dir/align-only" --run "$dir/mrd" \
   --query "a red mug" --query "a tall tree" --query "a wooden chair" --query "a blue car" \
   --query "a guitar" --query "a dog"

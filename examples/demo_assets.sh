@@ -25,16 +25,17 @@ done
 
 step "3/4 retrieval by name on the meshes that no student has seen"
 test=(--shards "$dir/shards" --split test)
-evaluation recall --teacher-views "${test[@]}" --texts name --out "$dir/results/recall-teacher.json"
+evaluation recall --teacher-views "${test[@]}" --texts name --out "$dir/results/recall-teacher.json" --overwrite
 for arm in align-only mrd; do
   evaluation recall --checkpoint "$dir/$arm" "${test[@]}" --texts name \
-    --out "$dir/results/recall-$arm.json"
+    --out "$dir/results/recall-$arm.json" --overwrite
 done
 
 step "4/4 an index of every mesh, and a report"
-evaluation encode --checkpoint "$dir/mrd" --shards "$dir/shards" --out "$dir/embeddings.parquet"
-evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" --out "$dir/index"
-evaluation report "$dir"/results/recall-{teacher,align-only,mrd}.json --out "$dir/report.html" --title "Demo: real meshes" \
+evaluation encode --checkpoint "$dir/mrd" --shards "$dir/shards" --out "$dir/embeddings.parquet" --overwrite
+evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" --out "$dir/index" --overwrite
+evaluation report "$dir"/results/recall-{teacher,align-only,mrd}.json --out "$dir/report.html" --overwrite \
+  --title "Demo: real meshes" \
   --gallery "$dir/index" --shards "$dir/shards" --run "$dir/align-only" --run "$dir/mrd" \
   --query "a bottle" --query "a hammer" --query "a tree" --query "a car" --query "a chair"
 echo "report: $dir/report.html"

@@ -67,7 +67,13 @@ def make_cloud(xyz: NDArray[np.number], rgb: U8 | None = None) -> Cloud:
 def _distinct(points: F64) -> int:
     """How many distinct points there are; above the least number, a lower bound."""
     first = len(np.unique(points[: 64 * MIN_POINTS], axis=0))
-    return first if first >= MIN_POINTS else len(np.unique(points, axis=0))
+    if first >= MIN_POINTS:
+        return first
+    # Not by sorting all: millions of points that coincide would take minutes.
+    found, left = 0, points
+    while len(left) and found < MIN_POINTS:
+        found, left = found + 1, left[(left != left[0]).any(axis=1)]
+    return found
 
 
 def cloud_points(cloud: Cloud, count: int = 10_000, seed: int = 0, n_fps: int = 2048) -> Points:

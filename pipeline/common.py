@@ -88,6 +88,26 @@ def check_place(final: Path, option: str, *, folder: bool = False) -> None:
         )
 
 
+def check_new(
+    final: Path, option: str, overwrite: bool, *, kind: str = "", marks: tuple[str, ...] = ()
+) -> None:
+    """``check_place``, and refuse what is there already unless it is to be replaced.
+
+    With ``marks`` it is a folder: one of these files is in every folder of this ``kind`` ("a shard
+    set"), and a folder without any of them is never replaced. An empty folder counts as not there.
+    Raises ``InputError``; to be called before the work starts.
+    """
+    check_place(final, option, folder=bool(marks))
+    if not (any(final.iterdir()) if final.is_dir() else final.exists()):
+        return
+    if marks and not any((final / mark).is_file() for mark in marks):
+        raise InputError(
+            f"{option} {final}: not {kind}, so it is not replaced; name another folder"
+        )
+    if not overwrite:
+        raise InputError(f"{option} {final}: is there already; add --overwrite to replace it")
+
+
 def _fsync(path: Path) -> None:
     """Flush a file, or a directory and the files in it, to the disk."""
     targets = [path]
@@ -128,6 +148,19 @@ def byte_size(option: str, text: str) -> int:
     if match is None or unit not in _UNITS:
         raise InputError(f"{option} {text}: not a size; write it as 500MB or 50GB")
     return int(float(match[1]) * _UNITS[unit])
+
+
+def shown_bytes(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> shown_bytes(1536)
+    '1.5 kB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def content_hash(*chunks: bytes | str) -> str:

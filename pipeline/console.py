@@ -49,7 +49,42 @@ _UsageErrors: tuple[type[Exception], ...] = tuple(
     if issubclass(kind, Exception) and kind.__name__ == "ClickException"
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+# Headings of the options in --help: those of one matter stand together, in every command.
+INPUT = "Input"
+SPLIT = "Duplicates and splits"
+TEXTS = "Texts"
+VIEWS = "Points and views"
+MODEL = "Model and teacher"
+TRAINING = "Training"
+MEASURE = "Measurement"
+SEARCH = "Retrieval"
+WORKERS = "Workers and failures"
+ESTIMATE = "Estimate"
+SERVER = "Server"
+OUTPUT = "Output"
+PANELS = (
+    INPUT, SPLIT, TEXTS, VIEWS, MODEL, TRAINING, MEASURE, SEARCH, WORKERS, ESTIMATE, SERVER, OUTPUT,
+)  # fmt: skip
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what is there already, once all is done.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def _nothing() -> str:
+    return "nothing was written"
+
+
+_left: Callable[[], str] = _nothing
 
 
 def make_app(name: str, help_text: str) -> typer.Typer:
@@ -79,6 +114,7 @@ def make_app(name: str, help_text: str) -> typer.Typer:
 def run_app(app: typer.Typer) -> None:
     """Run ``app`` on ``sys.argv`` with the house's error style, then exit the process."""
     global _quiet
+    interruption_leaves(_nothing)
     debug, _quiet = "--debug" in sys.argv, "--quiet" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in _ANYWHERE]
     try:
@@ -98,8 +134,23 @@ def run_app(app: typer.Typer) -> None:
     except _UsageErrors as error:
         _fail_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("[yellow]interrupted[/]: run the same command again to go on")
+        err.print("[yellow]interrupted[/]: ", end="")
+        err.print(" ".join(_left().split()), markup=False, highlight=False)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def interruption_leaves(told: str | Callable[[], str]) -> None:
+    """Say what an interruption of the command leaves, and how to go on; asked when it comes.
+
+    What a command does not say is that nothing was written: files appear when they are whole.
+    """
+    global _left
+    _left = told if callable(told) else lambda: told
+
+
+def goes_on(out: object) -> None:
+    """``interruption_leaves`` of commands that keep what is done and skip it the next time."""
+    interruption_leaves(f"what is done is kept in {out}; run the same command again to go on")
 
 
 def _fail_usage(error: Any) -> NoReturn:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.captions import CaptionJoin
 from pipeline.catalog import pending_sets
 from pipeline.cluster import available, running
-from pipeline.common import check_place, cores
+from pipeline.common import check_place, cores, shown_bytes
 from pipeline.console import print_table
 from pipeline.datasets.base import Record
 from pipeline.isolated import IsolatedProcessor, compile_all
@@ -295,10 +295,10 @@ def show(found: Estimate) -> None:
         rows.append([f"{shown(out)}, kB an object", told])
     if found.kept_bytes_per_object:
         rows.append(["kept pictures, kB an object", f"{found.kept_bytes_per_object / 1e3:.1f}"])
-    room = "" if found.free_bytes is None else f" of {_size(found.free_bytes)} that are free"
+    room = "" if found.free_bytes is None else f" of {shown_bytes(found.free_bytes)} that are free"
     lacks = found.free_bytes is not None and found.total_bytes > found.free_bytes
-    rows.append(["size on disk", _size(found.total_bytes) + room + (": TOO LITTLE" * lacks)])
-    rows.append(["to read or download", _size(found.source_bytes_per_object * found.to_do)])
+    rows.append(["size on disk", shown_bytes(found.total_bytes) + room + (": TOO LITTLE" * lacks)])
+    rows.append(["to read or download", shown_bytes(found.source_bytes_per_object * found.to_do)])
     if found.cost is not None:
         rows.append(["cost", f"{found.cost:,.2f} at {found.price_per_hour:g} an hour"])
     if found.sample_failed:
@@ -316,11 +316,3 @@ def _span(hours: float) -> str:
     if hours < 1 / 60:
         return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:,.1f} h"
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

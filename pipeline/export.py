@@ -30,7 +30,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, atomic_path, check_place
+from pipeline.common import InputError, atomic_path, check_new
 from pipeline.console import ProgressBar
 from pipeline.imports.exported import COLUMNS, KEY, MANIFEST_FILE, manifest_text, placed_texts
 from pipeline.shards import Manifest, Row, ShardSet
@@ -66,8 +66,8 @@ def export(
 ) -> ExportSummary:
     """Write the set at ``shards`` to the local folder ``out`` in one of ``FORMATS``.
 
-    Raises ``InputError`` for an unknown format, an ``out`` that exists (without ``overwrite``), is
-    a file or holds the set itself, and damaged sets.
+    Raises ``InputError`` for an unknown format, an ``out`` that is there (without ``overwrite``, or
+    that is no export), is a file or holds the set itself, and damaged sets.
     """
     writers: dict[str, Callable[..., None]] = {
         "npz": _npz,
@@ -93,13 +93,12 @@ def export(
 def _check_out(source: ShardSet, out: Path, overwrite: bool) -> None:
     if "://" in str(out) or str(out).startswith(("s3:/", "gs:/")):
         raise InputError(f"--out {out}: not a local folder; export to one and copy it")
-    check_place(out, "--out", folder=True)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"--out {out}: is there already; add --overwrite to replace it")
     if source.storage.is_local:
         inner = Path(source.storage.path).resolve()
         if inner.is_relative_to(out.resolve()):
             raise InputError(f"--out {out}: holds the shard set itself; name another folder")
+    marks = ("manifest.json", f"meta_data/{MANIFEST_FILE}")
+    check_new(out, "--out", overwrite, kind="an exported set", marks=marks)
 
 
 def _rows(source: ShardSet, bar: ProgressBar) -> Iterator[Row]:

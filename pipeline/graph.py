@@ -164,10 +164,12 @@ def _pass(
 
     graph = _graph(options, targets, spool, cpus, reporter)
     try:
+        failed = 0  # of this pass
         with _watching(reporter, options, targets):
             for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for done in unpack(batch):
-                    bar.advance(done.rows + done.failures)
+                    failed += done.failures
+                    bar.advance(done.rows + done.failures, f"{failed} failed" if failed else "")
     except Exception as error:
         problem = _ask(reporter, "problem")
         if problem is not None:

@@ -275,14 +275,17 @@ def result_of(run: Run, identity: dict[str, Any]) -> dict[str, Any] | None:
     return value if value.get("rows") == identity else None
 
 
-def ablate(study: Study, executor: Executor | None = None) -> dict[str, Any]:
+def ablate(
+    study: Study, executor: Executor | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Do what is left of a study and write its record, table and chart into ``study.out``.
 
     Returns the record (``trainer.ablate_report.summarise``). Runs that fail are named in it; the
-    next call tries them again. Raises ``InputError`` for anything wrong before the first run, and
-    when no pair of runs was finished.
+    next call tries them again. Raises ``InputError`` for anything wrong before the first run, also
+    for the report of another study in ``study.out`` (which ``overwrite`` replaces), and when no
+    pair of runs was finished.
     """
-    from trainer.ablate_report import summarise, write_report
+    from trainer.ablate_report import check_report, summarise, write_report
 
     if study.seeds < 1:
         raise InputError(f"--seeds {study.seeds}: give at least 1, and 5 for intervals of use")
@@ -291,6 +294,7 @@ def ablate(study: Study, executor: Executor | None = None) -> dict[str, Any]:
     )
     arms = plan(study, heldout)
     identity = heldout.identity()
+    check_report(study, arms, identity, overwrite)
     runs = make_runs(study, arms)
     left = [run for run in runs if result_of(run, identity) is None]
     note(

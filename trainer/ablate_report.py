@@ -8,6 +8,7 @@ hold for other trainings on other objects has both on one side of 0.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -163,6 +164,43 @@ def adjust(arms: dict[str, Any], metric: str) -> None:
     values = [math.nan if item["p"] is None else item["p"] for item in tested]
     for item, p in zip(tested, holm(values), strict=True):
         item["p_holm"] = None if math.isnan(p) else p
+
+
+def check_report(
+    study: Study, arms: Sequence[Arm], rows: dict[str, Any], overwrite: bool = False
+) -> None:
+    """Raise ``InputError`` where the report of ``study`` would take the place of another's.
+
+    The same study, with more seeds say, goes on in its folder.
+    """
+    option = f"--out {study.out}"
+    remedy = "name another folder, or add --overwrite to replace it (its runs stay)"
+    try:
+        old: Any = json.loads((study.out / RESULTS).read_text())
+    except FileNotFoundError:
+        there = [name for name in (TABLE, CHART) if (study.out / name).exists()]
+        if there and not overwrite:
+            raise InputError(f"{option}: has a {there[0]} that is of no study; {remedy}") from None
+        return
+    except ValueError:
+        old = None
+    ours = {
+        "grid": study.grid.name,
+        "control": study.grid.control,
+        "recipe": study.recipe,
+        "sets": list(study.sets),
+        "data": arms[0].data,
+        "rows": rows,
+        "arms": {arm.name: study.grid.arms[arm.name] for arm in arms},
+    }
+    theirs = dict(old) if isinstance(old, dict) else {}
+    if isinstance(theirs.get("arms"), dict):
+        theirs["arms"] = {name: arm.get("changes") for name, arm in theirs["arms"].items()}
+    differing = [
+        key for key, value in json.loads(json.dumps(ours)).items() if theirs.get(key) != value
+    ]
+    if differing and not overwrite:
+        raise InputError(f"{option}: holds another study (other {differing[0]}); {remedy}")
 
 
 def write_report(out: Path, record: dict[str, Any]) -> None:

@@ -12,14 +12,18 @@ hashes in its config.json is damaged: it is passed over for the one before.
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,6 +39,7 @@ VERSION = 1
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 FOLDER = "checkpoints"
 BEST = "best.json"  # of a run folder
+_REMEDY = "use the version of mrd3d that wrote it"
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: no {CONFIG}, so this is not a checkpoint; "
             "give a run folder or one of its checkpoints"
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file}: damaged ({error}); use another checkpoint") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"{file}: not of a checkpoint; give a run folder or a checkpoint")
@@ -167,6 +172,8 @@ def damage(path: Path) -> str | None:
     if not isinstance(files, dict) or WEIGHTS not in files:
         return f"{path / CONFIG}: lists no files"
     for name, expected in files.items():
+        if name not in (WEIGHTS, STATE):  # a path may lead anywhere
+            return f"{path / CONFIG}: lists a file {name[:80]!r}, which no checkpoint has"
         if not (path / name).is_file():
             return f"{path / name}: missing"
         if file_hash(path / name) != expected:
@@ -199,9 +206,11 @@ def best(run: Path) -> Path | None:
     """Best checkpoint of a run by validation, where one is noted and whole."""
     try:
         step = json.loads((run / BEST).read_text())["step"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    path = checkpoint_path(run, int(step))
+    if type(step) is not int:
+        return None
+    path = checkpoint_path(run, step)
     return path if damage(path) is None else None
 
 
@@ -239,26 +248,92 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     folder = resolve(path)
     config = read_config(folder)
     try:
-        teacher = TeacherInfo(**config["teacher"])
+        teacher = TeacherInfo.from_json(config.get("teacher"), str(folder / CONFIG), _REMEDY)
         spec = config["backbone"]
+        _check_size(spec["name"], teacher.width, spec["options"], folder / WEIGHTS)
         backbone = build_backbone(spec["name"], teacher.width, spec["options"])
-        n_points, step = int(config["n_points"]), int(config["step"])
+        n_points, step = _whole(config, "n_points", 1), _whole(config, "step", 0)
+        if _whole(config, "neutral_rgb", 0) > 255:
+            raise ValueError(f"neutral_rgb {config['neutral_rgb']} is above 255")
         backbone.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (
+        *(LookupError, TypeError, ValueError, AttributeError, OverflowError),
+        *(RuntimeError, SafetensorError),
+    ) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{folder}: its config and its weights do not fit this installation ({first}); "
-            "use the version of mrd3d that wrote it"
+            f"{folder}: its config and its weights do not fit this installation ({first[:300]}); "
+            f"{_REMEDY}"
         ) from error
     backbone.to(device).eval().requires_grad_(False)
     return LoadedModel(backbone, config, teacher, n_points, step, folder, config["files"][WEIGHTS])
+
+
+def _whole(config: dict[str, Any], key: str, least: int) -> int:
+    """A whole number of a config. Raises ``KeyError``, ``ValueError``."""
+    value = config[key]
+    if type(value) is not int or not least <= value < 1 << 40:
+        raise ValueError(f"{key} is {value!r:.60}")
+    return value
+
+
+def _check_size(name: str, width: int, options: dict[str, Any], weights: Path) -> None:
+    """Raise ``ValueError`` where a config asks for a larger model than its weights are.
+
+    Before any memory is taken for it: options are numbers in a file, and cost nothing to write.
+    """
+    from trainer.backbones.measure import on_meta
+
+    with safe_open(weights, framework="pt") as file:
+        names = list(file.keys())
+        there = sum(math.prod(file.get_slice(key).get_shape()) for key in names)
+    larger = ValueError(f"a larger model than its weights, {there:,} numbers in {len(names):,}")
+    # Every layer has a tensor: a depth beyond their number would take long even without memory.
+    if int(options.get("depth", 0)) > len(names) or len(options.get("strides", ())) > len(names):
+        raise larger
+    if (
+        sum(tensor.numel() for tensor in on_meta(name, width, options).state_dict().values())
+        > there
+    ):
+        raise larger
+
+
+def load_tensors(path: Path) -> Any:
+    """What a PyTorch file holds, where it is tensors and plain values only.
+
+    Raises ``InputError`` for a file that is missing, damaged, claims more than it holds, or needs
+    anything else to be read: such a pickle is not run.
+    """
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                claimed = sum(entry.file_size for entry in archive.infolist())
+            if claimed > size:  # PyTorch stores, and compresses nothing
+                raise ValueError(f"it unfolds from {size:,} to {claimed:,} bytes")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which end as errors anyway
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give one that is there") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not read, because it holds more than tensors and plain values (or is no "
+            "PyTorch file); give weights saved as .safetensors"
+        ) from error
+    except Exception as error:  # its reader raises anything on damaged bytes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: damaged ({first[:300]}); fetch it again") from error
+    return value
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """``state.pt`` of a checkpoint. Raises ``InputError`` for an exported one."""
     if not (path / STATE).is_file():
         raise InputError(f"{path}: an exported checkpoint has no state; resume from a run folder")
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    state = load_tensors(path / STATE)
+    if not isinstance(state, dict):
+        raise InputError(f"{path / STATE}: damaged (not a state); resume from another checkpoint")
     return state
 
 

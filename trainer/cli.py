@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,77 +10,56 @@ import typer
 from pipeline.common import InputError
 from pipeline.console import (
     EXIT_TOO_MANY_FAILURES,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    TRAINING,
+    WORKERS,
     JsonOption,
+    OverwriteOption,
+    goes_on,
+    interruption_leaves,
     make_app,
     note,
     print_json,
     print_table,
     run_app,
 )
+from trainer.options import (
+    AddressOption,
+    Axes,
+    DeviceOption,
+    ExportFormat,
+    Layout,
+    LeastOption,
+    RestartsOption,
+    ResultsOption,
+    SetOption,
+    ShardsOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from trainer.config import Recipe
 
 
-class Layout(StrEnum):
-    """Whose released weights."""
-
-    openshape = "openshape"
-    uni3d = "uni3d"
-
-
-class Axes(StrEnum):
-    """Order of the coordinates that a model takes."""
-
-    xyz = "xyz"
-    xzy = "xzy"
-
-
-class ExportFormat(StrEnum):
-    """What a student is exported to."""
-
-    safetensors = "safetensors"
-    onnx = "onnx"
-    pt2 = "pt2"
-
-
 app = make_app("trainer", "Shards to a checkpoint: train a point-cloud encoder.")
-
-
-ShardsOption = Annotated[
-    list[str] | None, typer.Option(help="Shard set, folder or URI; repeat it to mix several.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override of the recipe, key=value; repeat it for more."),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-WorkersOption = Annotated[
-    int, typer.Option(help="Processes, one a GPU; several are started by Ray Train.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option(help="Ray cluster to run on. [one of this machine]")
-]
-RestartsOption = Annotated[
-    int, typer.Option(min=0, help="How often lost workers are started again.")
-]
-LeastOption = Annotated[
-    int | None,
-    typer.Option(
-        "--min-workers", help="Go on with so many where no more are to be had. [--workers]"
-    ),
-]
 
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.", rich_help_panel=OUTPUT)],
     shards: ShardsOption = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe, or a TOML file. [tiny]")
+        str | None,
+        typer.Option(
+            help="Name of a recipe, or a TOML file. Default: tiny.", rich_help_panel=TRAINING
+        ),
     ] = None,
     sets: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an existing run.", rich_help_panel=TRAINING)
+    ] = False,
     device: DeviceOption = "auto",
     workers: WorkersOption = 1,
     address: AddressOption = None,
@@ -92,9 +70,13 @@ def run(
     """Train a student.
 
     Examples:
+
       trainer run --shards shards --recipe tiny --out runs/mrd
+
       trainer run --shards shards --recipe tiny --out runs/align --set loss.distill.enabled=false
+
       trainer run --shards a --shards b --set data.weights=[1,4] --out runs/mixed
+
       trainer run --shards shards --recipe mrd-pointbert-72m --workers 8 --out runs/large
     """
     from trainer.config import load_recipe
@@ -119,7 +101,11 @@ def resume_run(
     shards: ShardsOption = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change of what decides speed and memory only, key=value."),
+        typer.Option(
+            "--set",
+            help="Change of what decides speed and memory only, key=value.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = 1,
@@ -133,7 +119,9 @@ def resume_run(
     Bit for bit on a CPU with the same number of workers. --shards is needed where they have moved.
 
     Examples:
+
       trainer resume runs/mrd
+
       trainer resume runs/mrd --set train.micro_batch=64
     """
     _train(
@@ -160,8 +148,15 @@ def _train(
     as_json: bool,
 ) -> None:
     from trainer.loop import Interrupted
-    from trainer.run import Workers, train
+    from trainer.run import RUN, Workers, train
 
+    interruption_leaves(
+        lambda: (
+            f"`trainer resume {out}` goes on from the newest checkpoint"
+            if (out / RUN).is_file()
+            else "nothing was written"
+        )
+    )
     try:
         result = train(
             shards or [],
@@ -172,8 +167,9 @@ def _train(
             device=device,
             workers=Workers(*workers),
         )
-    except Interrupted:  # a note has said where it stands and how to go on
-        raise typer.Exit(130) from None
+    except Interrupted as error:
+        interruption_leaves(str(error))
+        raise
     if as_json:
         print_json(result.to_json())
         return
@@ -185,7 +181,12 @@ def _train(
 
 @app.command()
 def backbones(as_json: JsonOption = False) -> None:
-    """List the backbones with parameters, tokens and arithmetic of one cloud."""
+    """List the backbones with parameters, tokens and arithmetic of one cloud.
+
+    Example:
+
+      trainer backbones
+    """
     from trainer.backbones.measure import measure_all
 
     rows = measure_all()
@@ -202,10 +203,20 @@ def backbones(as_json: JsonOption = False) -> None:
 
 @app.command()
 def recipes(
-    keys: Annotated[bool, typer.Option("--keys", help="List every key that --set takes.")] = False,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="List every key that --set takes.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes that come with the package."""
+    """List the recipes that come with the package.
+
+    Examples:
+
+      trainer recipes
+
+      trainer recipes --keys
+    """
     from trainer.config import TWIN, Recipe, flatten, load_about, load_recipe, recipe_names
 
     if keys:
@@ -248,26 +259,40 @@ def recipes(
 def import_weights(
     layout: Annotated[Layout, typer.Argument(help="Whose weights they are.")],
     file: Annotated[Path, typer.Argument(help="Released file, .pt or .safetensors.")],
-    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.", rich_help_panel=OUTPUT)],
     teacher: Annotated[
         str | None,
-        typer.Option(help="Teacher as MODEL:TAG of open_clip. [the one of the release]"),
+        typer.Option(
+            help="Teacher as MODEL:TAG of open_clip. Default: that of the release.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     axes: Annotated[
-        Axes | None, typer.Option(help="xyz: +y up; xzy: y and z exchanged. [as released]")
+        Axes | None,
+        typer.Option(
+            help="xyz: +y up; xzy: y and z exchanged. Default: as released.", rich_help_panel=MODEL
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a checkpoint of released weights of OpenShape or Uni3D.
 
     Examples:
+
       trainer import-weights openshape model.pt --out models/openshape-g14
+
       trainer import-weights uni3d uni3d-b/model.pt --out models/uni3d-b
     """
     from trainer.released import import_weights as convert
 
     config = convert(
-        layout.value, file, out, teacher=teacher, axes=axes.value if axes is not None else None
+        layout.value,
+        file,
+        out,
+        teacher=teacher,
+        axes=axes.value if axes is not None else None,
+        overwrite=overwrite,
     )
     if as_json:
         print_json(config)
@@ -281,34 +306,59 @@ def import_weights(
 
 @app.command()
 def ablate(
-    shards: Annotated[list[str], typer.Option(help="Shard set to train on; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder for table, chart and record.")],
-    grid: Annotated[str, typer.Option(help="Name of a grid, or a TOML file.")] = "relations",
-    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a TOML file.")] = "tiny",
-    seeds: Annotated[int, typer.Option(help="Runs of every arm.")] = 5,
+    shards: Annotated[
+        list[str], typer.Option(help="Shard set to train on; repeatable.", rich_help_panel=INPUT)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for table, chart and record.", rich_help_panel=OUTPUT)
+    ],
+    grid: Annotated[
+        str, typer.Option(help="Name of a grid, or a TOML file.", rich_help_panel=TRAINING)
+    ] = "relations",
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or a TOML file.", rich_help_panel=TRAINING)
+    ] = "tiny",
+    seeds: Annotated[int, typer.Option(help="Runs of every arm.", rich_help_panel=TRAINING)] = 5,
     sets: SetOption = None,
     eval_shards: Annotated[
         list[str] | None,
-        typer.Option(help="Shard set to measure on; repeatable. [rows of --split of --shards]"),
+        typer.Option(
+            help="Shard set to measure on; repeatable. Default: rows of --split of --shards.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Rows to measure on.")] = "test",
+    split: Annotated[str, typer.Option(help="Rows to measure on.", rich_help_panel=INPUT)] = "test",
     runs: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; grids may share one. [OUT/runs]")
+        Path | None,
+        typer.Option(
+            help="Folder of the runs; grids may share one. Default: OUT/runs.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, each in its own process.")] = 1,
-    ray: Annotated[bool, typer.Option("--ray", help="Do the runs as tasks of Ray.")] = False,
-    cpus: Annotated[int, typer.Option(min=1, help="Cores of a run, with --ray.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Runs at a time, each in its own process.", rich_help_panel=WORKERS)
+    ] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Do the runs as tasks of Ray.", rich_help_panel=WORKERS)
+    ] = False,
+    cpus: Annotated[
+        int, typer.Option(min=1, help="Cores of a run, with --ray.", rich_help_panel=WORKERS)
+    ] = 1,
     workers: WorkersOption = 1,
     address: AddressOption = None,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the arms of a grid with several seeds and compare them, pair by pair.
 
-    The same command again goes on where it was stopped. Exit code 3 when a run failed.
+    The same command again goes on where it was stopped, with more seeds too; --overwrite lets the
+    table of another study be replaced, whose runs stay. Exit code 3 when a run failed.
 
     Examples:
+
       trainer ablate --shards shards --grid relations --seeds 5 --out ablation/relations
+
       trainer ablate --shards shards --grid mine.toml --recipe tiny --jobs 8 --out ablation/mine
     """
     from trainer.ablate import Study, ablate, load_grid
@@ -337,7 +387,8 @@ def ablate(
     executor: Executor = Here() if jobs == workers == 1 else Processes(jobs)
     if ray:
         executor = RayTasks(address, cpus, int(gpus))
-    record = ablate(study, executor)
+    goes_on(study.runs)
+    record = ablate(study, executor, overwrite=overwrite)
     if as_json:
         print_json(record)
     else:
@@ -352,13 +403,16 @@ def ablate(
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write. [RUN-FORMAT, beside the run]")
+        Path | None,
+        typer.Option(
+            help="Folder to write. Default: RUN-FORMAT, beside the run.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    to: Annotated[ExportFormat, typer.Option(help="Format.")] = ExportFormat.safetensors,
-    result: Annotated[
-        list[Path] | None,
-        typer.Option(help="Result file of the evaluation, for the model card; repeatable."),
-    ] = None,
+    to: Annotated[
+        ExportFormat, typer.Option(help="Format.", rich_help_panel=OUTPUT)
+    ] = ExportFormat.safetensors,
+    result: ResultsOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a student for use elsewhere, with its config and a model card, and check it.
@@ -366,13 +420,21 @@ def export(
     A run gives its best checkpoint by validation, else its newest.
 
     Examples:
+
       trainer export runs/mrd
+
       trainer export runs/mrd --to onnx --out exports/mrd-onnx --result results/zeroshot.json
     """
     from trainer.export import default_out
     from trainer.export import export as write
 
-    made = write(source, out or default_out(source, to.value), to.value, results=result or ())
+    made = write(
+        source,
+        out or default_out(source, to.value),
+        to.value,
+        results=result or (),
+        overwrite=overwrite,
+    )
     if as_json:
         print_json(made.to_json())
         return
@@ -386,16 +448,25 @@ def export(
 def push(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model of the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new one.")] = False,
-    result: Annotated[
-        list[Path] | None,
-        typer.Option(help="Result file of the evaluation, for the model card; repeatable."),
-    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a new one.", rich_help_panel=OUTPUT)
+    ] = False,
+    result: ResultsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Upload a student to the Hugging Face hub, as the account that is logged in there."""
+    """Upload a student to the Hugging Face hub, as the account that is logged in there.
+
+    Example:
+
+      trainer push runs/mrd me/mrd-demo --result results/zeroshot.json
+    """
     from trainer.export import push as upload
 
-    note(f"pushed to {upload(source, repository, private=not public, results=result or ())}")
+    page = upload(source, repository, private=not public, results=result or ())
+    if as_json:
+        print_json({"url": page})
+        return
+    note(f"pushed to {page}")
 
 
 def main() -> None:

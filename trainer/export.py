@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.common import InputError, atomic_path, file_hash, versions
+from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from trainer.backbones import build_backbone
 from trainer.card import model_card
 from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, best, load_model, resolve
@@ -139,18 +139,21 @@ def export(
     *,
     results: Sequence[Path] = (),
     name: str | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Export the best checkpoint of a run by validation, else its newest, or a checkpoint.
 
     ``results`` are result files of the evaluation of that checkpoint for the card, which calls it
-    ``name``. Raises ``InputError`` when ``out`` exists, there is no whole checkpoint, a result is
-    of another one, a package is missing, or the export does not compute what the student does.
+    ``name``. Raises ``InputError`` when ``out`` is there (``overwrite`` replaces an export), when
+    there is no whole checkpoint, a result is of another one, a package is missing, or the export
+    does not compute what the student does.
     """
-    if out.exists():
-        raise InputError(f"--out {out}: exists already; choose another folder or remove it")
+    check_new(out, "--out", overwrite, kind="an export or a checkpoint", marks=(CONFIG,))
     if to not in FILES:
         raise InputError(f"--to {to}: unknown; choose {', '.join(FILES)}")
     loaded = load_model(best(Path(source)) or resolve(source))
+    if loaded.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"--out {out}: is what is exported; name another folder")
     student = as_student(loaded, torch.device("cpu"))
     records = [read_result(path, loaded) for path in results]
     file = FILES[to]

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pipeline.common import InputError, cores, quiet_stderr, write_json
-from pipeline.console import EXIT_INTERRUPTED, fail
+from pipeline.console import EXIT_INTERRUPTED, fail, note
 
 JOB, RUN_FOLDER, RESULT, LOG = "job.json", "run", "heldout.json", "log.txt"
 POLL_S = 0.2
@@ -306,7 +306,8 @@ def main() -> None:
         perform(Path(sys.argv[1]))
     except InputError as error:
         fail(str(error))
-    except Interrupted:
+    except Interrupted as error:
+        note(f"interrupted: {error}")
         sys.exit(EXIT_INTERRUPTED)
 
 

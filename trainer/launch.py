@@ -196,8 +196,8 @@ def work(config: dict[str, Any]) -> None:
             say=say,
             asked_to_stop=(folder / STOP).exists,
         )
-    except Interrupted:
-        outcome = {"interrupted": True}
+    except Interrupted as error:
+        outcome = {"interrupted": str(error)}
     except InputError as error:
         outcome = {"error": str(error)}
         if not isinstance(error, parallel.AgreedError):
@@ -215,7 +215,7 @@ def _raise_outcome(folder: Path, out: Path, failure: BaseException | None) -> No
     if "error" in outcome:
         raise InputError(outcome["error"])
     if "interrupted" in outcome:
-        raise Interrupted
+        raise Interrupted(outcome["interrupted"])
     if "done" not in outcome:
         raise InputError(
             f"workers were lost for good ({_reason(failure)}); `trainer resume {out}` goes on "

@@ -75,7 +75,7 @@ class Progress:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved a checkpoint."""
+    """The run was asked to stop and has saved a checkpoint; says which, and how to go on."""
 
 
 class DivergedError(Exception):

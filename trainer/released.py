@@ -17,9 +17,7 @@ What decides a released model beside its weights (read in its public code and mo
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common import InputError, file_hash
+from pipeline.common import InputError, check_new, file_hash
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint
 from trainer.backbones import build_backbone, resolve_options
@@ -38,6 +36,7 @@ from trainer.backbones.measure import count_parameters, on_meta
 
 Layout = Literal["openshape", "uni3d"]
 N_POINTS = 10_000  # of the clouds that all of them were trained on
+_NESTED = 8  # dicts around the tensors
 
 # Teachers by width; the tag tells where open_clip has it.
 OPENSHAPE_TEACHERS = {
@@ -113,24 +112,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises ``InputError`` for a file that is missing, damaged, without tensors, or that needs more
     than tensors and plain values to be read.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles, which end as errors anyway
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give the released weights") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: not read, because it holds more than tensors and plain values (or is no "
-            "PyTorch file); give weights saved as .safetensors"
-        ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: damaged ({first}); fetch it again") from error
-    while isinstance(value, Mapping):
-        nested = [value[key] for key in ("state_dict", "module", "model") if key in value]
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file; give the released weights") from error
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path}: damaged ({first}); fetch it again") from error
+    value = checkpoint.load_tensors(path)
+    for _ in range(_NESTED):  # not for ever: a dict may hold itself
+        nested = (
+            [value[key] for key in ("state_dict", "module", "model") if key in value]
+            if (isinstance(value, Mapping))
+            else []
+        )
         inner = next((item for item in nested if isinstance(item, Mapping)), None)
         if inner is None:
             break
@@ -142,6 +138,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     )
     if not tensors:
         raise InputError(f"{path}: holds no named tensors; give a file of released weights")
+    for name, tensor in tensors.items():
+        # A view may repeat one number without end.
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path}: {name[:80]} is no plain tensor; give the released file")
     return tensors
 
 
@@ -177,15 +178,15 @@ def import_weights(
     *,
     teacher: str | None = None,
     axes: Literal["xyz", "xzy"] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint of ours from a released file; returns its ``config.json``.
 
     ``teacher`` (MODEL:TAG of open_clip) and ``axes`` override what the release is known for, for
     weights that others trained in the same layout. Raises ``InputError`` for a file that cannot
-    be read or converted, and when ``out`` exists.
+    be read or converted, and when ``out`` is there (``overwrite`` replaces a checkpoint).
     """
-    if out.exists():
-        raise InputError(f"--out {out}: exists already; choose another folder or remove it")
+    check_new(out, "--out", overwrite, kind="a checkpoint", marks=(checkpoint.CONFIG,))
     released = convert(layout, read_weights(path), str(path))
     config = _config(released, layout, path, teacher, axes)
     checkpoint.save(out, config, released.weights)

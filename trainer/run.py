@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common import InputError, versions, write_json
+from pipeline.common import InputError, shown_bytes, versions, write_json
 from pipeline.console import note
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint, parallel
@@ -194,6 +194,7 @@ def fit(
         if rank() == 0:
             write_json(out / "environment.json", environment(device))
             recorder = Recorder(out, start)
+            held.callback(recorder.close)
         _introduce(recipe, corpus, task, batches, total, say)
         loop = Loop(
             task,
@@ -215,14 +216,12 @@ def fit(
         try:
             loop.run()
         except Interrupted:
-            say(f"saved at step {loop.progress.step}; `trainer resume {out}` goes on from there")
-            raise
+            raise Interrupted(
+                f"saved at step {loop.progress.step}; `trainer resume {out}` goes on from there"
+            ) from None
         except DivergedError as error:
             parallel.first_does(partial(_report, out, corpus, error))
             raise
-        finally:
-            if recorder:
-                recorder.close()
         progress = loop.progress
         if rank() == 0:
             write_card(out, header, vars(progress), total)
@@ -268,6 +267,10 @@ def _introduce(
         f"train on, {corpus.n_val} held out, {total} steps on {task.device.type}{processes}, "
         f"{task.dtype_reason}; shards {'in memory' if batches.in_memory else 'streamed'}"
     )
+    # Weights, the same in the state with two moments of each, and their mean where it is kept.
+    copies = 4 + recipe.ema.enabled
+    size = copies * sum(p.numel() * p.element_size() for p in task.student.parameters())
+    say(f"checkpoints of about {shown_bytes(size)} each, {recipe.train.keep} and the best are kept")
     if recipe.data.weights:
         shares = [quota / batches.rows_per_epoch for quota in batches.order.quota]
         told = [

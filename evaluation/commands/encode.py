@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +16,25 @@ from evaluation.commands.options import (
     TeacherViewsOption,
     UpAxisOption,
     ViewsOption,
+    counted,
     make_encoder,
 )
-from pipeline.common import InputError
-from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, ProgressBar, note, print_json
+from pipeline.common import InputError, check_new, shown_bytes
+from pipeline.console import (
+    EXIT_TOO_MANY_FAILURES,
+    INPUT,
+    OUTPUT,
+    WORKERS,
+    JsonOption,
+    OverwriteOption,
+    ProgressBar,
+    note,
+    print_json,
+)
 from pipeline.console import out as stdout
+
+if TYPE_CHECKING:
+    from evaluation.embeddings import EmbeddingsMeta
 
 
 def register(app: typer.Typer) -> None:
@@ -29,36 +43,55 @@ def register(app: typer.Typer) -> None:
 
 
 def encode(
-    out: Annotated[Path, typer.Option("--out", help="Embeddings file (Parquet) to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Embeddings file (Parquet) to write.", rich_help_panel=OUTPUT),
+    ],
     checkpoint: CheckpointOption = None,
-    shards: Annotated[str | None, typer.Option("--shards", help="Shard set to embed.")] = None,
+    shards: Annotated[
+        str | None, typer.Option("--shards", help="Shard set to embed.", rich_help_panel=INPUT)
+    ] = None,
     meshes: Annotated[
         list[Path] | None,
-        typer.Option("--meshes", help="Mesh file, or folder of them; may be repeated."),
+        typer.Option(
+            "--meshes", help="Mesh file, or folder of them; may be repeated.", rich_help_panel=INPUT
+        ),
     ] = None,
     split: SplitOption = None,
     teacher_views: TeacherViewsOption = False,
     views: ViewsOption = "mean",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32 or float16.", rich_help_panel=OUTPUT)
+    ] = "float32",
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
     max_failures: Annotated[
         float,
-        typer.Option("--max-failures", min=0, max=1, help="Failed fraction above which to exit 3."),
+        typer.Option(
+            "--max-failures",
+            min=0,
+            max=1,
+            help="Failed fraction above which to exit 3.",
+            rich_help_panel=WORKERS,
+        ),
     ] = 0.05,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Embed shards or mesh files with a trained student.
 
-    Example: evaluation encode --checkpoint runs/mrd --shards shards/mugs --out mugs.parquet
+    Example:
+
+      evaluation encode --checkpoint runs/mrd --shards shards/mugs --out mugs.parquet
     """
     from evaluation.embeddings import EmbeddingsMeta, write_embeddings
     from evaluation.sources import MeshSource, embed_shards, find_meshes, shards_data
     from evaluation.student import load_student, pick_device
     from pipeline.shards import ShardSet
 
+    check_new(out, "--out", overwrite)
     if (shards is None) == (not meshes):
         raise InputError("give either --shards SET or --meshes DIR_OR_FILES")
     if dtype not in ("float32", "float16"):
@@ -69,6 +102,7 @@ def encode(
         opened = ShardSet.open(shards)
         encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
         meta = EmbeddingsMeta(opened.manifest.teacher, encoder.model, shards_data(opened, split))
+        _introduce(f"{len(opened):,} objects", meta, dtype, len(opened), out)
         with ProgressBar("encode", len(opened), "objects") as bar:
             rows = embed_shards(opened, encoder, split, bar.advance)
             count = write_embeddings(out, meta, rows, kind)
@@ -80,9 +114,10 @@ def encode(
         data = {"kind": "meshes", "name": files[0][1].parent.name, "config_hash": ""}
         meta = EmbeddingsMeta(student.teacher, student.model, data)
         source = MeshSource(student, files, up_axis, seed)
-        with ProgressBar("encode", len(files), "meshes") as bar:
-            count = write_embeddings(out, meta, source.rows(bar.advance), kind)
         failures = source.failures
+        _introduce(f"{len(files):,} meshes", meta, dtype, len(files), out)
+        with ProgressBar("encode", len(files), "meshes") as bar:
+            count = write_embeddings(out, meta, source.rows(counted(bar, failures)), kind)
     summary = {
         "out": str(out),
         "rows": count,
@@ -103,3 +138,13 @@ def encode(
         )
     if failures and len(failures) > max_failures * (count + len(failures)):
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)
+
+
+def _introduce(what: str, meta: EmbeddingsMeta, dtype: str, count: int, out: Path) -> None:
+    """Tell what is about to be done, and how large it gets; texts come on top."""
+    split = meta.data.get("split")
+    size = count * meta.teacher.width * (2 if dtype == "float16" else 4)
+    note(
+        f"{what}{f', of them split {split},' if split else ''} by {meta.model.name}: "
+        f"{meta.teacher.width} numbers each as {dtype}, {shown_bytes(size)} at most, to {out}"
+    )

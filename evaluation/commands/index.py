@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common import InputError
-from pipeline.console import JsonOption, note, print_json
+from pipeline.console import INPUT, OUTPUT, SEARCH, JsonOption, OverwriteOption, note, print_json
 from pipeline.console import out as stdout
 
 
@@ -19,32 +19,57 @@ def register(app: typer.Typer) -> None:
 
 
 def index(
-    embeddings: Annotated[Path, typer.Option("--embeddings", help="File made by `encode`.")],
-    out: Annotated[Path, typer.Option("--out", help="Index folder to write.")],
+    embeddings: Annotated[
+        Path, typer.Option("--embeddings", help="File made by `encode`.", rich_help_panel=INPUT)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Index folder to write.", rich_help_panel=OUTPUT)
+    ],
     shards: Annotated[
         str | None,
         typer.Option(
             "--shards",
             help="Also measure an approximate index on texts and images of this shard set.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    kind: Annotated[str, typer.Option("--kind", help="auto, flat, hnsw or ivfpq.")] = "auto",
+    kind: Annotated[
+        str, typer.Option("--kind", help="auto, flat, hnsw or ivfpq.", rich_help_panel=SEARCH)
+    ] = "auto",
     recall: Annotated[
         float,
         typer.Option(
-            "--recall", min=0, max=1, help="Share of the exact best ten that must be found."
+            "--recall",
+            min=0,
+            max=1,
+            help="Share of the exact best ten that must be found.",
+            rich_help_panel=SEARCH,
         ),
     ] = 0.95,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="What the index may take, as in 2GB.")
+        str | None,
+        typer.Option(
+            "--memory", help="What the index may take, as in 2GB.", rich_help_panel=SEARCH
+        ),
     ] = None,
     latency: Annotated[
         str | None,
-        typer.Option("--latency", help="What 95 of 100 queries may take here, as in 10ms."),
+        typer.Option(
+            "--latency",
+            help="What 95 of 100 queries may take here, as in 10ms.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     flat_limit: Annotated[
-        int, typer.Option("--flat-limit", min=0, help="Rows up to which auto tries flat first.")
+        int,
+        typer.Option(
+            "--flat-limit",
+            min=0,
+            help="Rows up to which auto tries flat first.",
+            rich_help_panel=SEARCH,
+        ),
     ] = 200_000,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Build a search index (FAISS) from an embeddings file.
@@ -60,9 +85,9 @@ def index(
     """
     from evaluation.embeddings import read_embeddings
     from evaluation.index import build_index, check_target, sample_queries
-    from evaluation.index_choice import Wanted
+    from evaluation.index_choice import Wanted, plans
     from evaluation.teachers import require_same_teacher
-    from pipeline.common import byte_size
+    from pipeline.common import byte_size, shown_bytes
     from pipeline.shards import ShardSet
 
     wanted = Wanted(
@@ -72,7 +97,7 @@ def index(
         None if memory is None else byte_size("--memory", memory),
         None if latency is None else milliseconds(latency),
     )
-    check_target(out)
+    check_target(out, overwrite)
     loaded = read_embeddings(embeddings)
     queries = None
     if shards is not None:
@@ -81,6 +106,9 @@ def index(
             loaded.meta.teacher, str(embeddings), opened.manifest.teacher, f"shards {shards}"
         )
         queries = sample_queries(opened)
+    count, width = loaded.rows.vectors.shape
+    tried = [f"{p.told()} ({shown_bytes(p.memory)})" for p in plans(count, width, wanted)]
+    note(f"{count:,} vectors of {width} numbers; first of: {', '.join(tried)}")
     manifest = build_index(loaded, out, wanted=wanted, queries=queries)
     if json_output:
         print_json(_short(manifest))
@@ -105,24 +133,37 @@ def index(
 
 
 def update(
-    index: Annotated[Path, typer.Option("--index", help="Folder made by `index`; is changed.")],
+    index: Annotated[
+        Path,
+        typer.Option("--index", help="Folder made by `index`; is changed.", rich_help_panel=INPUT),
+    ],
     add: Annotated[
-        Path | None, typer.Option("--add", help="Embeddings file with objects to add.")
+        Path | None,
+        typer.Option("--add", help="Embeddings file with objects to add.", rich_help_panel=INPUT),
     ] = None,
     remove: Annotated[
         list[str] | None,
         typer.Option(
-            "--remove", help="uid to remove, or a text file of one a line; may be repeated."
+            "--remove",
+            help="uid to remove, or a text file of one a line; may be repeated.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Let added objects replace those of the same uid.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="Let added objects replace those of the same uid.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Add objects to an index, or remove them.
 
-    Example: evaluation update --index mugs.index --add new.parquet --remove folder/broken.glb
+    Example:
+
+      evaluation update --index mugs.index --add new.parquet --remove folder/broken.glb
     """
     from evaluation.embeddings import read_embeddings
     from evaluation.index_update import update_index

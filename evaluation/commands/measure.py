@@ -20,10 +20,19 @@ from evaluation.commands.options import (
     TeacherOption,
     TeacherViewsOption,
     ViewsOption,
+    check_result,
     make_encoder,
 )
 from pipeline.common import InputError
-from pipeline.console import JsonOption, ProgressBar, print_json
+from pipeline.console import (
+    INPUT,
+    MEASURE,
+    VIEWS,
+    JsonOption,
+    OverwriteOption,
+    ProgressBar,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.known.base import Benchmark, Variant
@@ -48,10 +57,16 @@ def zeroshot(
             "--labels",
             help="Class names: one a line, JSON list, or JSON object category -> name. "
             "Default: the categories of the shards.",
+            rich_help_panel=MEASURE,
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="ours, openshape or uni3d: see docs/evaluation.md.")
+        str,
+        typer.Option(
+            "--protocol",
+            help="ours, openshape or uni3d: see docs/evaluation.md.",
+            rich_help_panel=MEASURE,
+        ),
     ] = "ours",
     templates: Annotated[
         str | None,
@@ -59,13 +74,17 @@ def zeroshot(
             "--templates",
             help="manifest (those of the shards), field64, bare, or a file of one a line. "
             "Default: those of the protocol.",
+            rich_help_panel=MEASURE,
         ),
     ] = None,
     split: SplitOption = None,
     draws: Annotated[
         int,
         typer.Option(
-            "--draws", min=1, help="Samples of each cloud to average; their spread is told."
+            "--draws",
+            min=1,
+            help="Samples of each cloud to average; their spread is told.",
+            rich_help_panel=VIEWS,
         ),
     ] = 1,
     seed: SeedOption = 0,
@@ -74,6 +93,7 @@ def zeroshot(
     teacher: TeacherOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Classify shapes by the nearest class text.
@@ -97,6 +117,7 @@ def zeroshot(
     from evaluation.tables import zeroshot_tables
     from pipeline.shards import ShardSet
 
+    check_result(out, overwrite)
     chosen = protocol_of(protocol)
     opened = ShardSet.open(shards)
     known, selection = _selection(benchmark, opened, split)
@@ -147,6 +168,7 @@ def recall(
             "--texts",
             help="Which texts ask: a source of the shards (caption, name ...) or all. "
             "Default: captions where there are some, else names.",
+            rich_help_panel=MEASURE,
         ),
     ] = None,
     split: SplitOption = None,
@@ -154,16 +176,20 @@ def recall(
     out: ResultOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Measure retrieval: text, image and shape against shape, and back.
 
-    Example: evaluation recall --checkpoint runs/mrd --shards shards/test --out recall.json
+    Example:
+
+      evaluation recall --checkpoint runs/mrd --shards shards/test --out recall.json
     """
     from evaluation.benchmarks.recall import recall as run
     from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
+    check_result(out, overwrite)
     opened = ShardSet.open(shards)
     _, selection = _selection(benchmark, opened, split)
     split = selection.split if selection else split
@@ -188,32 +214,53 @@ def probe(
     views: ViewsOption = "mean",
     train_shards: Annotated[
         str | None,
-        typer.Option("--train-shards", help="Set to learn from; default: the same one."),
+        typer.Option(
+            "--train-shards",
+            help="Set to learn from; default: the same one.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Rows that are measured.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="Rows that are measured.", rich_help_panel=INPUT)
+    ] = "test",
     shots: Annotated[
-        str, typer.Option("--shots", help="Objects a class, for the few-shot probes.")
+        str,
+        typer.Option(
+            "--shots", help="Objects a class, for the few-shot probes.", rich_help_panel=MEASURE
+        ),
     ] = "1,2,4,8,16",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Draws of the shots.")] = 10,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Draws of the shots.", rich_help_panel=MEASURE)
+    ] = 10,
     c: Annotated[
-        float, typer.Option("--c", min=1e-6, help="Inverse regularisation of the classifier.")
+        float,
+        typer.Option(
+            "--c",
+            min=1e-6,
+            help="Inverse regularisation of the classifier.",
+            rich_help_panel=MEASURE,
+        ),
     ] = 10.0,
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Fit classifiers on frozen embeddings: few-shot, with all labels, and nearest neighbours.
 
     Learns from rows of split train (or of none), measures on rows of split test.
 
-    Example: evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
+    Example:
+
+      evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
     """
     from evaluation.benchmarks.probe import probe as run
     from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
+    check_result(out, overwrite)
     counts = parse_shots(shots)
     opened = ShardSet.open(shards)
     _, selection = _selection(benchmark, opened, split)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.common import InputError
+from pipeline.common import InputError, check_new
+from pipeline.console import INPUT, MEASURE, MODEL, OUTPUT, VIEWS, ProgressBar
 
 if TYPE_CHECKING:
     from evaluation.sources import Centre, Encoder
@@ -18,37 +20,79 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         help="A run folder (its newest checkpoint), a checkpoint, or released weights.",
+        rich_help_panel=MODEL,
     ),
 ]
-ShardsOption = Annotated[str, typer.Option("--shards", help="Shard set: a folder or a URI.")]
+ShardsOption = Annotated[
+    str, typer.Option("--shards", help="Shard set: a folder or a URI.", rich_help_panel=INPUT)
+]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="Only rows of this split; default: all rows.")
+    str | None,
+    typer.Option(
+        "--split", help="Only rows of this split; default: all rows.", rich_help_panel=INPUT
+    ),
 ]
 TeacherViewsOption = Annotated[
     bool,
-    typer.Option("--teacher-views", help="Take the teacher on rendered views: the ceiling."),
+    typer.Option(
+        "--teacher-views",
+        help="Take the teacher on rendered views: the ceiling.",
+        rich_help_panel=MODEL,
+    ),
 ]
 ViewsOption = Annotated[
-    str, typer.Option("--views", help="With --teacher-views: mean of all views, or the first.")
+    str,
+    typer.Option(
+        "--views",
+        help="With --teacher-views: mean of all views, or the first.",
+        rich_help_panel=MODEL,
+    ),
 ]
 TeacherOption = Annotated[
     str | None,
-    typer.Option("--teacher", help="Where the teacher is now, if it was a local file."),
+    typer.Option(
+        "--teacher", help="Where the teacher is now, if it was a local file.", rich_help_panel=MODEL
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Clouds at a time.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel=MODEL)
+]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Clouds at a time.", rich_help_panel=MODEL)
+]
 BenchmarkOption = Annotated[
     str | None,
     typer.Option(
         "--benchmark",
         help="One that `evaluation benchmarks` lists, or a name for tables. Default: the dataset.",
+        rich_help_panel=MEASURE,
     ),
 ]
-ResultOption = Annotated[Path | None, typer.Option("--out", help="Result file (JSON) to write.")]
-UpAxisOption = Annotated[
-    str, typer.Option("--up-axis", help="Up axis of mesh files: auto, +x, -x, +y, -y, +z or -z.")
+ResultOption = Annotated[
+    Path | None, typer.Option("--out", help="Result file (JSON) to write.", rich_help_panel=OUTPUT)
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the point sampling.")]
+UpAxisOption = Annotated[
+    str,
+    typer.Option(
+        "--up-axis",
+        help="Up axis of mesh files: auto, +x, -x, +y, -y, +z or -z.",
+        rich_help_panel=INPUT,
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of the point sampling.", rich_help_panel=VIEWS)
+]
+
+
+def check_result(out: Path | None, overwrite: bool) -> None:
+    """Refuse a ``--out`` that is there, before the work starts. Raises ``InputError``."""
+    if out is not None:
+        check_new(out, "--out", overwrite)
+
+
+def counted(bar: ProgressBar, failures: Sequence[object]) -> Callable[[int], None]:
+    """``bar.advance`` that tells how many have failed so far."""
+    return lambda count: bar.advance(count, f"{len(failures)} failed" if failures else "")
 
 
 def make_encoder(

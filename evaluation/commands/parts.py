@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from evaluation.commands.measure import tell
-from evaluation.commands.options import DeviceOption, ResultOption, SeedOption
-from pipeline.console import JsonOption, ProgressBar
+from evaluation.commands.options import DeviceOption, ResultOption, SeedOption, check_result
+from pipeline.console import INPUT, MEASURE, MODEL, JsonOption, OverwriteOption, ProgressBar
 
 
 def register(app: typer.Typer) -> None:
@@ -20,29 +20,55 @@ def register(app: typer.Typer) -> None:
 def parts(
     root: Annotated[
         Path,
-        typer.Option("--root", help="shapenetcore_partanno_segmentation_benchmark_v0_normal."),
+        typer.Option(
+            "--root",
+            help="shapenetcore_partanno_segmentation_benchmark_v0_normal.",
+            rich_help_panel=INPUT,
+        ),
     ],
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", help="A checkpoint, or a run folder (its newest).")
+        Path,
+        typer.Option(
+            "--checkpoint",
+            help="A checkpoint, or a run folder (its newest).",
+            rich_help_panel=MODEL,
+        ),
     ],
-    split: Annotated[str, typer.Option("--split", help="Shapes measured: test or val.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="Shapes measured: test or val.", rich_help_panel=INPUT)
+    ] = "test",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most that many shapes of each split.")
+        int | None,
+        typer.Option(
+            "--limit", min=1, help="At most that many shapes of each split.", rich_help_panel=INPUT
+        ),
     ] = None,
     points: Annotated[
-        int, typer.Option("--points", min=1, help="Points a shape that the classifier learns from.")
+        int,
+        typer.Option(
+            "--points",
+            min=1,
+            help="Points a shape that the classifier learns from.",
+            rich_help_panel=MEASURE,
+        ),
     ] = 128,
     epochs: Annotated[
-        int, typer.Option("--epochs", min=1, help="Passes of the classifier over them.")
+        int,
+        typer.Option(
+            "--epochs", min=1, help="Passes of the classifier over them.", rich_help_panel=MEASURE
+        ),
     ] = 20,
     seed: SeedOption = 0,
     out: ResultOption = None,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Segment parts with a linear probe on frozen patch features (ShapeNetPart's format).
 
-    Example: evaluation parts --checkpoint runs/mrd --root shapenetpart --out parts.json
+    Example:
+
+      evaluation parts --checkpoint runs/mrd --root shapenetpart --out parts.json
     """
     from evaluation import student as students
     from evaluation.benchmarks.parts import parts_probe
@@ -50,6 +76,7 @@ def parts(
     from evaluation.tables import one_table
     from pipeline.common import InputError
 
+    check_result(out, overwrite)
     if split not in ("test", "val"):
         raise InputError(f"--split {split}: use test or val; the probe learns from train")
     data = open_parts(root)

@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 def benchmarks(json_output: JsonOption = False) -> None:
     """List the benchmarks that `--benchmark` knows: classes, objects, and the sets they are of.
 
-    Example: evaluation benchmarks --json
+    Example:
+
+      evaluation benchmarks --json
     """
     from evaluation.benchmarks.known import BENCHMARKS
 
@@ -53,7 +55,9 @@ def benchmarks(json_output: JsonOption = False) -> None:
 def published(json_output: JsonOption = False) -> None:
     """List what papers report, which results of the same benchmarks are shown beside.
 
-    Example: evaluation published --json
+    Example:
+
+      evaluation published --json
     """
     from evaluation.published import published as known
     from evaluation.published import tables

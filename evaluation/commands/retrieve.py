@@ -9,9 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evaluation.commands.options import DeviceOption, SeedOption, TeacherOption, UpAxisOption
+from evaluation.commands.options import (
+    DeviceOption,
+    SeedOption,
+    TeacherOption,
+    UpAxisOption,
+    check_result,
+)
 from pipeline.common import InputError
-from pipeline.console import JsonOption, note, print_json, print_table
+from pipeline.console import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SEARCH,
+    JsonOption,
+    OverwriteOption,
+    note,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from evaluation.index import Hit
@@ -26,54 +42,88 @@ def register(app: typer.Typer) -> None:
 
 
 def retrieve(
-    index: Annotated[Path, typer.Option("--index", help="Folder made by `index`.")],
+    index: Annotated[
+        Path, typer.Option("--index", help="Folder made by `index`.", rich_help_panel=INPUT)
+    ],
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="What to look for, in words; VALUE@0.5 weighs a part."),
+        typer.Option(
+            "--text",
+            help="What to look for, in words; VALUE@0.5 weighs a part.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option("--image", help="Picture of what to look for.")
+        list[str] | None,
+        typer.Option("--image", help="Picture of what to look for.", rich_help_panel=SEARCH),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", help="Mesh, or .npz cloud (xyz, rgb), to look for."),
+        typer.Option(
+            "--shape", help="Mesh, or .npz cloud (xyz, rgb), to look for.", rich_help_panel=SEARCH
+        ),
     ] = None,
     minus: Annotated[
-        list[str] | None, typer.Option("--minus", help="What to keep away from, in words.")
+        list[str] | None,
+        typer.Option("--minus", help="What to keep away from, in words.", rich_help_panel=SEARCH),
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
-            "--queries", help="In their place: CSV of text, image, shape, minus; a query a line."
+            "--queries",
+            help="In their place: CSV of text, image, shape, minus; a query a line.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many objects to show.")] = 10,
+    k: Annotated[
+        int,
+        typer.Option(
+            "-k", "--top", min=1, help="How many objects to show.", rich_help_panel=SEARCH
+        ),
+    ] = 10,
     where: Annotated[
         str | None,
-        typer.Option("--where", help="SQL condition on category, source, uid and texts."),
+        typer.Option(
+            "--where",
+            help="SQL condition on category, source, uid and texts.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     shards: Annotated[
         str | None,
         typer.Option(
             "--shards",
             help="Set of the objects: its columns for --where, its clouds for pictures in HTML.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     meshes: Annotated[
         Path | None,
-        typer.Option("--meshes", help="Folder of the meshes: they are rendered for HTML."),
+        typer.Option(
+            "--meshes",
+            help="Folder of the meshes: they are rendered for HTML.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="With shapes: the student, if it was moved."),
+        typer.Option(
+            "--checkpoint", help="With shapes: the student, if it was moved.", rich_help_panel=MODEL
+        ),
     ] = None,
     teacher: TeacherOption = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write the hits: a .json, .csv or .html file.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Also write the hits: a .json, .csv or .html file.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Search an index by text, image or shape, or by several of them together.
@@ -97,6 +147,7 @@ def retrieve(
     ending = "" if out is None else out.suffix.lower()
     if out is not None and ending not in (".json", ".csv", ".html"):
         raise InputError(f"--out {out}: give a name that ends in .json, .csv or .html")
+    check_result(out, overwrite)
     if queries is not None and (text or image or shape or minus):
         raise InputError("--queries names all that is looked for: leave the other parts out")
     if shards is not None and where is None and ending != ".html":

@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evaluation.commands.options import DeviceOption, SeedOption, UpAxisOption
+from evaluation.commands.options import (
+    DeviceOption,
+    SeedOption,
+    UpAxisOption,
+    check_result,
+    counted,
+)
 from pipeline.common import InputError
 from pipeline.console import (
     EXIT_TOO_MANY_FAILURES,
+    MODEL,
+    OUTPUT,
+    SEARCH,
+    VIEWS,
+    WORKERS,
     JsonOption,
+    OverwriteOption,
     ProgressBar,
     note,
     print_json,
@@ -35,50 +47,82 @@ def score(
         list[Path] | None, typer.Argument(help="Mesh files, or folders of them.", metavar="MESH...")
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", help="What every mesh was to show, in words.")
+        str | None,
+        typer.Option(
+            "--text", help="What every mesh was to show, in words.", rich_help_panel=SEARCH
+        ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", help="Picture of what every mesh was to show.")
+        Path | None,
+        typer.Option(
+            "--image", help="Picture of what every mesh was to show.", rich_help_panel=SEARCH
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="In their place: CSV of mesh, text, image; a line for each mesh."
+            "--prompts",
+            help="In their place: CSV of mesh, text, image; a line for each mesh.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="Student; without one only views are looked at."),
+        typer.Option(
+            "--checkpoint",
+            help="Student; without one only views are looked at.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             "--teacher",
             help="demo, MODEL:TAG, MODEL:/path; with --checkpoint: where its teacher is now.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     draws: Annotated[
-        int, typer.Option("--draws", min=1, help="Samplings of points; their spread is told.")
+        int,
+        typer.Option(
+            "--draws",
+            min=1,
+            help="Samplings of points; their spread is told.",
+            rich_help_panel=VIEWS,
+        ),
     ] = 3,
-    views: Annotated[int, typer.Option("--views", min=1, max=120, help="Rendered views.")] = 12,
+    views: Annotated[
+        int, typer.Option("--views", min=1, max=120, help="Rendered views.", rich_help_panel=VIEWS)
+    ] = 12,
     distractors: Annotated[
         Path | None,
         typer.Option(
             "--distractors",
             help="Texts that a good mesh must not fit better, one a line. Default: 164 everyday "
             "things.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write all figures: a .csv or .json file.")
+        Path | None,
+        typer.Option(
+            "--out", help="Also write all figures: a .csv or .json file.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
     max_failures: Annotated[
         float,
-        typer.Option("--max-failures", min=0, max=1, help="Failed fraction above which to exit 3."),
+        typer.Option(
+            "--max-failures",
+            min=0,
+            max=1,
+            help="Failed fraction above which to exit 3.",
+            rich_help_panel=WORKERS,
+        ),
     ] = 0.05,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Score meshes, generated ones say, against a text, a picture, or both.
@@ -95,6 +139,7 @@ def score(
 
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"--out {out}: give a name that ends in .csv or .json")
+    check_result(out, overwrite)
     asked = _asked(meshes or [], text, image, prompts)
     wrong = scoring.read_distractors(distractors)
     tower, student = _models(checkpoint, teacher, device)
@@ -104,7 +149,7 @@ def score(
     )
     failures: list[tuple[str, str]] = []
     with ProgressBar("score", len(asked), "meshes") as bar:
-        scores = list(scoring.score_all(asked, scorer, failures, bar.advance))
+        scores = list(scoring.score_all(asked, scorer, failures, counted(bar, failures)))
     protocol = {
         "measure": "cosine",
         "views": cameras.name,

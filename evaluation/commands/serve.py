@@ -9,7 +9,7 @@ import typer
 
 from evaluation.commands.options import DeviceOption, TeacherOption
 from pipeline.common import InputError, byte_size
-from pipeline.console import note
+from pipeline.console import INPUT, MODEL, SERVER, note
 
 
 def register(app: typer.Typer) -> None:
@@ -18,39 +18,66 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    index: Annotated[Path, typer.Option("--index", help="Folder made by `index`.")],
+    index: Annotated[
+        Path, typer.Option("--index", help="Folder made by `index`.", rich_help_panel=INPUT)
+    ],
     shards: Annotated[
         str | None,
-        typer.Option("--shards", help="Set of the objects: clouds to see, columns to ask for."),
+        typer.Option(
+            "--shards",
+            help="Set of the objects: clouds to see, columns to ask for.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     meshes: Annotated[
         Path | None,
-        typer.Option("--meshes", "--assets", help="Folder of the meshes: to see and to turn."),
+        typer.Option(
+            "--meshes",
+            "--assets",
+            help="Folder of the meshes: to see and to turn.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="The student, if it was moved.")
+        Path | None,
+        typer.Option("--checkpoint", help="The student, if it was moved.", rich_help_panel=MODEL),
     ] = None,
     teacher: TeacherOption = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all networks.")
+        str,
+        typer.Option(
+            "--host", help="Address to listen on; 0.0.0.0 for all networks.", rich_help_panel=SERVER
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port.", rich_help_panel=SERVER)
+    ] = 8000,
     max_upload: Annotated[
-        str, typer.Option("--max-upload", help="Largest request, as in 50MB.")
+        str,
+        typer.Option("--max-upload", help="Largest request, as in 50MB.", rich_help_panel=SERVER),
     ] = "50MB",
     places: Annotated[
-        int, typer.Option("--jobs", min=1, help="Requests at work at once; others are turned away.")
+        int,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Requests at work at once; others are turned away.",
+            rich_help_panel=SERVER,
+        ),
     ] = 2,
     device: DeviceOption = "auto",
 ) -> None:
     """Search, score and classify in a browser; the same as a JSON API (/openapi.json).
 
-    Example: evaluation serve --index mugs.index --shards shards/mugs --meshes meshes/
+    Example:
+
+      evaluation serve --index mugs.index --shards shards/mugs --meshes meshes/
     """
     import uvicorn
 
     from evaluation.student import pick_device
     from evaluation.web.app import make_app
+    from evaluation.web.limits import CONNECTIONS, PromptProtocol
     from evaluation.web.service import SearchService
 
     limit = byte_size("--max-upload", max_upload)
@@ -73,7 +100,15 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     note(f"http://{shown}:{port} (Ctrl-C ends it)")
     config = uvicorn.Config(
-        app, host, port, log_level="warning", timeout_keep_alive=5, server_header=False
+        app,
+        host,
+        port,
+        http=PromptProtocol,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        log_level="warning",
+        timeout_keep_alive=5,
+        server_header=False,
     )
     server = uvicorn.Server(config)
     try:

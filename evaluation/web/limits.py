@@ -1,7 +1,8 @@
-"""What a request may cost: bytes of its body, hosts and origins, and how many work at once."""
+"""What a request may cost: bytes and seconds of it, hosts and origins, how many work at once."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -21,8 +23,40 @@ SECURITY_HEADERS = {
 }
 
 
+CONNECTIONS = 256  # at a time; more are answered with 503
+HEADER_S = 10.0  # for the head of a request, from its connection or from the answer before
+BODY_S = 60.0  # for its body
+
+
 class TooLargeError(Exception):
     """A body went over the limit while it was being read."""
+
+
+class TooSlowError(Exception):
+    """A body did not come within ``BODY_S``."""
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP of uvicorn for clients that send the head of a request within ``HEADER_S``.
+
+    uvicorn waits for it as long as the client likes, and everyone holds a connection meanwhile.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to watch a connection."""
+        super().connection_made(transport)
+        self._watch()
+
+    def _watch(self) -> None:
+        self.loop.call_later(HEADER_S, self._check, self.cycle)
+
+    def _check(self, before: object) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is before and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+        else:
+            self._watch()
 
 
 class BusyError(Exception):
@@ -65,16 +99,28 @@ class Guard:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refused = self._refused(headers)
         if refused is not None:
-            await JSONResponse({"error": refused[1]}, refused[0])(scope, receive, send)
+            close = {"Connection": "close"}  # its body is not read
+            await JSONResponse({"error": refused[1]}, refused[0], close)(scope, receive, send)
             return
-        seen = 0
+        seen, whole = 0, False
+        refusal: JSONResponse | None = None
+        deadline = asyncio.get_running_loop().time() + BODY_S
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole, refusal
+            if whole:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = self._too_slow()
+                raise TooSlowError from None  # the application answers with what it makes of it
             seen += len(message.get("body", b""))
             if seen > self._max:
-                raise TooLargeError  # the application answers with what it makes of it
+                refusal = self._too_large()
+                raise TooLargeError
+            whole = not message.get("more_body", False)
             return message
 
         async def with_headers(message: Message) -> None:
@@ -84,17 +130,21 @@ class Guard:
             await send(message)
 
         async def answer(message: Message) -> None:
-            if seen <= self._max:
+            if refusal is None:
                 await with_headers(message)
 
-        with suppress(TooLargeError):
+        with suppress(TooLargeError, TooSlowError):
             await self._app(scope, counted, answer)
-        if seen > self._max:
-            await self._too_large()(scope, receive, with_headers)
+        if refusal is not None:
+            await refusal(scope, receive, with_headers)
 
     def _too_large(self) -> JSONResponse:
         told = f"the request is larger than {self._max / 1e6:g} MB; give a smaller file"
         return JSONResponse({"error": told}, 413, headers={"Connection": "close"})
+
+    def _too_slow(self) -> JSONResponse:
+        told = f"the request did not come within {BODY_S:g} s; send it faster, or a smaller file"
+        return JSONResponse({"error": told}, 408, headers={"Connection": "close"})
 
     def _refused(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
@@ -104,6 +154,8 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return 403, "requests from other sites are refused"
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            return 400, "the request says twice how long it is"  # a proxy may believe the other
         length = headers.get(b"content-length", "0")
         if not length.isdigit() or int(length) > self._max:
             return 413, f"the request is larger than {self._max / 1e6:g} MB; give a smaller file"

@@ -34,7 +34,13 @@ from typing import Any, TextIO
 
 from pipeline.captions.json_stream import json_items
 from pipeline.common import InputError, file_hash
-from pipeline.datasets.tables import FIELD_LIMIT, ROLES, cell_texts, open_parquet
+from pipeline.datasets.tables import (
+    FIELD_LIMIT,
+    ROLES,
+    cell_texts,
+    open_parquet,
+    parquet_rows,
+)
 
 # Keys and columns of texts -> their source; None: of the file's own source ("caption" if unsaid).
 TEXT_KEYS: dict[str, str | None] = {
@@ -59,6 +65,7 @@ _NESTED = ("captions", "caption", "text", "values", "generated_text", "descripti
 _FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 _SOURCE = re.compile(r"([A-Za-z][A-Za-z0-9_-]{0,31})=(.+)", re.DOTALL)
 _PROBE = 1 << 20  # characters of a first line
+_LONGEST = 1 << 26  # characters of a line: a small .gz may unfold to one without end
 
 Entry = tuple[str, str, str]  # identifier, source, raw text
 
@@ -155,11 +162,20 @@ def _entries(path: Path) -> Iterator[tuple[str, str | None, str]]:
             yield from _line_entries(path, stream)
 
 
+def _lines(path: Path, stream: TextIO) -> Iterator[str]:
+    while line := stream.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise InputError(
+                f"--captions {path}: a line of over {_LONGEST >> 20} MiB; write one text a line"
+            )
+        yield line
+
+
 def _csv_entries(
     path: Path, stream: TextIO, delimiter: str
 ) -> Iterator[tuple[str, str | None, str]]:
     csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader(stream, delimiter=delimiter)
+    reader = csv.reader(_lines(path, stream), delimiter=delimiter)
     header: list[str] | None = None
     for index, row in enumerate(reader):
         if index == 0:
@@ -180,24 +196,15 @@ def _csv_entries(
 
 
 def _parquet_entries(path: Path) -> Iterator[tuple[str, str | None, str]]:
-    import pyarrow as pa
-
     try:
-        file = open_parquet(path)
+        names = list(open_parquet(path).schema_arrow.names)
+        _check_columns(path, [name.lower() for name in names])
+        wanted = [name for name in names if name.lower() in TEXT_KEYS or name.lower() in ID_KEYS]
+        for row in parquet_rows(path, wanted):
+            yield from _record_entries({key.lower(): value for key, value in row.items()})
     except InputError as error:
-        raise InputError(f"--captions {error}") from None
-    names = list(file.schema_arrow.names)
-    _check_columns(path, [name.lower() for name in names])
-    wanted = [name for name in names if name.lower() in TEXT_KEYS or name.lower() in ID_KEYS]
-    try:
-        for batch in file.iter_batches(batch_size=4096, columns=wanted):
-            for row in batch.to_pylist():
-                yield from _record_entries({key.lower(): value for key, value in row.items()})
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(
-            f"--captions {path}: damaged ({reason}); fetch or write it again"
-        ) from None
+        text = str(error)
+        raise InputError(text if text.startswith("--captions") else f"--captions {text}") from None
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
@@ -227,7 +234,7 @@ def _json_entries(path: Path, stream: TextIO) -> Iterator[tuple[str, str | None,
 
 
 def _line_entries(path: Path, stream: TextIO) -> Iterator[tuple[str, str | None, str]]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(path, stream), 1):
         if not line.strip():
             continue
         try:

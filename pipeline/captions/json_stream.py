@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from pipeline.common import InputError
 
+_BLANKS = re.compile(r"[ \t\r\n]+")
 _CHUNK = 1 << 20  # characters read at once
 _AFTER_NUMBER = frozenset(" \t\r\n,]}")
 _MOST = 1 << 28  # characters of one value
@@ -49,8 +51,8 @@ class _Reader:
     def peek(self) -> str:
         """The next sign that is not blank; empty at the end."""
         while True:
-            while self._at < len(self._buffer) and self._buffer[self._at] in " \t\r\n":
-                self._at += 1
+            blanks = _BLANKS.match(self._buffer, self._at)
+            self._at = blanks.end() if blanks else self._at
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
             if not self._more():

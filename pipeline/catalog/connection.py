@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +16,8 @@ import pyarrow.dataset as pads
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from pipeline.shards.schema import row_schema
+
+T = TypeVar("T")
 
 BULK = ("xyz", "rgb", "image_embeds", "thumbnail_embed", "text_embeds")
 _LOCK = "set lock_configuration = true"
@@ -46,13 +49,30 @@ def query(root: str | Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]
                     "query: not one SELECT statement; ask for example "
                     '"select category, count(*) from shards group by category"'
                 )
-            result = db.execute(statements[0])
-            rows = result.fetchall()
-            return [column[0] for column in result.description or []], rows
+            return interruptible(db, lambda: _fetched(db.execute(statements[0])))
     except duckdb.Error as error:
         raise InputError(
             f"query: {one_line(error)}; the tables are shards, shards_full and failures"
         ) from error
+
+
+def _fetched(result: duckdb.DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:
+    rows = result.fetchall()
+    return [column[0] for column in result.description or []], rows
+
+
+def interruptible(db: duckdb.DuckDBPyConnection, statement: Callable[[], T]) -> T:
+    """What ``statement`` gives; Ctrl-C ends it at once.
+
+    DuckDB itself looks for signals between large pieces of work, which may take minutes.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(statement)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            db.interrupt()
+            raise
 
 
 def one_line(error: duckdb.Error) -> str:
@@ -121,6 +141,10 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             db.execute("set enable_progress_bar = false")
             yield db
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C
+                raise KeyboardInterrupt from error
+            raise
         finally:
             db.close()
 

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.captions import SOURCES, CaptionOptions, parse_caption_file
 from pipeline.common import InputError
+from pipeline.console import TEXTS
 
 CaptionsOption = Annotated[
     list[str] | None,
@@ -17,26 +18,39 @@ CaptionsOption = Annotated[
         "--captions",
         metavar="[SOURCE=]FILE",
         help="Texts by uid from CSV, JSON, JSON lines or Parquet (repeatable): cap3d=Cap3D.csv.",
+        rich_help_panel=TEXTS,
     ),
 ]
 TextSourcesOption = Annotated[
     str | None,
     typer.Option(
-        "--text-sources", help="Only texts of these sources, e.g. name,tags,caption,cap3d."
+        "--text-sources",
+        help="Only texts of these sources, e.g. name,tags,caption,cap3d.",
+        rich_help_panel=TEXTS,
     ),
 ]
 TextsPerSourceOption = Annotated[
     int | None,
-    typer.Option("--texts-per-source", min=1, help="At most that many texts of one source."),
+    typer.Option(
+        "--texts-per-source",
+        min=1,
+        help="At most that many texts of one source.",
+        rich_help_panel=TEXTS,
+    ),
 ]
 CaptionerOption = Annotated[
     str | None,
     typer.Option(
-        "--captioner", help="Caption views with this model: a folder or hub id (transformers)."
+        "--captioner",
+        help="Caption views with this model: a folder or hub id (transformers).",
+        rich_help_panel=TEXTS,
     ),
 ]
 CaptionerViewsOption = Annotated[
-    int, typer.Option("--captioner-views", min=1, help="Views per object that it captions.")
+    int,
+    typer.Option(
+        "--captioner-views", min=1, help="Views per object that it captions.", rich_help_panel=TEXTS
+    ),
 ]
 
 

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import NearOption, ShardsArgument
-from pipeline.console import JsonOption, note, print_json, print_table
+from pipeline.console import (
+    INPUT,
+    OUTPUT,
+    SPLIT,
+    JsonOption,
+    OverwriteOption,
+    note,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from pipeline.sets.split import Split
 
-OutOption = Annotated[str, typer.Option("--out", help="Shard set to write: a folder or a URI.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the set when it is there.")
+OutOption = Annotated[
+    str,
+    typer.Option("--out", help="Shard set to write: a folder or a URI.", rich_help_panel=OUTPUT),
 ]
 SHOWN_SHORTFALLS = 20
 
@@ -37,20 +46,32 @@ def register(app: typer.Typer) -> None:
 def split(
     shards: ShardsArgument,
     out: OutOption,
-    test: Annotated[float, typer.Option("--test", help="Share of the objects for test.")] = 0.1,
-    val: Annotated[float, typer.Option("--val", help="Share of the objects for val.")] = 0.05,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
+    test: Annotated[
+        float, typer.Option("--test", help="Share of the objects for test.", rich_help_panel=SPLIT)
+    ] = 0.1,
+    val: Annotated[
+        float, typer.Option("--val", help="Share of the objects for val.", rich_help_panel=SPLIT)
+    ] = 0.05,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Another seed, another split.", rich_help_panel=SPLIT),
+    ] = 0,
     near: NearOption = None,
     look_for_near: Annotated[
         bool,
         typer.Option(
             "--near-duplicates/--no-near-duplicates",
             help="Keep near-duplicates on one side; objects of the same file always are.",
+            rich_help_panel=SPLIT,
         ),
     ] = True,
     by_name: Annotated[
         bool,
-        typer.Option("--same-name", help="Keep objects of one name and category together too."),
+        typer.Option(
+            "--same-name",
+            help="Keep objects of one name and category together too.",
+            rich_help_panel=SPLIT,
+        ),
     ] = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -109,7 +130,8 @@ def merge(
     shards: Annotated[list[str], typer.Argument(help="Shard sets: folders or URIs.")],
     out: OutOption,
     on_duplicate: Annotated[
-        OnDuplicate, typer.Option("--on-duplicate", help="When a uid comes twice.")
+        OnDuplicate,
+        typer.Option("--on-duplicate", help="When a uid comes twice.", rich_help_panel=INPUT),
     ] = OnDuplicate.error,
     allow: Annotated[
         list[str] | None,
@@ -117,6 +139,7 @@ def merge(
             "--allow",
             help="Merge although the sets differ in cameras, renderer, "
             "sampling_seed or templates; may be repeated.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -144,7 +167,12 @@ def merge(
 def filter_(
     shards: ShardsArgument,
     where: Annotated[
-        str, typer.Option("--where", help="SQL over the columns of `shards`, as in a WHERE.")
+        str,
+        typer.Option(
+            "--where",
+            help="SQL over the columns of `shards`, as in a WHERE.",
+            rich_help_panel=INPUT,
+        ),
     ],
     out: OutOption,
     overwrite: OverwriteOption = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.console import JsonOption, print_json, print_table
+from pipeline.console import MODEL, OUTPUT, WORKERS, JsonOption, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -16,13 +16,24 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     teacher: Annotated[
-        str, typer.Option("--teacher", help="Teacher to load, as `embed` takes it.")
+        str,
+        typer.Option(
+            "--teacher", help="Teacher to load, as `embed` takes it.", rich_help_panel=MODEL
+        ),
     ] = "demo",
     out: Annotated[
-        str, typer.Option("--out", help="Where shards are to be written: is there room?")
+        str,
+        typer.Option(
+            "--out", help="Where shards are to be written: is there room?", rich_help_panel=OUTPUT
+        ),
     ] = ".",
     address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster to ask; default: start one here.")
+        str | None,
+        typer.Option(
+            "--address",
+            help="Ray cluster to ask; default: start one here.",
+            rich_help_panel=WORKERS,
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -30,7 +41,9 @@ def doctor(
 
     Exit code 1 when something that every job needs does not work.
 
-    Example: pipeline doctor --teacher ViT-B-32:laion2b_s34b_b79k --out shards/
+    Example:
+
+      pipeline doctor --teacher ViT-B-32:laion2b_s34b_b79k --out shards/
     """
     from dataclasses import asdict
 

@@ -39,7 +39,19 @@ from pipeline.commands.options import (
     source_options,
 )
 from pipeline.common import byte_size
-from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, note, print_json
+from pipeline.console import (
+    ESTIMATE,
+    EXIT_TOO_MANY_FAILURES,
+    MODEL,
+    OUTPUT,
+    SPLIT,
+    VIEWS,
+    WORKERS,
+    JsonOption,
+    goes_on,
+    note,
+    print_json,
+)
 from pipeline.datasets.sources import make_dataset
 
 
@@ -50,7 +62,10 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     dataset: DatasetOption,
-    out: Annotated[str, typer.Option("--out", help="Shard set to write or to go on with.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+    ],
     root: RootOption = None,
     metadata: MetadataOption = None,
     up_axis: UpAxisOption = None,
@@ -73,6 +88,7 @@ def embed(
             "--teacher",
             help="demo (default), MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME. Repeat it "
             "to encode with several in one pass: each gets a shard set of its own in --out.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     cameras: CamerasOption = "ring",
@@ -84,7 +100,9 @@ def embed(
     thumbnail: Annotated[
         bool,
         typer.Option(
-            "--thumbnail", help="Encode one more view, from three quarters, that fills the frame."
+            "--thumbnail",
+            help="Encode one more view, from three quarters, that fills the frame.",
+            rich_help_panel=VIEWS,
         ),
     ] = False,
     keep_images: Annotated[
@@ -94,69 +112,135 @@ def embed(
             metavar="FORMAT",
             help="Keep the views beside the shards: webp (quality 90), webp-QUALITY, "
             "webp-lossless.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    points: Annotated[int, typer.Option("--points", min=16, help="Points per object.")] = 10_000,
+    points: Annotated[
+        int, typer.Option("--points", min=16, help="Points per object.", rich_help_panel=VIEWS)
+    ] = 10_000,
     renderer: RendererOption = "raster",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Render workers; default: every CPU.")
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Render workers; default: every CPU.", rich_help_panel=WORKERS
+        ),
     ] = None,
     worker_cpus: Annotated[
         float,
         typer.Option(
-            "--worker-cpus", min=0.1, help="CPUs that a worker counts for; less where it waits."
+            "--worker-cpus",
+            min=0.1,
+            help="CPUs that a worker counts for; less where it waits.",
+            rich_help_panel=WORKERS,
         ),
     ] = 1.0,
     encoders: Annotated[
-        int | None, typer.Option("--encoders", min=1, help="Encoders on GPUs; default: one each.")
+        int | None,
+        typer.Option(
+            "--encoders",
+            min=1,
+            help="Encoders on GPUs; default: one each.",
+            rich_help_panel=WORKERS,
+        ),
     ] = None,
     encoder_gpus: Annotated[
-        float, typer.Option("--encoder-gpus", min=0.05, help="GPUs that an encoder counts for.")
+        float,
+        typer.Option(
+            "--encoder-gpus",
+            min=0.05,
+            help="GPUs that an encoder counts for.",
+            rich_help_panel=WORKERS,
+        ),
     ] = 1.0,
     object_store: Annotated[
-        str, typer.Option("--object-store", help="Memory of Ray's object store, started here.")
+        str,
+        typer.Option(
+            "--object-store",
+            help="Memory of Ray's object store, started here.",
+            rich_help_panel=WORKERS,
+        ),
     ] = "1GB",
-    device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
-        "auto"
-    ),
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL),
+    ] = ("auto"),
     precision: Annotated[
         str,
-        typer.Option("--precision", help="Of the teacher: auto (by device), fp32, bf16, fp16."),
+        typer.Option(
+            "--precision",
+            help="Of the teacher: auto (by device), fp32, bf16, fp16.",
+            rich_help_panel=MODEL,
+        ),
     ] = "auto",
     address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster to join, e.g. auto.")
+        str | None,
+        typer.Option("--address", help="Ray cluster to join, e.g. auto.", rich_help_panel=WORKERS),
     ] = None,
     rows_per_part: Annotated[
-        int, typer.Option("--rows-per-part", min=1, help="Objects per Parquet file.")
+        int,
+        typer.Option(
+            "--rows-per-part", min=1, help="Objects per Parquet file.", rich_help_panel=OUTPUT
+        ),
     ] = 256,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds that one object may take.")
+        float,
+        typer.Option(
+            "--timeout", min=1, help="Seconds that one object may take.", rich_help_panel=WORKERS
+        ),
     ] = 120.0,
     max_failures: Annotated[
         float,
-        typer.Option("--max-failures", min=0, max=1, help="Failed fraction above which to exit 3."),
+        typer.Option(
+            "--max-failures",
+            min=0,
+            max=1,
+            help="Failed fraction above which to exit 3.",
+            rich_help_panel=WORKERS,
+        ),
     ] = 0.05,
     holdout: Annotated[
         float,
         typer.Option(
-            "--holdout", min=0, max=0.9, help="Fraction of objects without a split to mark `test`."
+            "--holdout",
+            min=0,
+            max=0.9,
+            help="Fraction of objects without a split to mark `test`.",
+            rich_help_panel=SPLIT,
         ),
     ] = 0.0,
     retry_failures: Annotated[
-        bool, typer.Option("--retry-failures", help="Try objects that failed before once more.")
+        bool,
+        typer.Option(
+            "--retry-failures",
+            help="Try objects that failed before once more.",
+            rich_help_panel=WORKERS,
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Estimate size, time and cost from a few objects, and stop."
+            "--dry-run",
+            help="Estimate size, time and cost from a few objects, and stop.",
+            rich_help_panel=ESTIMATE,
         ),
     ] = False,
     dry_run_objects: Annotated[
-        int, typer.Option("--dry-run-objects", min=1, help="Objects that the estimate tries.")
+        int,
+        typer.Option(
+            "--dry-run-objects",
+            min=1,
+            help="Objects that the estimate tries.",
+            rich_help_panel=ESTIMATE,
+        ),
     ] = 8,
     price_per_hour: Annotated[
         float | None,
-        typer.Option("--price-per-hour", min=0, help="Of all machines together, for --dry-run."),
+        typer.Option(
+            "--price-per-hour",
+            min=0,
+            help="Of all machines together, for --dry-run.",
+            rich_help_panel=ESTIMATE,
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -236,6 +320,7 @@ def embed(
         else:
             show(found)
         return
+    goes_on(out)
     summary = run(options)
     tell(summary, out)
     if json_output:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import ShardsArgument
-from pipeline.console import JsonOption, print_json
+from pipeline.console import MODEL, OUTPUT, JsonOption, goes_on, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -19,37 +19,57 @@ def encode_again(
     shards: ShardsArgument,
     teacher: Annotated[
         str,
-        typer.Option("--teacher", help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME."),
+        typer.Option(
+            "--teacher",
+            help="demo, MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME.",
+            rich_help_panel=MODEL,
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Shard set to write or to go on with.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+    ],
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Copy the kept views along, as they are.")
+        bool,
+        typer.Option(
+            "--keep-images", help="Copy the kept views along, as they are.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="Of the teacher: auto, cpu, cuda.")] = (
-        "auto"
-    ),
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL),
+    ] = ("auto"),
     precision: Annotated[
         str,
         typer.Option(
             "--precision",
             help="Of the teacher: fp32, bf16, fp16, or auto: fp32 on a CPU, bf16 (older cards: "
             "fp16) on a GPU.",
+            rich_help_panel=MODEL,
         ),
     ] = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, help="Pictures or texts at once; default: 256, on a CPU 32."
+            "--batch-size",
+            min=1,
+            help="Pictures or texts at once; default: 256, on a CPU 32.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile/--no-compile", help="Use torch.compile on a GPU: slow to start, then faster."
+            "--compile/--no-compile",
+            help="Use torch.compile on a GPU: slow to start, then faster.",
+            rich_help_panel=MODEL,
         ),
     ] = True,
     rows_per_part: Annotated[
-        int, typer.Option("--rows-per-part", min=1, help="Objects per Parquet file.")
+        int,
+        typer.Option(
+            "--rows-per-part", min=1, help="Objects per Parquet file.", rich_help_panel=OUTPUT
+        ),
     ] = 256,
     json_output: JsonOption = False,
 ) -> None:
@@ -65,6 +85,7 @@ def encode_again(
     from pipeline.encode_again import EncodeAgainOptions, tell
     from pipeline.encode_again import encode_again as run
 
+    goes_on(out)
     summary = run(
         EncodeAgainOptions(
             shards=shards,

@@ -8,17 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common import byte_size
-from pipeline.console import note
+from pipeline.console import INPUT, SPLIT, VIEWS, note
 from pipeline.datasets.sources import SourceOptions
 from pipeline.shards.storage import Storage, is_uri
 
 DatasetOption = Annotated[
-    str, typer.Option("--dataset", help="Where objects come from; see `pipeline datasets`.")
+    str,
+    typer.Option(
+        "--dataset",
+        help="Where objects come from: see `pipeline datasets`; or a Python file with a SOURCE.",
+        rich_help_panel=INPUT,
+    ),
 ]
 RootOption = Annotated[
     str | None,
     typer.Option(
-        "--root", help="Folder that holds the source's files; for `folder` also s3://bucket/folder."
+        "--root",
+        help="Folder that holds the source's files; for `folder` also s3://bucket/folder.",
+        rich_help_panel=INPUT,
     ),
 ]
 MetadataOption = Annotated[
@@ -27,63 +34,114 @@ MetadataOption = Annotated[
         "--metadata",
         help="CSV or Parquet with captions and categories (folder, points); taxonomy.json "
         "(shapenet) or model_info.json (3d-future) that lies elsewhere than in --root.",
+        rich_help_panel=INPUT,
     ),
 ]
 UpAxisOption = Annotated[
     str | None,
-    typer.Option("--up-axis", help="Up axis of the files: auto, +x, -x, +y, -y, +z or -z."),
+    typer.Option(
+        "--up-axis",
+        help="Up axis of the files: auto, +x, -x, +y, -y, +z or -z.",
+        rich_help_panel=INPUT,
+    ),
 ]
 CountOption = Annotated[
     int | None,
-    typer.Option("--count", min=1, help="How many objects (procedural), or at most (others)."),
+    typer.Option(
+        "--count",
+        min=1,
+        help="How many objects (procedural), or at most (others).",
+        rich_help_panel=INPUT,
+    ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of the procedural objects.")
+    int | None,
+    typer.Option("--seed", min=0, help="Seed of the procedural objects.", rich_help_panel=INPUT),
 ]
 SubsetOption = Annotated[
-    str | None, typer.Option("--subset", help="Part or variant of the source.")
+    str | None,
+    typer.Option("--subset", help="Part or variant of the source.", rich_help_panel=INPUT),
 ]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="Only this split of the source: train, val, test.")
+    str | None,
+    typer.Option(
+        "--split", help="Only this split of the source: train, val, test.", rich_help_panel=INPUT
+    ),
 ]
 PatternOption = Annotated[
-    str | None, typer.Option("--pattern", help="Only files that match, as in a shell: *_lod0.glb.")
+    str | None,
+    typer.Option(
+        "--pattern", help="Only files that match, as in a shell: *_lod0.glb.", rich_help_panel=INPUT
+    ),
 ]
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder that keeps downloads (objaverse, objaverse-xl)."),
+    typer.Option(
+        "--cache",
+        help="Folder that keeps downloads (objaverse, objaverse-xl).",
+        rich_help_panel=INPUT,
+    ),
 ]
 CacheSizeOption = Annotated[
-    str | None, typer.Option("--cache-size", help="Most that the cache may hold: 500MB, 50GB.")
+    str | None,
+    typer.Option(
+        "--cache-size", help="Most that the cache may hold: 500MB, 50GB.", rich_help_panel=INPUT
+    ),
 ]
 DeleteOption = Annotated[
     bool | None,
-    typer.Option("--delete-after-use/--keep", help="Delete a downloaded mesh once embedded."),
+    typer.Option(
+        "--delete-after-use/--keep",
+        help="Delete a downloaded mesh once embedded.",
+        rich_help_panel=INPUT,
+    ),
 ]
 CamerasOption = Annotated[
-    str, typer.Option("--cameras", help="Where the views are taken: ring, sphere, openshape, ulip.")
+    str,
+    typer.Option(
+        "--cameras",
+        help="Where the views are taken: ring, sphere, openshape, ulip.",
+        rich_help_panel=VIEWS,
+    ),
 ]
 ViewsOption = Annotated[
     int | None,
-    typer.Option("--views", min=1, help="Views per object; default: 12, or ULIP's 30."),
+    typer.Option(
+        "--views", min=1, help="Views per object; default: 12, or ULIP's 30.", rich_help_panel=VIEWS
+    ),
 ]
 FovOption = Annotated[
     float | None,
-    typer.Option("--fov", help="Field of view in degrees; default: 40, or 49 (openshape, ulip)."),
+    typer.Option(
+        "--fov",
+        help="Field of view in degrees; default: 40, or 49 (openshape, ulip).",
+        rich_help_panel=VIEWS,
+    ),
 ]
 BackgroundOption = Annotated[
-    str, typer.Option("--background", help="white, black, grey or #rrggbb.")
+    str, typer.Option("--background", help="white, black, grey or #rrggbb.", rich_help_panel=VIEWS)
 ]
 LightOption = Annotated[
     str,
-    typer.Option("--light", help="headlight, soft, flat (surface colours), or AMBIENT,DIFFUSE."),
+    typer.Option(
+        "--light",
+        help="headlight, soft, flat (surface colours), or AMBIENT,DIFFUSE.",
+        rich_help_panel=VIEWS,
+    ),
 ]
 SizeOption = Annotated[
-    int, typer.Option("--image-size", min=16, max=2048, help="Pixels per side of a view.")
+    int,
+    typer.Option(
+        "--image-size", min=16, max=2048, help="Pixels per side of a view.", rich_help_panel=VIEWS
+    ),
 ]
 RendererOption = Annotated[
     str,
-    typer.Option("--renderer", help="raster, gl (OpenGL), or auto: gl where there is a GPU."),
+    typer.Option(
+        "--renderer",
+        help="raster, gl (OpenGL), or auto: gl where there is a GPU.",
+        rich_help_panel=VIEWS,
+    ),
 ]
 NearOption = Annotated[
     float | None,
@@ -91,6 +149,7 @@ NearOption = Annotated[
         "--near",
         help="Cosine from which two objects are near-duplicates; default: 0.99 of mean image "
         "embeddings, 0.998 of point occupancy where there are no views.",
+        rich_help_panel=SPLIT,
     ),
 ]
 ShardsArgument = Annotated[str, typer.Argument(help="Shard set: a folder or a URI.")]

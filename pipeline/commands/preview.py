@@ -29,7 +29,15 @@ from pipeline.commands.options import (
     ViewsOption,
     source_options,
 )
-from pipeline.console import JsonOption, note, print_json, print_table
+from pipeline.console import (
+    OUTPUT,
+    VIEWS,
+    JsonOption,
+    OverwriteOption,
+    note,
+    print_json,
+    print_table,
+)
 from pipeline.datasets.sources import make_dataset, sources
 
 
@@ -41,7 +49,12 @@ def register(app: typer.Typer) -> None:
 
 def preview(
     dataset: DatasetOption,
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .jpg, .png or .webp.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Picture to write: .jpg, .png or .webp.", rich_help_panel=OUTPUT
+        ),
+    ],
     root: RootOption = None,
     metadata: MetadataOption = None,
     up_axis: UpAxisOption = None,
@@ -53,25 +66,42 @@ def preview(
     cache: CacheOption = None,
     cache_size: CacheSizeOption = None,
     delete_after_use: DeleteOption = None,
-    tiles: Annotated[int, typer.Option("--tiles", min=1, max=400, help="Pictures to show.")] = 48,
+    tiles: Annotated[
+        int,
+        typer.Option("--tiles", min=1, max=400, help="Pictures to show.", rich_help_panel=OUTPUT),
+    ] = 48,
     columns: Annotated[
         int | None,
-        typer.Option("--columns", min=1, help="Pictures per line; default: 8, or one object."),
+        typer.Option(
+            "--columns",
+            min=1,
+            help="Pictures per line; default: 8, or one object.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     cameras: CamerasOption = "ring",
     views: ViewsOption = None,
     fov: FovOption = None,
     view: Annotated[
         str,
-        typer.Option("--view", help="Which views to show: all, thumbnail, or numbers such as 0,6."),
+        typer.Option(
+            "--view",
+            help="Which views to show: all, thumbnail, or numbers such as 0,6.",
+            rich_help_panel=VIEWS,
+        ),
     ] = "0",
     image_size: SizeOption = 160,
     background: BackgroundOption = "white",
     light: LightOption = "headlight",
     renderer: RendererOption = "raster",
     max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", min=1000, help="Largest size of the file.")
+        int | None,
+        typer.Option(
+            "--max-bytes", min=1000, help="Largest size of the file.", rich_help_panel=OUTPUT
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Draw a contact sheet of a source, spread evenly over it.
 
@@ -82,11 +112,11 @@ def preview(
       pipeline preview --dataset procedural --cameras sphere --view all --out views.png
     """
     from pipeline.cameras import make_cameras
-    from pipeline.common import check_place
+    from pipeline.common import check_new
     from pipeline.preview import check_suffix, preview_dataset
     from pipeline.renderers.base import make_config
 
-    check_place(out, "--out")
+    check_new(out, "--out", overwrite)
     check_suffix(out)
     source = make_dataset(
         dataset,
@@ -116,10 +146,17 @@ def preview(
         max_bytes=max_bytes,
     )
     note(f"{out}: {shown} pictures" + (f", {failed} could not be drawn" if failed else ""))
+    if json_output:
+        print_json({"out": str(out), "pictures": shown, "failed": failed})
 
 
 def datasets(json_output: JsonOption = False) -> None:
-    """List the sources: what each is, its licence and size, and how to get it."""
+    """List the sources: what each is, its licence and size, and how to get it.
+
+    Example:
+
+      pipeline datasets
+    """
     known = list(sources().values())
     if json_output:
         print_json([source.to_json() for source in known])

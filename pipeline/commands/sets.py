@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import NearOption, ShardsArgument
-from pipeline.console import EXIT_BAD_INPUT, JsonOption, note, print_json, print_table
+from pipeline.console import (
+    EXIT_BAD_INPUT,
+    MEASURE,
+    OUTPUT,
+    JsonOption,
+    OverwriteOption,
+    interruption_leaves,
+    note,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from pipeline.catalog import Inspection
@@ -27,10 +37,13 @@ def inspect(
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", help="Write a page too: distributions, near-duplicates, outliers, pictures."
+            "--html",
+            help="Write a page too: distributions, near-duplicates, outliers, pictures.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     near: NearOption = None,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Print counts, categories, teacher, failures by reason and size of a shard set.
@@ -44,11 +57,12 @@ def inspect(
     if html is not None:
         from pipeline.catalog.analysis import analyse
         from pipeline.catalog.page import write_page
-        from pipeline.common import check_place
+        from pipeline.common import check_new
 
-        check_place(html, "--html")  # before a set of any size is looked through
+        check_new(html, "--html", overwrite)  # before a set of any size is looked through
         write_page(html, shards, analyse(shards, near=near))
         note(f"{html}: written")
+        interruption_leaves(f"{html} is written")
     found = look(shards)
     if json_output:
         print_json(found.to_json())
@@ -120,16 +134,26 @@ def verify(
             min=0,
             help="Objects whose whole farthest-point order is followed; the first 64 points are "
             "looked at in all.",
+            rich_help_panel=MEASURE,
         ),
     ] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which objects those are.")] = 0,
-    show: Annotated[int, typer.Option("--show", min=1, help="Problems to print at most.")] = 20,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Which objects those are.", rich_help_panel=MEASURE)
+    ] = 0,
+    show: Annotated[
+        int,
+        typer.Option("--show", min=1, help="Problems to print at most.", rich_help_panel=OUTPUT),
+    ] = 20,
     json_output: JsonOption = False,
 ) -> None:
     """Read a shard set again from end to end and name whatever is not as it must be.
 
     Hashes and checksums of every file, the range of coordinates, the length of embeddings, the
     order of points, uids, kept pictures. Exits with 0 when the set is sound, else with 2.
+
+    Example:
+
+      pipeline verify shards/mine
     """
     from pipeline.sets.verify import verify_set
 

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import ShardsArgument
-from pipeline.console import EXIT_TOO_MANY_FAILURES, JsonOption, note, print_json
+from pipeline.console import (
+    EXIT_TOO_MANY_FAILURES,
+    INPUT,
+    OUTPUT,
+    SPLIT,
+    VIEWS,
+    WORKERS,
+    JsonOption,
+    OverwriteOption,
+    goes_on,
+    note,
+    print_json,
+)
 
 
 class Kind(StrEnum):
@@ -38,44 +50,79 @@ def register(app: typer.Typer) -> None:
 def import_(
     kind: Annotated[Kind, typer.Argument(help="The training data, or an evaluation set.")],
     root: Annotated[Path, typer.Argument(help="Folder of the release: archives and meta_data/.")],
-    out: Annotated[str, typer.Option("--out", help="Shard set to write or to go on with.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+    ],
     split_file: Annotated[
         str,
         typer.Option(
             "--split-file",
             help="Which training objects: train_all, train_no_lvis, train_shapenet_only, all "
             "(whatever is there), or a JSON file of that form.",
+            rich_help_panel=INPUT,
         ),
     ] = "train_all",
     holdout_lvis: Annotated[
         bool,
-        typer.Option("--holdout-lvis/--train-on-lvis", help="Give LVIS objects the split `test`."),
+        typer.Option(
+            "--holdout-lvis/--train-on-lvis",
+            help="Give LVIS objects the split `test`.",
+            rich_help_panel=SPLIT,
+        ),
     ] = False,
     text_filter: Annotated[
         bool,
         typer.Option(
             "--text-filter/--no-text-filter",
             help="Leave out the raw texts that gpt4_filtering.json marks N.",
+            rich_help_panel=INPUT,
         ),
     ] = True,
-    up_axis: Annotated[str, typer.Option("--up-axis", help="Up axis of the stored clouds.")] = "+y",
-    points: Annotated[int, typer.Option("--points", min=16, help="Points per object.")] = 10_000,
-    views: Annotated[int, typer.Option("--views", min=1, help="Views per object.")] = 12,
+    up_axis: Annotated[
+        str, typer.Option("--up-axis", help="Up axis of the stored clouds.", rich_help_panel=INPUT)
+    ] = "+y",
+    points: Annotated[
+        int, typer.Option("--points", min=16, help="Points per object.", rich_help_panel=VIEWS)
+    ] = 10_000,
+    views: Annotated[
+        int, typer.Option("--views", min=1, help="Views per object.", rich_help_panel=VIEWS)
+    ] = 12,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; default: one per CPU.")
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Processes; default: one per CPU.", rich_help_panel=WORKERS
+        ),
     ] = None,
     rows_per_part: Annotated[
-        int, typer.Option("--rows-per-part", min=1, help="Objects per Parquet file.")
+        int,
+        typer.Option(
+            "--rows-per-part", min=1, help="Objects per Parquet file.", rich_help_panel=OUTPUT
+        ),
     ] = 256,
     count: Annotated[
-        int | None, typer.Option("--count", min=1, help="At most that many objects more.")
+        int | None,
+        typer.Option(
+            "--count", min=1, help="At most that many objects more.", rich_help_panel=INPUT
+        ),
     ] = None,
     max_failures: Annotated[
         float,
-        typer.Option("--max-failures", min=0, max=1, help="Failed fraction above which to exit 3."),
+        typer.Option(
+            "--max-failures",
+            min=0,
+            max=1,
+            help="Failed fraction above which to exit 3.",
+            rich_help_panel=WORKERS,
+        ),
     ] = 0.05,
     retry_failures: Annotated[
-        bool, typer.Option("--retry-failures", help="Try objects that failed before once more.")
+        bool,
+        typer.Option(
+            "--retry-failures",
+            help="Try objects that failed before once more.",
+            rich_help_panel=WORKERS,
+        ),
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -93,6 +140,7 @@ def import_(
     from pipeline.imports.openshape_eval import EvalOptions, import_eval
     from pipeline.imports.run import ImportOptions, import_openshape, tell
 
+    goes_on(out)
     if kind in (Kind.openshape, Kind.openshape_lvis):
         summary = import_openshape(
             ImportOptions(
@@ -136,17 +184,20 @@ def import_(
 
 def export(
     shards: ShardsArgument,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    layout: Annotated[Format, typer.Option("--format", help="Layout of the files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.", rich_help_panel=OUTPUT)],
+    layout: Annotated[
+        Format, typer.Option("--format", help="Layout of the files.", rich_help_panel=OUTPUT)
+    ],
     rows_per_file: Annotated[
         int,
         typer.Option(
-            "--rows-per-file", min=1, help="Objects per file; 1 with npz: a file for each, by uid."
+            "--rows-per-file",
+            min=1,
+            help="Objects per file; 1 with npz: a file for each, by uid.",
+            rich_help_panel=OUTPUT,
         ),
     ] = 1000,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the folder when it is there.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Write a shard set as .npz files, WebDataset tars, or OpenShape's layout.

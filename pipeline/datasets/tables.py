@@ -151,7 +151,7 @@ def cell_texts(value: Any) -> list[str]:
         if value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = [value]
         else:
             value = value.split("|")
@@ -213,8 +213,7 @@ def _header(path: Path) -> list[str]:
 def _rows(path: Path) -> Iterator[_Row]:
     """Rows as dictionaries, one at a time or one batch at a time."""
     if path.suffix.lower() == ".parquet":
-        for batch in open_parquet(path).iter_batches(batch_size=4096):
-            yield from batch.to_pylist()
+        yield from parquet_rows(path)
         return
     csv.field_size_limit(FIELD_LIMIT)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
@@ -226,6 +225,23 @@ def _rows(path: Path) -> Iterator[_Row]:
                     "quote texts that hold commas"
                 )
             yield row
+
+
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[_Row]:
+    """Rows of a Parquet file, one batch at a time; only the ``columns`` if given.
+
+    Raises ``InputError`` where it is damaged or holds what Python has no value for.
+    """
+    import pyarrow as pa
+
+    file = open_parquet(path)
+    try:
+        for batch in file.iter_batches(batch_size=4096, columns=columns):
+            yield from batch.to_pylist()
+    # Text that is not UTF-8, a date beyond the calendar, a kind that is not implemented.
+    except (OSError, pa.ArrowException, ValueError, OverflowError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path}: damaged ({reason}); fetch or write it again") from None
 
 
 def open_parquet(path: Path) -> Any:

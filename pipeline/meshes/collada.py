@@ -11,6 +11,7 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
 
@@ -54,13 +55,13 @@ def _check_xml(data: bytes, limits: Limits) -> None:
     from lxml import etree  # type: ignore[import-untyped, unused-ignore]
 
     require(not zipfile.is_zipfile(io.BytesIO(data)), "bad_header", "a zip archive named .dae")
+    _check_prologue(data)
     # huge_tree lifts a cap of 10 MB on one array of numbers; entities are never expanded.
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True)
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
         raise MeshError("bad_header", f"not a COLLADA file: {error}"[:300]) from None
-    require(not root.getroottree().docinfo.doctype, "bad_header", "the XML has a document type")
     require(etree.QName(root).localname == "COLLADA", "bad_header", "XML, but not COLLADA")
     children: dict[Any, list[Any]] = {}
     by_id: dict[str, Any] = {}
@@ -71,6 +72,34 @@ def _check_xml(data: bytes, limits: Limits) -> None:
         targets = [by_id.get(entry.get("url", "")) for entry in node.findall("{*}instance_node")]
         children[node] = list(node.findall("{*}node")) + [t for t in targets if t is not None]
     check_graph(children, children, limits, lambda node: str(node.get("id"))[:80])
+
+
+class _RootReached(Exception):  # noqa: N818 (ends a parse, and is no error)
+    """The first element begins."""
+
+
+def _check_prologue(data: bytes) -> None:
+    """Refuse a document type before anything of it is read.
+
+    Attributes with entities are unfolded whatever one asks of libxml2, and with ``huge_tree``
+    older versions of it do so without bound.
+    """
+    parser = expat.ParserCreate()
+
+    def doctype(*_: object) -> None:
+        raise MeshError("bad_header", "the XML has a document type")
+
+    def element(*_: object) -> None:
+        raise _RootReached
+
+    parser.StartDoctypeDeclHandler = doctype
+    parser.StartElementHandler = element
+    try:
+        parser.Parse(data, True)
+    except _RootReached:
+        return
+    except (expat.ExpatError, LookupError, ValueError) as error:  # an encoding that is not known
+        raise MeshError("bad_header", f"not a COLLADA file: {error}"[:300]) from None
 
 
 def _bound_geometries(scene: Any) -> Iterator[Any]:
@@ -101,6 +130,14 @@ def _image_name(effect: Any) -> str | None:
 def _part(primitive: Any, surface: Surface | None, transform: F64, limits: Limits) -> Part | None:
     """One primitive, its corners unshared; None for points and lines."""
     if hasattr(primitive, "triangleset"):
+        sizes = np.asarray(getattr(primitive, "vcounts", ()), np.int64)
+        # pycollada takes memory for what they claim.
+        require(
+            bool((sizes >= 0).all()) and (not len(sizes) or sizes.sum() <= len(primitive.index)),
+            "bad_header",
+            f"polygons claim {sizes.sum():,} corners, {len(getattr(primitive, 'index', ())):,} are "
+            "there",
+        )
         primitive = primitive.triangleset()
     if not hasattr(primitive, "vertex_index") or primitive.vertex is None:
         return None

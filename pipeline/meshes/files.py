@@ -22,11 +22,13 @@ from pipeline.scene import MeshError
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: "C:" is a drive
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one alone
 
 # Folders beside a mesh in which exporters leave its textures, one in another at most.
 TEXTURE_FOLDERS = ("textures", "texture", "tex", "images", "maps", "materials")
 _LISTED_ENTRIES = 20_000  # a larger folder is not searched for another spelling of a name
 _NAMED_MISSING = 8  # missing files that one message names
+_LONGEST = 4096  # characters of a reference: no system opens a longer path
 
 
 @contextmanager
@@ -130,6 +132,8 @@ class References:
         """The file that a reference means; raises ``missing`` or ``outside_reference``."""
         path: Path | None = None
         refusal: MeshError | None = None
+        if len(reference) > _LONGEST or _SURROGATE.search(reference):
+            raise MeshError(missing, f"{_shown(reference)} cannot be the name of a file")
         try:
             path = self._resolve(reference, self._root if search else self._base)
         except MeshError as error:
@@ -192,7 +196,10 @@ class References:
 
     def _is_file(self, path: Path) -> bool:
         """Whether a path under the root is a file that can be read."""
-        return path.is_file()
+        try:
+            return path.is_file()
+        except OSError:  # a name that is too long for the file system
+            return False
 
     def _names(self, folder: Path) -> list[str]:
         """The entries of a folder, not more than are worth a search; [] where it is none."""

@@ -120,8 +120,6 @@ def fan(polygons: NDArray[np.integer]) -> I64:
         raise MeshError("parse_error", f"faces of shape {corners.shape} are no polygons")
     if corners.shape[1] == 3:
         return corners
-    triangles = [
-        np.stack([corners[:, 0], corners[:, i], corners[:, i + 1]], axis=1)
-        for i in range(1, corners.shape[1] - 1)
-    ]
-    return np.concatenate(np.stack(triangles, axis=1))
+    later = np.arange(1, corners.shape[1] - 1)
+    pattern = np.stack([np.zeros_like(later), later, later + 1], axis=1)
+    return corners[:, pattern].reshape(-1, 3)

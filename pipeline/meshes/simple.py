@@ -200,6 +200,11 @@ def _off_parts(vertices: F64, rows: list[list[bytes]], color: F64 | None) -> lis
         position += length
         if size < 3:
             continue
+        # A size is a claim: what is made of it must be there.
+        short = min(len(row) for row in block) - 1
+        require(
+            short >= size, "bad_header", f"a face claims {size:,} corners, {short:,} numbers follow"
+        )
         pieces.append(fan(np.array([row[1 : size + 1] for row in block], np.int64)))
         trailing += [row[size + 1 :] for row in block for _ in range(size - 2)]
     faces = np.concatenate(pieces) if pieces else np.zeros((0, 3), np.int64)
@@ -222,5 +227,6 @@ def _off_colors(rows: list[list[bytes]]) -> F64:
     width = min(len(row) for row in rows)
     require(width in (3, 4), "parse_error", "the OFF file has colours of an unknown form")
     values = np.array([row[:width] for row in rows], np.float64)
+    require(bool(np.isfinite(values).all()), "not_finite", "colours hold NaN or infinity")
     floats = any(b"." in word for row in rows[:1000] for word in row)
-    return _linear_rgba(values if floats else values.astype(np.int64))
+    return _linear_rgba(values if floats else np.clip(values, 0, 255).astype(np.int64))

@@ -152,9 +152,13 @@ def _materials(text: bytes, references: References, limits: Limits) -> dict[str,
     if not used:
         return {}
     entries: dict[str, _Entry] = {}
-    for statement in _LIBRARY.findall(text):
+    read: set[str] = set()  # a file may name one library as often as it likes
+    for statement in dict.fromkeys(_LIBRARY.findall(text)):
         whole_line = statement.decode(errors="replace").strip()
-        for name in _library_names(whole_line):
+        for name in dict.fromkeys(_library_names(whole_line)):
+            if name in read:
+                continue
+            read.add(name)
             try:
                 library = references.read(name, missing="missing_material")
             except MeshError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, atomic_path, check_place
+from pipeline.common import InputError, atomic_path, check_new
 from pipeline.console import ProgressBar
 from pipeline.lock import exclusive
 from pipeline.shards import (
@@ -181,7 +181,6 @@ def check_out(storage: Storage, sources: Sequence[ShardSet], overwrite: bool) ->
             raise InputError(f"{show}: holds files already; name another, or empty it first")
         return
     out = Path(storage.path)
-    check_place(out if is_uri(storage.root) else Path(storage.root), "--out", folder=True)
     for source in sources:
         if source.storage.is_local:
             inner = Path(source.storage.path).resolve()
@@ -195,8 +194,5 @@ def check_out(storage: Storage, sources: Sequence[ShardSet], overwrite: bool) ->
                 raise InputError(
                     f"{show}: holds the shard set {source.storage.root}; name another folder"
                 )
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise InputError(f"{show}: is there already; add --overwrite to replace it")
-        if not (out / MANIFEST).is_file():
-            raise InputError(f"{show}: not a shard set, so it is not replaced; name another folder")
+    named = out if is_uri(storage.root) else Path(storage.root)
+    check_new(named, "--out", overwrite, kind="a shard set", marks=(MANIFEST,))

@@ -48,6 +48,19 @@ class TeacherInfo:
     fingerprint_image: list[float]
     fingerprint_text: list[float]
 
+    @classmethod
+    def from_json(cls, value: Any, name: str, remedy: str) -> TeacherInfo:
+        """The teacher that a record of the file ``name`` tells of.
+
+        Raises ``InputError`` that names the field that is missing or of a wrong kind.
+        """
+        if not isinstance(value, dict):
+            raise InputError(f"{name}: field teacher is not an object; {remedy}")
+        _check_fields(cls, value, name, "teacher.", remedy, CONTRACT_VERSION)
+        if not 1 <= value["width"] <= _MAX_VALUE_BYTES // 4:
+            raise InputError(f"{name}: field teacher.width is {value['width']}; {remedy}")
+        return cls(**value)
+
     @property
     def label(self) -> str:
         """Short name for tables and messages."""
@@ -166,7 +179,11 @@ class Manifest:
         _check_fields(TeacherInfo, value["teacher"], name, "teacher.", remedy, version)
         manifest = cls(**{**value, "teacher": TeacherInfo(**value["teacher"])})
         manifest._check_values(name, remedy)
-        if told != manifest.config_hash:
+        try:
+            found = manifest.config_hash
+        except (RecursionError, ValueError) as error:  # nested deeply; text that is not Unicode
+            raise InputError(f"{name}: damaged ({type(error).__name__}); {remedy}") from error
+        if told != found:
             raise InputError(
                 f"{name}: config_hash is not that of the fields, so the file was edited or "
                 f"damaged; put the original back or {remedy}"
@@ -197,7 +214,8 @@ class Manifest:
         for part in ("fingerprint_image", "fingerprint_text"):
             values = getattr(self.teacher, part)
             try:
-                norm = float(np.linalg.norm(np.asarray(values, np.float64)))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    norm = float(np.linalg.norm(np.asarray(values, np.float64)))
             except OverflowError:  # an integer of hundreds of digits
                 norm = math.inf
             if len(values) != self.teacher.width or not abs(norm - 1) < 1e-2:

@@ -33,6 +33,9 @@ from pipeline.shards.storage import Storage, parquet_footer
 
 REMEDY = "delete this file and run the same `pipeline embed` command again"
 _OPEN_FILES = 64
+# Bytes that a row group may unfold to. The writer puts 64 rows in one, some megabytes; a page of a
+# few bytes may repeat one value as often as its footer says.
+_MAX_GROUP_BYTES = 1 << 30
 _FOOTER_HASH = re.compile(r"-([0-9a-f]{8})\.parquet$")  # as the writer names files
 
 # What pyarrow raises on damaged bytes; ValueError includes text that is not UTF-8.
@@ -285,6 +288,7 @@ class ShardSet:
             file = self._open(part, check_pages, twin.metadata if twin else None)
             if not twin:
                 self._check(part, file.schema_arrow)
+                self._check_groups(part, file.metadata)
         except _READ_ERRORS as error:
             raise self._damaged(part, error) from error
         self._files[key] = file
@@ -328,6 +332,24 @@ class ShardSet:
             ]
             what = f"column {wrong[0]} is" if wrong else "the columns are"
             raise InputError(f"{show}: {what} not as the manifest says; {REMEDY}")
+
+    def _check_groups(self, part: str, metadata: pq.FileMetaData) -> None:
+        """Refuse row groups that claim more than fits into memory, before any is taken."""
+        n, v, d = self.manifest.n_points, self.manifest.n_views, self.manifest.teacher.width
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            claimed = group.num_rows * (9 * n + 2 * v * d)
+            for place in range(group.num_columns):
+                column = group.column(place)
+                most = column.total_uncompressed_size
+                if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
+                    most *= max(1, column.num_values)  # every value may be the whole dictionary
+                claimed = max(claimed, most)
+            if not 0 <= group.num_rows <= claimed <= _MAX_GROUP_BYTES:
+                raise InputError(
+                    f"{self.storage.show(part)}: row group {index} claims {group.num_rows:,} rows "
+                    f"of up to {claimed:,} bytes; the limit is {_MAX_GROUP_BYTES:,}; {REMEDY}"
+                )
 
     def _decode(self, table: pa.Table, group: RowGroup, asked: list[str] | None) -> Batch:
         """Arrow columns to numpy views. Raises ``ValueError`` for damaged ones."""

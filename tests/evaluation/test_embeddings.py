@@ -100,7 +100,7 @@ def rewrite(path: Path, change: Any) -> None:
         (lambda r: r.update(format="other"), "not of the format"),
         (lambda r: r.update(dtype="int3"), "unknown dtype"),
         (lambda r: r.pop("teacher"), "field teacher"),
-        (lambda r: r["teacher"].pop("width"), "teacher is incomplete"),
+        (lambda r: r["teacher"].pop("width"), "teacher.width is missing"),
         (lambda r: r["model"].update(extra=1), "field model"),
         (lambda r: r.pop("data"), "field data"),
         (lambda r: r["teacher"].update(width=9), "width 9"),

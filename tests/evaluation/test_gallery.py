@@ -62,7 +62,7 @@ def test_retrieve__a_page_of_several_queries(
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "an oak tree - a fish" in page.text
     assert "among 40 objects" in page.text
-    command.ok(*common, "--json")
+    command.ok(*common, "--json", "--overwrite")
     assert parse(out).tags.count("img") == 0
     found = json.loads(command.ok(*common[:-2], "--json"))
     assert [len(entry["hits"]) for entry in found] == [3, 3]

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
+import threading
+import time
 import tracemalloc
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import clean_temporaries, inspect, pending, query
+from pipeline.catalog import clean_temporaries, connection, inspect, pending, query
+from pipeline.catalog.connection import connect
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
-from pipeline.shards import Failure, Row, create_or_open, write_failures, write_part
+from pipeline.shards import Failure, Row, ShardSet, create_or_open, write_failures, write_part
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set
 
 MANIFEST = make_manifest()
@@ -399,3 +405,31 @@ def test_clean_temporaries__removes_files_and_folders_and_nothing_else(tmp_path:
     assert sorted(tmp_path.iterdir()) == before
     assert clean_temporaries(tmp_path / "missing") == 0
     assert clean_temporaries("memory://nothing/here") == 0
+
+
+def test_query__ctrl_c_ends_a_statement_that_takes_long(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = connection.interruptible
+
+    def with_ctrl_c(*arguments: Any) -> Any:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return original(*arguments)
+
+    begun = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "interruptible", with_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            query(root, "select count(*) from range(9000000) a, range(9000000) b where a < b")
+    assert time.monotonic() - begun < 20
+    assert query(root, "select 1")[1] == [(1,)]
+
+
+def test_connect__ctrl_c_within_a_statement_of_ours_is_no_error_of_duckdb(root: Path) -> None:
+    def long_statement() -> None:
+        with connect(ShardSet.open(root)) as db:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            db.execute("select sum(range * range % 7) from range(20000000000)")
+
+    with pytest.raises(KeyboardInterrupt):
+        long_statement()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import encode_again as module
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
@@ -368,3 +370,39 @@ def test_command__tells_what_it_did(first: str, wider: str, tmp_path: Path) -> N
     assert f"{COUNT} objects encoded by local-dir:b" in " ".join(done.stderr.split())
     bad = CliRunner().invoke(app, [*arguments, "--teacher", wider, "--precision", "fp16"])
     assert isinstance(bad.exception, InputError)
+
+
+def test_command__interrupted_it_says_what_is_kept_and_goes_on(
+    first: str,
+    wider: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path / "in", first)
+    out = tmp_path / "out"
+    line = ["encode-again", str(tmp_path / "in"), "--teacher", wider, "--out", str(out)]
+    line += ["--rows-per-part", "3", "--device", "cpu"]
+    calls: list[int] = []
+
+    def stopped(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return write_part(*arguments)
+
+    def run_line() -> int:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *line])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    monkeypatch.setattr(module, "write_part", stopped)
+    assert run_line() == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"interrupted: what is done is kept in {out}; run the same command again to go on"
+    )
+    assert len(rows_of(out)) == 3
+    assert not list(out.glob(".tmp-*"))
+    assert run_line() == 0
+    assert len(rows_of(out)) == COUNT

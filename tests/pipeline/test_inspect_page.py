@@ -251,6 +251,12 @@ def test_command__inspect_html(root: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "0.9 of their mean image embedding" in " ".join(Page(page.read_text()).text.split())
     assert "objects" in done.stdout
+    page.write_text("mine")
+    refused = CliRunner().invoke(app, ["inspect", str(root), "--html", str(page)])
+    assert str(refused.exception) == (
+        f"--html {page}: is there already; add --overwrite to replace it"
+    )
+    assert page.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["", "file/page.html"])

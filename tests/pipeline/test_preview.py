@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cameras import make_cameras, ring
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.common import InputError
 from pipeline.datasets.base import Asset, Record
 from pipeline.preview import (
@@ -218,3 +221,42 @@ def test_command__a_picture_that_cannot_be_written_is_told_before_anything_is_dr
     done = CliRunner().invoke(app, line)
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)
+
+
+LINE = ["preview", "--dataset", "procedural", "--count", "3", "--image-size", "24", "--out"]
+
+
+def test_command__prints_json_and_replaces_with_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    done = CliRunner().invoke(app, [*LINE, str(path), "--json"])
+    assert json.loads(done.stdout) == {"out": str(path), "pictures": 3, "failed": 0}
+    path.write_bytes(b"mine")
+    refused = CliRunner().invoke(app, [*LINE, str(path)])
+    assert str(refused.exception) == (
+        f"--out {path}: is there already; add --overwrite to replace it"
+    )
+    assert path.read_bytes() == b"mine"
+    assert CliRunner().invoke(app, [*LINE, str(path), "--overwrite"]).exit_code == 0
+    with Image.open(path) as image:
+        image.verify()
+
+
+def test_command__interrupted_it_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sheet.png"
+    path.write_bytes(b"mine")
+
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("pipeline.preview._attempts", stop)  # the file is about to be written
+    monkeypatch.setattr(sys, "argv", ["pipeline", *LINE, str(path), "--overwrite"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "interrupted: nothing was written"
+    assert printed.out == ""
+    assert path.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [path]

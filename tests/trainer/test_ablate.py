@@ -241,7 +241,11 @@ def test_ablate__other_rows_are_measured_without_training_again(
     one = dataclasses.replace(study, seeds=1)
     first = ablate(one)
     other = make_shards("other", count=20, prefix="other")
-    second = ablate(dataclasses.replace(one, eval_shards=(str(other),)))
+    elsewhere = dataclasses.replace(one, eval_shards=(str(other),))
+    with pytest.raises(InputError, match=r"holds another study \(other rows\); .* --overwrite"):
+        ablate(elsewhere)
+    assert ablate(one) == first
+    second = ablate(elsewhere, overwrite=True)
     assert second["rows"]["n_rows"] == 20
     for name, arm in second["arms"].items():
         assert arm["runs"][0]["checkpoint"] == first["arms"][name]["runs"][0]["checkpoint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from tests.trainer import reference
+from tests.trainer.checkpoints import write_checkpoint
 from trainer.backbones import backbone_names
 from trainer.checkpoint import load_model
-from trainer.cli import app
+from trainer.cli import app, main
 from trainer.config import recipe_names
 
 
@@ -54,6 +56,48 @@ def test_import_weights__writes_a_checkpoint(tmp_path: Path) -> None:
     )
     assert json.loads(told)["backbone"]["name"] == "pointbert-5m"
     assert load_model(out).teacher.model == "ViT-bigG-14"
+
+
+def test_export__replaces_with_overwrite_and_is_not_stopped_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "ckpt", seed=3)
+    out = tmp_path / "new" / "out"
+    line = ["export", str(tmp_path / "ckpt"), "--out", str(out)]
+    assert json.loads(invoke(*line, "--json"))["out"] == str(out)
+    (out / "older.txt").touch()
+    refused = CliRunner().invoke(app, line)
+    assert str(refused.exception).endswith("is there already; add --overwrite to replace it")
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.export.compare", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(sys, "argv", ["trainer", *line, "--overwrite"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted: nothing was written"
+    assert (out / "older.txt").exists()
+    assert load_model(out).step == 3
+    invoke(*line, "--overwrite")
+    assert not (out / "older.txt").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_import_weights__replaces_with_overwrite(tmp_path: Path) -> None:
+    torch.save(reference.openshape_state(256, 6, 1024, 96, 1280), tmp_path / "model.pt")
+    write_checkpoint(tmp_path / "out", seed=3)
+    line = ["import-weights", "openshape", str(tmp_path / "model.pt"), "--out"]
+    refused = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
+    assert str(refused.exception).endswith("is there already; add --overwrite to replace it")
+    assert load_model(tmp_path / "out").step == 3
+    invoke(*line, str(tmp_path / "out"), "--overwrite")
+    assert load_model(tmp_path / "out").teacher.model == "ViT-bigG-14"
+
+
+def test_push__json_is_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.export.push", lambda *_, **__: "https://hub.example/org/toy")
+    assert json.loads(invoke("push", "run", "org/toy", "--json")) == {
+        "url": "https://hub.example/org/toy"
+    }
 
 
 @pytest.mark.parametrize(

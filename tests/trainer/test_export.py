@@ -55,8 +55,16 @@ def test_export__safetensors_are_a_checkpoint_without_state(tmp_path: Path) -> N
     assert load_model(tmp_path / "out").hash == load_model(made.source).hash
     with pytest.raises(InputError, match="no state"):
         load_state(tmp_path / "out")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="is there already; add --overwrite"):
         export(run, tmp_path / "out")
+    assert export(checkpoint_path(run, 20), tmp_path / "out", overwrite=True).max_difference == 0
+    assert load_model(tmp_path / "out").step == 20
+    for out, message in (
+        (checkpoint_path(run, 20), "is what is exported"),
+        (run, "not an export or a checkpoint, so it is not replaced"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export(checkpoint_path(run, 20), out, overwrite=True)
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST if name != "tiny"]

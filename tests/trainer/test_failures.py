@@ -59,7 +59,7 @@ def test_kill__at_random_steps_gives_the_same_curve_and_weights(
     straight = train([root], small_recipe(*overrides), tmp_path / "straight", device="cpu")
     out, rng = tmp_path / "killed", np.random.default_rng(5)
     start = command(out, root, *overrides)
-    for kill_at in sorted(rng.integers(20, 560, size=4).tolist()):
+    for kill_at in (np.arange(20, 560, 27) + rng.integers(0, 25, size=20)).tolist():
         process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:

@@ -220,8 +220,8 @@ def test_outcome__is_raised_as_one_process_would(tmp_path: Path) -> None:
     write_json(tmp_path / OUTCOME, {"error": "no text"})
     with pytest.raises(InputError, match="no text"):
         _raise_outcome(tmp_path, Path("run"), lost)
-    write_json(tmp_path / OUTCOME, {"interrupted": True})
-    with pytest.raises(Interrupted):
+    write_json(tmp_path / OUTCOME, {"interrupted": "saved at step 3"})
+    with pytest.raises(Interrupted, match="saved at step 3"):
         _raise_outcome(tmp_path, Path("run"), None)
     write_json(tmp_path / OUTCOME, {"done": True})
     _raise_outcome(tmp_path, Path("run"), lost)

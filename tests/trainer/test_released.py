@@ -198,7 +198,7 @@ def test_import__teacher_and_axes_can_be_named(tmp_path: Path) -> None:
     )
     assert config["teacher"]["width"] == 640
     assert config["backbone"]["options"]["axes"] == "xyz"
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="is there already; add --overwrite"):
         import_weights("openshape", file, tmp_path / "out", teacher="ViT-B-16:mine")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -363,9 +364,53 @@ def test_cli__interrupted_run_tells_how_to_go_on(
         patch.setattr(run_module, "Loop", StopsAtNine)
         done = cli("run", "--shards", root, "--out", out, *settings)
     assert done.code == 130
-    assert f"saved at step 9; `trainer resume {out}` goes on from there" in done.err
+    told = f"interrupted: saved at step 9; `trainer resume {out}` goes on from there"
+    assert done.err.splitlines()[-1] == told
     assert cli("resume", out).code == 0
     assert load_model(out).step == 12
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("Corpus", "nothing was written"),
+        ("Loop", "`trainer resume {out}` goes on from the newest checkpoint"),
+    ],
+)
+def test_cli__interrupted_before_the_first_step(
+    cli: Cli,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    told: str,
+) -> None:
+    settings = [word for option in [*SMALL, "train.steps=2"] for word in ("--set", option)]
+    out = tmp_path / "run"
+    line = ["run", "--shards", str(make_shards()), "--out", str(out), *settings]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, where, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        done = cli(*line)
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[-1] == f"interrupted: {told.format(out=out)}"
+    assert "Traceback" not in done.err
+    again = line if where == "Corpus" else ["resume", str(out)]
+    assert cli(*again).code == 0
+    assert load_model(out).step == 2
+
+
+def test_cli__run_says_how_large_its_checkpoints_get(
+    cli: Cli, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = ["train.steps=1", "ema.enabled=true", "data.n_points=128", "data.batch_size=16"]
+    line = ["run", "--shards", str(make_shards()), "--out", str(out)]
+    done = cli(*line, *[word for option in settings for word in ("--set", option)])
+    found = re.search(r"checkpoints of about ([\d.]+) MB each, 2 and the best are kept", done.err)
+    assert found is not None, done.err
+    (newest,) = checkpoints(out)
+    size = sum(file.stat().st_size for file in newest.iterdir())
+    assert float(found[1]) * 1e6 == pytest.approx(size, rel=0.1)
 
 
 @pytest.mark.parametrize(

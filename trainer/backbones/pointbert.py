@@ -67,7 +67,7 @@ class PointBertOptions:
         require_share("patch_dropout", self.patch_dropout)
         require_share("drop_path", self.drop_path)
         sizes = (self.dim, self.depth, self.heads, self.mlp_dim, self.centroids, self.neighbours)
-        if min(*sizes, *self.local_dims) < 1 or self.radius <= 0:
+        if not self.local_dims or min(*sizes, *self.local_dims) < 1 or not self.radius > 0:
             raise ValueError("every size must be positive")
 
     def build(self, width: int) -> PointBert:

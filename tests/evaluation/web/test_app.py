@@ -6,20 +6,24 @@ import asyncio
 import io
 import json
 import re
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
-from httpx import ASGITransport, AsyncClient
+from httpx import ASGITransport, AsyncClient, Response
 from PIL import Image
 
 from evaluation.index_choice import Wanted
 from evaluation.web.app import make_app, plain
+from evaluation.web.limits import PromptProtocol
 from evaluation.web.service import SearchService
 from pipeline.common import InputError
 from tests.evaluation import world
@@ -307,6 +311,61 @@ def test_limits__a_picture_that_waits_too_long_is_refused_as_busy(
     monkeypatch.setattr(service, "_picture", slow)
     monkeypatch.setattr("evaluation.web.app.PATIENCE_S", 0.4)
     assert sorted(asyncio.run(ask_together(service, 8)))[::7] == [200, 503]
+
+
+def test_guard__a_body_that_does_not_come_is_refused(
+    service: SearchService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web.limits.BODY_S", 0.2)
+
+    async def drip() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            yield b"a"
+
+    async def ask() -> Response:
+        app = make_app(service)
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        async with AsyncClient(transport=ASGITransport(app), base_url=HOST) as client:
+            return await client.post("/api/search", content=drip(), headers=headers)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 408
+    assert "did not come within 0.2 s" in answer.json()["error"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_protocol__a_connection_that_asks_nothing_is_closed_and_one_that_does_is_not(
+    service: SearchService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web.limits.HEADER_S", 0.3)
+    info = service.info
+
+    def slow_info() -> dict[str, object]:
+        time.sleep(0.7)
+        return info()
+
+    monkeypatch.setattr(service, "info", slow_info)
+    config = uvicorn.Config(
+        make_app(service), port=0, http=PromptProtocol, ws="none", log_level="error"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        address = server.servers[0].sockets[0].getsockname()
+        with socket.create_connection(address, 30) as slow:
+            slow.settimeout(30)
+            url = f"http://{address[0]}:{address[1]}/api/info"
+            slow.sendall(b"GE")
+            for _ in range(2):  # each takes longer than a head may
+                assert httpx.get(url, timeout=30).status_code == 200
+            assert slow.recv(10) == b""
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_guard__foreign_hosts_and_origins_are_refused(client: TestClient) -> None:
