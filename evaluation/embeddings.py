@@ -149,7 +149,9 @@ def read_embeddings(path: Path) -> Embeddings:
         with pq.ParquetFile(path) as file:
             raw_meta = (file.metadata.metadata or {}).get(KEY)
             table = file.read() if raw_meta else None
-    except (pa.ArrowException, OSError) as error:
+        if table is not None:
+            table.validate(full=True)  # text that is not UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: truncated or not Parquet; {REMEDY}") from error
     if raw_meta is None or table is None:
         raise InputError(f"{path}: Parquet, but not an embeddings file; {REMEDY}")

@@ -344,10 +344,11 @@ def load_index(path: Path, *, writable: bool = False) -> Index:
         engine = library.read_index(str(path / FILES[0]), flags)
         ids = pq.read_table(path / FILES[1])
         ids.validate(full=True)
+        columns = ids.column_names  # not UTF-8: a ValueError
     except (RuntimeError, MemoryError, OSError, ValueError, pa.ArrowException) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: damaged ({first[:200]}); {REMEDY}") from error
-    if "removed" not in ids.column_names:
+    if "removed" not in columns:
         raise InputError(f"{path}: of an older version; {REMEDY}")
     if not ids.schema.equals(IDS_SCHEMA, check_metadata=False):
         raise InputError(f"{path / FILES[1]}: columns are not those of an index; {REMEDY}")

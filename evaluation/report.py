@@ -172,7 +172,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     for text in lines:
         try:
             record = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break  # a last line cut off by a kill
         step = record.get("step") if isinstance(record, dict) else None
         if not isinstance(step, int | float):

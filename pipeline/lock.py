@@ -114,7 +114,7 @@ def _is_dead(storage: Storage, name: str) -> bool:
     try:
         value: Any = json.loads(storage.read(name))
         machine, pid = value["machine"], int(value["pid"])
-    except (InputError, ValueError, TypeError, KeyError):
+    except (InputError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return False
     if machine != _machine():
         return False

@@ -111,10 +111,13 @@ def _load_local_dir(
     try:
         config = dict(json.loads(config_path.read_text(encoding="utf-8"))["model_cfg"])
         merges = int(config["text_cfg"].get("vocab_size", 0)) - _BYTE_TOKENS - _SPECIAL_TOKENS
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise InputError(
-            f"{config_path}: not the configuration of an open_clip model ({error!r}); it needs "
-            "`model_cfg` with `vision_cfg` and `text_cfg`"
+            f"{config_path}: not the configuration of an open_clip model ({error!r:.300}); it "
+            "needs `model_cfg` with `vision_cfg` and `text_cfg`"
         ) from error
     shortened = 0 < merges < _full_merges() and "hf_tokenizer_name" not in config["text_cfg"]
     model, tokenizer = _create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -317,9 +318,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = _values(name)
     values.pop("about", None)
+    if not overrides:
+        return parse_recipe(values, f"--recipe {name}")
+    changed = copy.deepcopy(values)
     for override in overrides:
-        _apply(values, override)
-    return parse_recipe(values, f"--recipe {name}")
+        _apply(changed, override)
+    try:
+        return parse_recipe(changed, "--set")
+    except InputError:
+        parse_recipe(values, f"--recipe {name}")  # the fault may be the recipe's own
+        raise
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -200,7 +200,7 @@ def read_result(path: Path, loaded: LoadedModel) -> dict[str, Any]:
         record: Any = json.loads(path.read_text())
         of = record["model"]["hash"]
         known = all(key in record for key in ("task", "benchmark", "variant", "count"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"--result {path}: no result file of the evaluation ({error})") from error
     if not known:
         raise InputError(f"--result {path}: no result file of the evaluation")
@@ -360,8 +360,14 @@ def push(
             api.upload_folder(
                 repo_id=repository, folder_path=out, commit_message="Weights, config and card"
             )
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            first = str(error).strip().splitlines()[0]
+        except Exception as error:
+            # What says that there is no network is of another package in each version of the hub's.
+            package = type(error).__module__.partition(".")[0]
+            if not isinstance(error, OSError | ValueError | HfHubHTTPError) and package not in (
+                *("httpx", "httpx2", "httpcore", "requests"),
+            ):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{repository}: the hub refused ({first}); check the name and `hf auth whoami`"
             ) from error

@@ -84,6 +84,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All records of a run folder; one cut off by a kill or a full disk is left out."""
     lines = []
     for text in (run / METRICS).read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
     return lines

@@ -73,7 +73,7 @@ class RunResult:
         config = checkpoint.read_config(newest)
         try:
             best = int(json.loads((run / checkpoint.BEST).read_text())["step"])
-        except FileNotFoundError:
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             best = 0
         return cls(run, newest, config["step"], best, config["validation"])
 
@@ -444,7 +444,7 @@ def _reopen(
     try:
         value = json.loads(file.read_text())
         known, roots = parse_recipe(value["recipe"], str(file)), list(value["shards"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: damaged ({error}); start another run") from error
     recipe = override_recipe(recipe or known, overrides)
     ours, theirs = flatten(recipe), flatten(known)

@@ -75,7 +75,7 @@ def _line_pairs(text: str) -> list[tuple[str, str]]:
 def _json_pairs(text: str, path: Path) -> list[tuple[str, str]]:
     try:
         value: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--labels {path}: not JSON ({error}); see the README") from error
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [(item, spoken(item)) for item in value if key(item)]

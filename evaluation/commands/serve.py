@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -112,7 +113,8 @@ def serve(
     )
     server = uvicorn.Server(config)
     try:
-        server.run()
+        with suppress(KeyboardInterrupt):  # the way to end it, and no failure
+            server.run()
     except SystemExit as error:  # uvicorn's way of saying that it cannot listen
         raise InputError(f"--port {port}: cannot listen on {host}; give another one") from error
     if not server.started:

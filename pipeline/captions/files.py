@@ -38,7 +38,7 @@ from pipeline.datasets.tables import (
     FIELD_LIMIT,
     ROLES,
     cell_texts,
-    open_parquet,
+    parquet_names,
     parquet_rows,
 )
 
@@ -197,7 +197,7 @@ def _csv_entries(
 
 def _parquet_entries(path: Path) -> Iterator[tuple[str, str | None, str]]:
     try:
-        names = list(open_parquet(path).schema_arrow.names)
+        names = parquet_names(path)
         _check_columns(path, [name.lower() for name in names])
         wanted = [name for name in names if name.lower() in TEXT_KEYS or name.lower() in ID_KEYS]
         for row in parquet_rows(path, wanted):

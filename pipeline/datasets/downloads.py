@@ -36,6 +36,7 @@ from pipeline.datasets.download_cache import CacheFolder, CacheFullError, Identi
 
 T = TypeVar("T")
 _CHUNK = 1 << 16
+_MAX_JSON_BYTES = 1 << 30  # that a gzip file of JSON may unfold to
 _LONGEST_PAUSE_S = 30.0
 # Answers of a server that may be different a moment later; every other 4xx is final.
 _PASSING = {408, 425, 429}
@@ -323,8 +324,11 @@ def read_gzip_json(path: Path) -> Any:
     """The JSON value of a gzip file. Raises ``DamagedError`` where the file is not whole."""
     try:
         with gzip.open(path, "rb") as stream:
-            return json.loads(stream.read())
+            data = stream.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise DamagedError(f"unfolds to more than {_MAX_JSON_BYTES:,} bytes")
+        return json.loads(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DamagedError(f"not a whole gzip file ({error})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"not JSON ({error})"[:200]) from None

@@ -359,7 +359,7 @@ def _texts(part: str, identifier: str, metadata: Any) -> Iterator[tuple[str, str
     """(raw text, source): a title of the metadata; the file or folder name on GitHub."""
     try:
         values = json.loads(metadata) if isinstance(metadata, str) else metadata
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if isinstance(values, dict):
         for field_name in ("title", "name", "filename"):

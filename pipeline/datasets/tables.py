@@ -205,7 +205,7 @@ def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
 
 def _header(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
-        return list(open_parquet(path).schema_arrow.names)
+        return parquet_names(path)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
         return next(csv.reader(stream), [])
 
@@ -225,6 +225,15 @@ def _rows(path: Path) -> Iterator[_Row]:
                     "quote texts that hold commas"
                 )
             yield row
+
+
+def parquet_names(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file. Raises ``InputError``."""
+    try:
+        return list(open_parquet(path).schema_arrow.names)
+    except ValueError as error:  # UnicodeDecodeError, and what Arrow calls invalid
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path}: damaged ({reason}); fetch or write it again") from None
 
 
 def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[_Row]:
@@ -251,7 +260,7 @@ def open_parquet(path: Path) -> Any:
 
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path} cannot be read as Parquet ({message[:200]}): give a Parquet or CSV file"

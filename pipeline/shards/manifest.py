@@ -321,6 +321,20 @@ def taken_back(roots: Iterable[str]) -> Iterator[None]:
         raise
 
 
+# What decides a field on the command line of `pipeline embed`.
+_OPTIONS = {
+    "teacher": "--teacher",
+    "dataset": "--dataset and its options",
+    "n_points": "--points",
+    "n_fps": "--points",
+    "n_views": "--views",
+    "renderer": "--renderer, --image-size, --background and --light",
+    "cameras": "--cameras, --views and --fov",
+    "thumbnails": "--thumbnail",
+    "kept_images": "--keep-images",
+}
+
+
 def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:
     """Start a shard set at ``root``, or check that an existing one was made the same way.
 
@@ -332,9 +346,10 @@ def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:
         existing = Manifest.from_json(storage.read(MANIFEST), storage.show(MANIFEST))
         found = manifest.difference(existing)
         if found:
+            options = _OPTIONS.get(found.partition(":")[0].partition(".")[0], "the same options")
             raise InputError(
                 f"{storage.show(MANIFEST)}: this run differs from the set in {found}; "
-                "use the same options or another --out"
+                f"give {options} as before, or another --out"
             )
         return existing
     if storage.list("part-", ".parquet"):

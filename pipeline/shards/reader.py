@@ -31,7 +31,10 @@ from pipeline.shards.schema import (
 )
 from pipeline.shards.storage import Storage, parquet_footer
 
-REMEDY = "delete this file and run the same `pipeline embed` command again"
+REMEDY = (
+    "delete this file and run the same `pipeline embed` command again; make a set that was merged, "
+    "split or filtered anew"
+)
 _OPEN_FILES = 64
 # Bytes that a row group may unfold to. The writer puts 64 rows in one, some megabytes; a page of a
 # few bytes may repeat one value as often as its footer says.

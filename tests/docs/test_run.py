@@ -47,7 +47,7 @@ def test_page__runs_as_it_is_written(page: Path, tmp_path: Path) -> None:
         ["bash"],
         input=script_of(page),
         cwd=tmp_path,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
         capture_output=True,
         text=True,
         check=False,

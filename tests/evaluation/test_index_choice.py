@@ -35,8 +35,8 @@ def test_plans__below_the_limit_flat_is_first_and_above_last() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
 def test_plans__the_estimate_of_memory_is_that_of_the_file(tmp_path: Path, kind: str) -> None:
-    vectors = clustered(8000, 32)
-    plan = plans(8000, 32, Wanted(kind))[0]
+    vectors = clustered(5000, 16)
+    plan = plans(5000, 16, Wanted(kind))[0]
     faiss.write_index(make(plan, vectors), str(tmp_path / "x"))
     assert plan.memory == pytest.approx((tmp_path / "x").stat().st_size, rel=0.05)
 
@@ -63,9 +63,9 @@ def test_choose__above_the_limit_is_hnsw_with_its_recall_measured(
 
 
 def test_choose__little_memory_takes_the_shortest_codes_that_are_good_enough() -> None:
-    vectors, queries = clustered(8000, 32), clustered(200, 32, 1)
+    vectors, queries = clustered(5000, 16), clustered(200, 16, 1)
     samples = {"shape": queries}
-    memory = 1_000_000  # the vectors take 1,024,000 bytes
+    memory = 310_000  # the vectors take 320,000 bytes
     built = choose(vectors, samples, Wanted(flat_limit=0, recall=0.7, memory=memory))
     assert built.plan.kind == "ivfpq"
     assert built.plan.memory <= memory
@@ -83,7 +83,7 @@ def test_choose__little_memory_takes_the_shortest_codes_that_are_good_enough() -
 
 
 def test_choose__a_search_is_widened_only_as_far_as_needed() -> None:
-    vectors, samples = embeddings(8000).rows.vectors, {"shape": embeddings(200, 1).rows.vectors}
+    vectors, samples = embeddings(5000).rows.vectors, {"shape": embeddings(200, 1).rows.vectors}
     easy = choose(vectors, samples, Wanted("ivfpq", recall=0.3))
     hard = choose(vectors, samples, Wanted("ivfpq", recall=0.7))
     assert easy.plan.settings["width"] < hard.plan.settings["width"]
@@ -94,15 +94,15 @@ def test_choose__a_search_is_widened_only_as_far_as_needed() -> None:
     [
         (
             Wanted(memory=1000),
-            r"no index reaches recall 0.95, 0.001 MB \(flat: needs 1.02 MB; hnsw",
+            r"no index reaches recall 0.95, 0.001 MB \(flat: needs 0.32 MB; hnsw",
         ),
         (Wanted("hnsw", latency_ms=1e-9), r"recall 0.95, 1e-09 ms \(hnsw: .* ms a query\); lower"),
-        (Wanted("ivfpq", recall=1.0), r"ivfpq with codes of 4 bytes: recall 0\.\d+; ivfpq"),
+        (Wanted("ivfpq", recall=1.0), r"ivfpq with codes of 2 bytes: recall 0\.\d+; ivfpq"),
     ],
 )
 def test_choose__nothing_reaches_what_is_wanted(wanted: Wanted, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        choose(clustered(8000, 32), {"shape": clustered(50, 32, 1)}, wanted)
+        choose(clustered(5000, 16), {"shape": clustered(50, 16, 1)}, wanted)
 
 
 def test_choose__too_few_rows_for_codes_and_an_unknown_kind() -> None:
@@ -124,11 +124,11 @@ def test_recall_against__counts_what_was_missed() -> None:
 
 
 def test_make__lists_are_learned_once_and_the_index_is_the_same() -> None:
-    vectors = clustered(6000, 32)
-    short, long = plans(6000, 32, Wanted("ivfpq"))[:2]
+    vectors = clustered(5000, 16)
+    short, long = plans(5000, 16, Wanted("ivfpq"))[:2]
     alone = make(long, vectors)
     after = make(long, vectors, before=make(short, vectors))
-    queries = clustered(50, 32, 1)
+    queries = clustered(50, 16, 1)
     for engine in (alone, after):
         engine.nprobe = 4
     np.testing.assert_array_equal(alone.search(queries, 10)[1], after.search(queries, 10)[1])
