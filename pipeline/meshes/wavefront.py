@@ -218,13 +218,19 @@ def _parse_mtl(data: bytes) -> dict[str, _Entry]:
 def _map_name(statement: str) -> str:
     """The file name of a texture statement, which may be preceded by options."""
     words = statement.split()
-    while words and words[0] in _MAP_OPTIONS:
-        values = _MAP_OPTIONS[words.pop(0)]
-        while words and values and (values == 1 or _is_number(words[0])):
-            words.pop(0)
-            values -= 1
+    at = 0
+    while at < len(words) and words[at] in _MAP_OPTIONS:
+        values = _MAP_OPTIONS[words[at]]
+        at += 1
+        if values == 1:  # a number or a word
+            at += 1
+            continue
+        # The second and the third number may be left out.
+        end = min(at + values, len(words))
+        while at < end and _is_number(words[at]):
+            at += 1
     # Blanks inside the name are kept as they are where no option stood before it.
-    return statement.strip() if statement.split() == words else " ".join(words)
+    return " ".join(words[at:]) if at else statement.strip()
 
 
 def _is_number(word: str) -> bool:
