@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.test_embed import contents
@@ -83,8 +84,20 @@ def test_train__the_same_curve_and_weights(twice: tuple[Path, Path]) -> None:
     assert first == second
 
 
+def test_evaluation__the_same_embeddings(twice: tuple[Path, Path]) -> None:
+    first, second = (pq.read_table(folder / "all.parquet") for folder in twice)
+    assert first.equals(second)  # the record beside them tells where the checkpoint lies
+
+
 @pytest.mark.parametrize(
-    "name", ["all.parquet", "all.index/*", "zeroshot.json", "recall.json", "probe.json"]
+    "name",
+    [
+        "all.index/index.faiss",
+        "all.index/ids.parquet",
+        "zeroshot.json",
+        "recall.json",
+        "probe.json",
+    ],
 )
 def test_evaluation__the_same_bytes(twice: tuple[Path, Path], name: str) -> None:
     first, second = (files(folder, name) for folder in twice)

@@ -105,18 +105,23 @@ def test_driver__killed_at_20_random_moments_the_set_is_that_of_an_undisturbed_r
     at_kill = []
     for number in range(KILLS):
         job = begin(embed(out, teacher))
-        # Every fifth somewhere from the first import on, the others somewhere in the work.
-        if number % 5 == 0:
+        before = set(out.glob("part-*.parquet"))
+        if number % 4 == 0:  # somewhere from the first import on
             time.sleep(rng.uniform(0, 0.4) * seconds)
-        else:
+        elif number % 4 == 1:  # somewhere from the first worker on
             while not render_workers(job.pid) and job.poll() is None:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 4))
+            time.sleep(rng.uniform(0, 8))
+        else:  # somewhere in the writing
+            while set(out.glob("part-*.parquet")) <= before and job.poll() is None:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 1.5))
         kill(job)
         at_kill.append(len(contents(out)) if out.exists() else 0)
     code, stdout, stderr = run(embed(out, teacher))
     assert code == 0, stderr[-3000:]
-    assert json.loads(stdout)["skipped"] == at_kill[-1]
+    failures = len(ShardSet.open(wanted).failures())
+    assert 0 <= json.loads(stdout)["skipped"] - at_kill[-1] <= failures  # these are skipped too
     assert at_kill == sorted(at_kill), "a kill lost rows that were written"
     assert len(set(at_kill)) > 5, "the kills did not find it at work"
     is_same(out, wanted)

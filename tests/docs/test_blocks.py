@@ -20,7 +20,7 @@ OURS = ("pipeline", "trainer", "evaluation")
 ANYWHERE = ("--debug", "--quiet")
 
 
-def of(language: str) -> Any:
+def of(language: str) -> pytest.MarkDecorator:
     chosen = [block for block in BLOCKS if block.language == language]
     assert chosen
     return pytest.mark.parametrize("block", chosen, ids=lambda block: block.name)
