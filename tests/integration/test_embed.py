@@ -90,6 +90,7 @@ def test_embed__leaves_nothing_temporary(undisturbed: Path) -> None:
     assert names == {"manifest.json", "part", ".lock"}
 
 
+@pytest.mark.slow
 def test_embed__same_command_on_one_worker_writes_the_same_bytes(
     undisturbed: Path, teacher: str, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_job__a_worker_and_a_rendering_process_killed_change_nothing(
     teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
