@@ -144,12 +144,14 @@ class Index:
         """Whether the object of a row was removed."""
         return self._alive is not None and not self._alive[row]
 
-    def rows_where(self, where: str, shards: str | ShardSet | None = None) -> NDArray[np.bool_]:
+    def rows_where(
+        self, where: str, shards: str | ShardSet | None = None, seconds: float | None = None
+    ) -> NDArray[np.bool_]:
         """(rows,) for every row, whether an SQL condition is true of its object.
 
         The columns are those of the index (uid, source, category, texts), or with ``shards`` all of
         that set; objects that it lacks are left out. Raises ``InputError`` for a wrong condition, a
-        set of other objects, or one that no object fulfils.
+        set of other objects, one that no object fulfils, or one that takes more than ``seconds``.
         """
         uids = self.uids()
         if shards is not None:
@@ -159,10 +161,13 @@ class Index:
                     f"--shards {opened.storage.root}: holds none of the objects of {self.path}; "
                     "give the shard set that was indexed"
                 )
-            wanted = uids_where(connect(opened), "shards", where)
+            wanted = uids_where(connect(opened), "shards", where, seconds)
         else:
             wanted = uids_where(
-                table_database("objects", self.ids.drop_columns(["removed"])), "objects", where
+                table_database("objects", self.ids.drop_columns(["removed"])),
+                "objects",
+                where,
+                seconds,
             )
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():

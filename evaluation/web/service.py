@@ -32,6 +32,7 @@ F32 = NDArray[np.float32]
 MAX_HITS = 100
 MAX_TEXT = 300  # characters
 MAX_CLASSES = 200
+CONDITION_S = 5.0  # that a condition of SQL may take
 PICTURE_SIZE = 192  # pixels
 CLASS_TEMPLATES = ("{}", "a {}", "a 3D model of a {}")
 
@@ -143,7 +144,7 @@ class SearchService:
             if not allowed.any():
                 raise InputError(f"category {category}: no object is of it")
         if where and where.strip():
-            chosen = self.index.rows_where(where, self._shards)
+            chosen = self.index.rows_where(where, self._shards, CONDITION_S)
             allowed = chosen if allowed is None else allowed & chosen
             if not allowed.any():
                 raise InputError("no object is of that category and fulfils the condition")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -45,11 +46,15 @@ def filter_set(
 
 
 def uids_where(
-    opened: AbstractContextManager[duckdb.DuckDBPyConnection], table: str, where: str
+    opened: AbstractContextManager[duckdb.DuckDBPyConnection],
+    table: str,
+    where: str,
+    seconds: float | None = None,
 ) -> set[str]:
     """Uids of the rows of a table of the database for which the expression is true.
 
-    Raises ``InputError`` with DuckDB's message when it is wrong.
+    Raises ``InputError`` with DuckDB's message when it is wrong, and where it takes more than
+    ``seconds``.
     """
     if not where.strip():
         raise InputError(f'--where {where!r}: no condition; give one such as "n_faces < 100000"')
@@ -58,9 +63,27 @@ def uids_where(
         with opened as db:
             view = db.view(table)
             columns = view.columns
+            late = threading.Event()
+
+            def stop() -> None:
+                late.set()
+                db.interrupt()
+
+            timer = threading.Timer(seconds or 0, stop)
+            if seconds is not None:
+                timer.start()
             # A parsed expression, not text put into a statement: brackets and comments in it
             # cannot change the rest. Rows are found by uid; a query has no order to rely on.
-            return set(view.filter(where).project("uid").fetchnumpy()["uid"].tolist())
+            try:
+                return set(view.filter(where).project("uid").fetchnumpy()["uid"].tolist())
+            except (duckdb.Error, RuntimeError):
+                if late.is_set():
+                    raise InputError(
+                        f"--where {where}: takes more than {seconds:g} s; ask for something simpler"
+                    ) from None
+                raise
+            finally:
+                timer.cancel()
     except duckdb.Error as error:
         raise InputError(
             f"--where {where}: {one_line(error)}; the columns are {', '.join(columns)}"

@@ -22,6 +22,7 @@ from httpx import ASGITransport, AsyncClient, Response
 from PIL import Image
 
 from evaluation.index_choice import Wanted
+from evaluation.queries import Part
 from evaluation.web.app import make_app, plain
 from evaluation.web.limits import PromptProtocol
 from evaluation.web.service import SearchService
@@ -268,6 +269,17 @@ def test_limits__others_are_turned_away_while_all_places_are_taken(service: Sear
     assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
     assert inside == [503]
     assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
+
+
+def test_search__a_condition_that_takes_long_is_ended(
+    service: SearchService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web.service.CONDITION_S", 0.3)
+    endless = "0 = (select count(*) from range(10000000000000) t(i) where i * i % 7 = 9)"
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"takes more than 0.3 s; ask for something simpler"):
+        service.search([Part("text", "chair")], where=endless)
+    assert time.monotonic() - begun < 20
 
 
 async def ask_together(service: SearchService, count: int) -> list[int]:
