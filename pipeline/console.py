@@ -70,6 +70,17 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT),
 ]
+MAX_FAILURES = 0.05
+MaxFailuresOption = Annotated[
+    float,
+    typer.Option(
+        "--max-failures",
+        min=0,
+        max=1,
+        help="Failed fraction above which to exit 3.",
+        rich_help_panel=WORKERS,
+    ),
+]
 OverwriteOption = Annotated[
     bool,
     typer.Option(

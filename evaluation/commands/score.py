@@ -17,12 +17,13 @@ from evaluation.commands.options import (
 from pipeline.common import InputError
 from pipeline.console import (
     EXIT_TOO_MANY_FAILURES,
+    MAX_FAILURES,
     MODEL,
     OUTPUT,
     SEARCH,
     VIEWS,
-    WORKERS,
     JsonOption,
+    MaxFailuresOption,
     OverwriteOption,
     ProgressBar,
     note,
@@ -111,16 +112,7 @@ def score(
     ] = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
-    max_failures: Annotated[
-        float,
-        typer.Option(
-            "--max-failures",
-            min=0,
-            max=1,
-            help="Failed fraction above which to exit 3.",
-            rich_help_panel=WORKERS,
-        ),
-    ] = 0.05,
+    max_failures: MaxFailuresOption = MAX_FAILURES,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,

@@ -42,12 +42,14 @@ from pipeline.common import byte_size
 from pipeline.console import (
     ESTIMATE,
     EXIT_TOO_MANY_FAILURES,
+    MAX_FAILURES,
     MODEL,
     OUTPUT,
     SPLIT,
     VIEWS,
     WORKERS,
     JsonOption,
+    MaxFailuresOption,
     goes_on,
     note,
     print_json,
@@ -188,16 +190,7 @@ def embed(
             "--timeout", min=1, help="Seconds that one object may take.", rich_help_panel=WORKERS
         ),
     ] = 120.0,
-    max_failures: Annotated[
-        float,
-        typer.Option(
-            "--max-failures",
-            min=0,
-            max=1,
-            help="Failed fraction above which to exit 3.",
-            rich_help_panel=WORKERS,
-        ),
-    ] = 0.05,
+    max_failures: MaxFailuresOption = MAX_FAILURES,
     holdout: Annotated[
         float,
         typer.Option(

@@ -12,11 +12,13 @@ from pipeline.commands.options import ShardsArgument
 from pipeline.console import (
     EXIT_TOO_MANY_FAILURES,
     INPUT,
+    MAX_FAILURES,
     OUTPUT,
     SPLIT,
     VIEWS,
     WORKERS,
     JsonOption,
+    MaxFailuresOption,
     OverwriteOption,
     goes_on,
     note,
@@ -106,16 +108,7 @@ def import_(
             "--count", min=1, help="At most that many objects more.", rich_help_panel=INPUT
         ),
     ] = None,
-    max_failures: Annotated[
-        float,
-        typer.Option(
-            "--max-failures",
-            min=0,
-            max=1,
-            help="Failed fraction above which to exit 3.",
-            rich_help_panel=WORKERS,
-        ),
-    ] = 0.05,
+    max_failures: MaxFailuresOption = MAX_FAILURES,
     retry_failures: Annotated[
         bool,
         typer.Option(
