@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captions import TokenCounter, expand
+from pipeline.captions import TokenCounter, clean_name, expand
 from pipeline.objects import Processed, teacher_size
 from pipeline.shards import Row
-from pipeline.teacher import Teacher
+from pipeline.teacher import AnyTeacher
 
 # Names repeat from object to object; a bounded memory of their embeddings saves the text tower.
 _REMEMBERED = 100_000
@@ -22,10 +23,12 @@ class Encoder:
 
     ``counts`` tells of the texts encoded so far: ``texts``; ``texts_cut``, longer than the
     teacher's context, and ``tokens_cut``, what it did not read of them;
-    ``objects_without_text``; and what cleaning counted (``pipeline.captions.Texts``).
+    ``objects_without_text``; and what cleaning counted (``pipeline.captions.Texts``). Of a teacher
+    that knows some texts only, the others are left out (``texts_unknown``), and an object of which
+    none is left has its category, where that is known.
     """
 
-    def __init__(self, teacher: Teacher, templates: Sequence[str]) -> None:
+    def __init__(self, teacher: AnyTeacher, templates: Sequence[str]) -> None:
         self.teacher, self.templates = teacher, tuple(templates)
         self._size = teacher_size(teacher.info)
         self._tokens = TokenCounter(teacher.tokenizer)
@@ -36,6 +39,7 @@ class Encoder:
         """Rows of ``objects``, in order."""
         if not objects:
             return []
+        objects = [self._with_known_texts(item) for item in objects]
         embeds = self._pictures(objects)
         prompts = [
             [
@@ -72,6 +76,19 @@ class Encoder:
             )
         return rows
 
+    def _with_known_texts(self, item: Processed) -> Processed:
+        pairs = list(zip(item.texts, item.text_sources, strict=True))
+        known = [pair for pair in pairs if self.teacher.knows(pair[0])]
+        self.counts["texts_unknown"] += len(pairs) - len(known)
+        category = clean_name(item.record.category or "")
+        if pairs and not known and category and self.teacher.knows(category):
+            known = [(category, "category")]
+        if known == pairs:
+            return item
+        return replace(
+            item, texts=tuple(t for t, _ in known), text_sources=tuple(s for _, s in known)
+        )
+
     def take_counts(self) -> dict[str, int]:
         """The counts since the last call."""
         taken = {key: n for key, n in self.counts.items() if n}
@@ -91,7 +108,14 @@ class Encoder:
     def _pictures(
         self, objects: Sequence[Processed]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-        """Embeddings (V, D) of the views and (D,) of the thumbnail, if there is one, by object."""
+        """Embeddings (V, D) of the views and (D,) of the thumbnail, if there is one, by object.
+
+        V is 0 for a teacher without an image tower.
+        """
+        if not self.teacher.has_images:
+            nothing = np.zeros((0, self.teacher.info.width), np.float32)
+            yield from ((nothing, None) for _ in objects)
+            return
         size = self._size if self._size in objects[0].images else None  # None: as rendered
         pictures = []
         for item in objects:

@@ -45,7 +45,7 @@ from pipeline.shards import (
     write_part_with_images,
 )
 from pipeline.shards.storage import Storage
-from pipeline.teacher import Teacher, choose_device, load_teacher
+from pipeline.teacher import AnyTeacher, choose_device, load_teacher
 
 _PICTURES_AT_ONCE = 2048  # 300 MB at 224 px, twice: those being encoded and the next ones
 _DECODERS = 8  # threads at most; more than any teacher uses up
@@ -147,11 +147,15 @@ def new_manifest(
         "teacher_precision": precision,
     }
     # 0: a set with less in it can be read by older installations.
-    common = replace(source, teacher=teacher, versions=told, contract_version=0)
-    if source.kept_images is None:
-        return replace(
-            common, n_views=0, thumbnails=False, cameras={"name": "none"}, contract_version=0
-        )
+    common = replace(
+        source,
+        teacher=teacher,
+        templates=teacher.prompts(source.templates),
+        versions=told,
+        contract_version=0,
+    )
+    if source.kept_images is None or not teacher.has_images:
+        return common.without_views()
     renderer = source.renderer
     if source.kept_images != LOSSLESS:
         renderer = {**renderer, "encoded_from": source.kept_images}
@@ -212,7 +216,7 @@ def _tell_without_views(manifest: Manifest, options: EncodeAgainOptions) -> None
 def _run(
     source: ShardSet,
     images: ImageSet | None,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     manifest: Manifest,
     options: EncodeAgainOptions,
     summary: EncodeAgainSummary,
@@ -337,6 +341,8 @@ def _encoded(encoder: Encoder, items: Sequence[_Item], size: Size) -> list[Row]:
         replace(
             item.row,
             image_embeds=new.image_embeds,
+            texts=new.texts,
+            text_sources=new.text_sources,
             text_embeds=new.text_embeds,
             thumbnail_embed=new.thumbnail_embed,
         )

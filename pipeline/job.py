@@ -100,7 +100,7 @@ def build_manifest(
     libraries = versions(
         "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow", "fpsample"
     )
-    return Manifest(
+    manifest = Manifest(
         teacher=teacher,
         dataset={
             "name": objects.dataset.name,
@@ -121,15 +121,23 @@ def build_manifest(
             **objects.cameras.to_json(),
             **({"thumbnail": thumbnail_json()} if objects.thumbnail else {}),
         },
-        templates=list(options.templates),
+        templates=teacher.prompts(options.templates),
         versions={**libraries, **getattr(renderer, "versions", dict)(), **(told or {})},
         thumbnails=objects.thumbnail,
         kept_images=objects.keep_images if first else None,
     )
+    return manifest if teacher.has_images else manifest.without_views()
 
 
 def for_teachers(objects: ObjectSettings, *teachers: TeacherInfo) -> ObjectSettings:
-    """``objects`` with views at the sizes that the teachers read, and no larger."""
+    """``objects`` with views at the sizes that the teachers read, and no larger.
+
+    Nothing is drawn where no teacher embeds pictures.
+    """
+    teachers = tuple(info for info in teachers if info.has_images)
+    if not teachers:
+        none = replace(objects.cameras, poses=objects.cameras.poses[:0])
+        return replace(objects, cameras=none, thumbnail=False, encode_sizes=(None,))
     return replace(objects, encode_sizes=tuple(dict.fromkeys(map(teacher_size, teachers))))
 
 
@@ -213,11 +221,28 @@ def prepare(options: EmbedOptions, write: bool = True) -> EncodeSettings:
         build_manifest(options, load_teacher(spec, "cpu").info, place == 0, told)
         for place, spec in enumerate(options.teachers)
     ]
+    _check_pictures(options, manifests)
     targets = tuple(
         Target(spec, out, create_or_open(out, manifest) if write else manifest)
         for spec, out, manifest in zip(options.teachers, outs, manifests, strict=True)
     )
     return EncodeSettings(targets, device, options.objects.captions, options.teacher_options)
+
+
+def _check_pictures(options: EmbedOptions, manifests: list[Manifest]) -> None:
+    """Raise ``InputError`` where pictures are wanted that no teacher would see."""
+    objects = options.objects
+    drawn = any(manifest.teacher.has_images for manifest in manifests)
+    if objects.keep_images and not manifests[0].teacher.has_images:
+        raise InputError(
+            f"--keep-images: {manifests[0].teacher.label} embeds no pictures, and the set would "
+            "hold none; leave the option out"
+        )
+    if objects.captions.captioner and not drawn:
+        raise InputError(
+            "--captioner: text vectors by name embed no pictures, so none are drawn, and know no "
+            "captions; leave the option out"
+        )
 
 
 @contextmanager

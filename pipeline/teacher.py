@@ -5,7 +5,9 @@ A teacher is named by a spec:
 - ``demo``: the small model shipped with this package (it knows only the procedural world);
 - ``MODEL:TAG``, as in ``ViT-bigG-14:laion2b_s39b_b160k``: a tag of open_clip, downloaded by it;
 - ``MODEL:/path/to/weights.safetensors`` (or ``.pt``, ``.bin``): local weights;
-- ``hf-hub:ORG/NAME`` and ``local-dir:/path``: the schemas of open_clip.
+- ``hf-hub:ORG/NAME`` and ``local-dir:/path``: the schemas of open_clip;
+- ``vectors:FILE[,NAMES[,IMAGES]]``: text embeddings by name from a file, and the pictures of the
+  teacher IMAGES or none (``pipeline.teachers.vectors``).
 
 Activation (QuickGELU or GELU), image size, mean, standard deviation and interpolation are taken
 from the resolved configuration, never assumed. What a loaded one does stands in
@@ -29,16 +31,21 @@ import torch
 from pipeline.common import InputError, file_hash
 from pipeline.console import note
 from pipeline.shards import TeacherInfo
+from pipeline.shards.manifest import VECTORS
+from pipeline.teachers import vectors
 from pipeline.teachers.device import PRECISIONS, choose_device
 from pipeline.teachers.model import FINGERPRINT_TEXT, Teacher, fingerprint_image
+from pipeline.teachers.vectors import VectorTeacher
 
 __all__ = [
     "DEMO_DIR",
     "FINGERPRINT_TEXT",
     "PRECISIONS",
+    "AnyTeacher",
     "Teacher",
     "choose_device",
     "fingerprint_image",
+    "load_clip",
     "load_matching",
     "load_teacher",
     "shortened_bpe",
@@ -46,12 +53,22 @@ __all__ = [
 
 DEMO_DIR = Path(__file__).parent / "teachers" / "demo"
 
+AnyTeacher = Teacher | VectorTeacher
 
-def load_teacher(spec: str, device: str = "cpu", **options: Any) -> Teacher:
+
+def load_teacher(spec: str, device: str = "cpu", **options: Any) -> AnyTeacher:
     """Load the teacher that ``spec`` names (see the module). ``options`` go to ``Teacher``.
 
     Raises ``InputError`` when the model, tag or file is unknown, damaged or cannot be fetched.
     """
+    schema, _, rest = spec.partition(":")
+    if schema == VECTORS:
+        return vectors.load_vectors(rest, device, **options)
+    return load_clip(spec, device, **options)
+
+
+def load_clip(spec: str, device: str = "cpu", **options: Any) -> Teacher:
+    """The same of a model of open_clip: everything but ``vectors:``."""
     if spec == "demo":
         return _load_local_dir(DEMO_DIR, ("demo", ""), device, options)
     schema, _, rest = spec.partition(":")
@@ -66,7 +83,7 @@ def load_teacher(spec: str, device: str = "cpu", **options: Any) -> Teacher:
 
 def load_matching(
     info: TeacherInfo, spec: str | None = None, device: str = "cpu", **options: Any
-) -> Teacher:
+) -> AnyTeacher:
     """Load the teacher that made ``info`` again and check that it is the same one.
 
     ``spec`` says where it is when it was a local file. A teacher without a fingerprint (released
@@ -75,6 +92,11 @@ def load_matching(
     loaded differs.
     """
     if spec is None:
+        if info.model == VECTORS:
+            raise InputError(
+                f"teacher {info.label} was a file of text vectors; give it with --teacher "
+                f"{VECTORS}:FILE[,NAMES]"
+            )
         if "@sha256:" in info.pretrained or info.model.startswith("local-dir:"):
             raise InputError(
                 f"teacher {info.label} was a local file; give it with --teacher MODEL:/path"

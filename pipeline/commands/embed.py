@@ -93,6 +93,23 @@ def embed(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    text_embeddings: Annotated[
+        str | None,
+        typer.Option(
+            "--text-embeddings",
+            help="Vectors by name (.npy, .npz) in the place of a text tower. Pictures are those "
+            "of --teacher, else of demo where the widths agree, else none.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--names",
+            help="Names of the rows of --text-embeddings: .txt, .json, .csv.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     cameras: CamerasOption = "ring",
     views: ViewsOption = None,
     fov: FovOption = None,
@@ -248,6 +265,8 @@ def embed(
       pipeline embed --dataset procedural --count 2000 --out shards/proc
 
       pipeline embed --dataset folder --root meshes/ --captions cap3d=Cap3D.csv --out shards/mine
+
+      pipeline embed --dataset folder --root meshes/ --text-embeddings lvis.npz --out shards/lvis
     """
     from pipeline.cameras import make_cameras
     from pipeline.job import EmbedOptions, tell
@@ -255,7 +274,9 @@ def embed(
     from pipeline.objects import ObjectSettings
     from pipeline.pictures import kept_format
     from pipeline.renderers.base import make_config
+    from pipeline.teachers.vectors import teacher_specs
 
+    specs = teacher_specs(teacher or [], text_embeddings, names)
     source = make_dataset(
         dataset,
         source_options(
@@ -288,7 +309,7 @@ def embed(
     options = EmbedOptions(
         objects=objects,
         out=out,
-        teachers=tuple(teacher or ["demo"]),
+        teachers=specs,
         teacher_options={"precision": precision},
         workers=workers,
         worker_cpus=worker_cpus,
@@ -314,6 +335,8 @@ def embed(
             show(found)
         return
     goes_on(out)
+    if text_embeddings and specs[0].count(",") < 2:  # no teacher of pictures
+        note(f"{text_embeddings}: text embeddings alone; the set has no views")
     summary = run(options)
     tell(summary, out)
     if json_output:

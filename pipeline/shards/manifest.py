@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ _SINCE = {"thumbnails": 2, "kept_images": 2}
 _SINCE_NO_FINGERPRINT = 2
 FORMAT = "mrd3d-shards"
 MANIFEST = "manifest.json"
+VECTORS = "vectors"  # model of a teacher that is a file of text embeddings by name
 
 # Two runs of one model on different machines agree to this cosine; another model, another
 # checkpoint or preprocessing falls below.
@@ -65,6 +66,15 @@ class TeacherInfo:
     def label(self) -> str:
         """Short name for tables and messages."""
         return f"{self.model}/{self.pretrained}" if self.pretrained else self.model
+
+    def prompts(self, templates: Sequence[str]) -> list[str]:
+        """The templates that names are put into: of a file of vectors they are in these already."""
+        return ["{}"] if self.model == VECTORS else list(templates)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it embeds pictures; a file of text vectors alone does not."""
+        return self.config.get("images", "") is not None
 
     @property
     def has_fingerprint(self) -> bool:
@@ -120,6 +130,17 @@ class Manifest:
             used = [since for name, since in _SINCE.items() if getattr(self, name)]
             used += [] if self.teacher.has_fingerprint else [_SINCE_NO_FINGERPRINT]
             object.__setattr__(self, "contract_version", max(used, default=1))
+
+    def without_views(self) -> Manifest:
+        """The same of a set without embeddings of pictures."""
+        return replace(
+            self,
+            n_views=0,
+            thumbnails=False,
+            kept_images=None,
+            cameras={"name": "none"},
+            contract_version=0,
+        )
 
     @property
     def config_hash(self) -> str:

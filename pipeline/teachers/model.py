@@ -42,6 +42,8 @@ class Teacher:
     ignored: measured on ViT-B/32, it gains nothing there.
     """
 
+    has_images = True
+
     def __init__(
         self,
         model: Any,  # torch.nn.Module of open_clip
@@ -97,6 +99,11 @@ class Teacher:
             fingerprint_image=[round(float(x), 6) for x in image],
             fingerprint_text=[round(float(x), 6) for x in text],
         )
+
+    def knows(self, text: str) -> bool:
+        """Whether ``text`` can be embedded: any can."""
+        del text
+        return True
 
     def encode_images(self, images: U8) -> F32:
         """Embed square sRGB images, (B, S, S, 3) uint8 of any size, to (B, D), L2-normalised.

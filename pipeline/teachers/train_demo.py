@@ -37,7 +37,7 @@ from pipeline.console import ProgressBar, note
 from pipeline.datasets.procedural import CLASSES, ProceduralDataset
 from pipeline.renderers import get_renderer
 from pipeline.renderers.base import RenderConfig
-from pipeline.teacher import DEMO_DIR, Teacher, load_teacher, shortened_bpe
+from pipeline.teacher import DEMO_DIR, Teacher, load_clip, shortened_bpe
 
 TRAIN_SEED, TEST_SEED = 900_000_001, 900_000_002  # the sets of demo, tests and docs use small ones
 RENDER_SIZE = 112  # slightly above the input size, so that random crops move the object
@@ -225,7 +225,7 @@ def main(
     note("measure on unseen objects, rendered at 224 px")
     test_images, test_labels, _ = render_set(TEST_SEED, test_objects, 4, 224, workers)
     spec = "demo" if out == DEMO_DIR else f"local-dir:{out}"
-    result = evaluate(load_teacher(spec), test_images, test_labels)
+    result = evaluate(load_clip(spec), test_images, test_labels)
     write_json(
         out / "metrics.json",
         {

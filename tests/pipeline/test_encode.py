@@ -13,14 +13,14 @@ from pipeline.captions import TokenCounter
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
 from pipeline.objects import Processed
-from pipeline.teacher import Teacher, load_teacher
+from pipeline.teacher import Teacher, load_clip
 
 LONG = " ".join(["chair"] * 100)
 
 
 @pytest.fixture(scope="module")
 def demo() -> Teacher:
-    return load_teacher("demo", batch_size=4)
+    return load_clip("demo", batch_size=4)
 
 
 def test_token_counter__agrees_with_what_the_tokenizer_cuts(demo: Teacher) -> None:

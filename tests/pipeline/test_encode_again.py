@@ -35,7 +35,7 @@ from pipeline.shards import (
     write_part,
     write_part_with_images,
 )
-from pipeline.teacher import Teacher, load_teacher
+from pipeline.teacher import Teacher, load_clip
 from tests.pipeline.shard_tools import make_manifest
 from tests.pipeline.test_teacher import TINY, photos, write_teacher
 
@@ -101,7 +101,7 @@ def kept(index: int, form: str) -> KeptImages:
 
 def direct(spec: str) -> list[Row]:
     """Rows as ``pipeline embed`` makes them with a teacher."""
-    teacher = load_teacher(spec, **OPTIONS)
+    teacher = load_clip(spec, **OPTIONS)
     return Encoder(teacher, TEMPLATES).encode(objects(teacher))
 
 
@@ -112,7 +112,7 @@ def make(root: Path, spec: str, form: str | None = "webp-lossless", **changes: A
         n_views=VIEWS,
         thumbnails=True,
         kept_images=form,
-        teacher=load_teacher(spec).info,
+        teacher=load_clip(spec).info,
         templates=list(TEMPLATES),
         **changes,
     )
@@ -298,7 +298,7 @@ def test_encode_again__a_part_does_not_depend_on_how_many_pictures_fit(
 def test_encode_again__embeddings_of_a_teacher_known_by_name_alone(
     first: str, wider: str, tmp_path: Path
 ) -> None:
-    info = replace(load_teacher(first).info, fingerprint_image=[], fingerprint_text=[])
+    info = replace(load_clip(first).info, fingerprint_image=[], fingerprint_text=[])
     manifest = make_manifest(
         n_points=POINTS, n_views=VIEWS, thumbnails=True, teacher=info, templates=list(TEMPLATES)
     )

@@ -18,8 +18,8 @@ from pipeline.teacher import (
     DEMO_DIR,
     Teacher,
     fingerprint_image,
+    load_clip,
     load_matching,
-    load_teacher,
     shortened_bpe,
 )
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(folder: Path) -> Teacher:
-    return load_teacher(f"local-dir:{folder}")
+    return load_clip(f"local-dir:{folder}")
 
 
 def photos(count: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -77,7 +77,7 @@ def test_preprocess__same_as_open_clips_own_transform(teacher: Teacher, size: in
 
 
 def test_encode__unit_length_and_independent_of_the_batch(folder: Path) -> None:
-    teacher = load_teacher(f"local-dir:{folder}", batch_size=4, fixed_batch=True)
+    teacher = load_clip(f"local-dir:{folder}", batch_size=4, fixed_batch=True)
     images = photos(7, 40)
     together = teacher.encode_images(images)
     alone = np.concatenate([teacher.encode_images(image[None]) for image in images])
@@ -133,7 +133,7 @@ def test_load_matching__without_a_fingerprint_a_file_of_the_model_is_taken_on_tr
     with pytest.MonkeyPatch.context() as patch:
         fake = copy.copy(teacher)
         fake.info = replace(label, model="ViT-B-32")
-        patch.setattr("pipeline.teacher.load_teacher", lambda *_, **__: fake)
+        patch.setattr("pipeline.teacher.load_clip", lambda *_, **__: fake)
         assert load_matching(found, f"ViT-B-32:{weights}") is fake
         assert "without a fingerprint" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(InputError, match="no fingerprint to compare"):
@@ -141,7 +141,7 @@ def test_load_matching__without_a_fingerprint_a_file_of_the_model_is_taken_on_tr
 
 
 def test_load_matching__quickgelu_variant_is_refused(tmp_path: Path) -> None:
-    right = load_teacher(f"local-dir:{write_teacher(tmp_path / 'a')}")
+    right = load_clip(f"local-dir:{write_teacher(tmp_path / 'a')}")
     wrong = write_teacher(tmp_path / "b", quick_gelu=True)
     with pytest.raises(InputError, match="QuickGELU"):
         load_matching(right.info, f"local-dir:{wrong}")
@@ -168,33 +168,33 @@ def test_load_matching__other_width_is_named(folder: Path, teacher: Teacher) -> 
         ("", "no such model"),
     ],
 )
-def test_load_teacher__unknown_spec_is_one_line_with_a_remedy(spec: str, message: str) -> None:
+def test_load_clip__unknown_spec_is_one_line_with_a_remedy(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load_teacher(spec)
+        load_clip(spec)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{not json", "[]", '{"a": 1}', '{"model_cfg": {"embed_dim": 8}}'])
-def test_load_teacher__a_folder_whose_configuration_is_damaged(text: str, tmp_path: Path) -> None:
+def test_load_clip__a_folder_whose_configuration_is_damaged(text: str, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(text)
     (tmp_path / "open_clip_model.safetensors").touch()
     with pytest.raises(InputError, match=r"config\.json: not the configuration .*`vision_cfg`"):
-        load_teacher(f"local-dir:{tmp_path}")
+        load_clip(f"local-dir:{tmp_path}")
 
 
-def test_load_teacher__local_weights_of_a_named_model(tmp_path: Path) -> None:
+def test_load_clip__local_weights_of_a_named_model(tmp_path: Path) -> None:
     # The smallest model that open_clip names, so that the path MODEL:/file is the real one.
     name = "ViT-M-32-alt"
     model = open_clip.create_model(name)
     path = tmp_path / "weights.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-    teacher = load_teacher(f"{name}:{path}")
+    teacher = load_clip(f"{name}:{path}")
     assert teacher.info.pretrained.startswith("weights.safetensors@sha256:")
     assert teacher.info.config["model_cfg"]["quick_gelu"] is False
     assert str(tmp_path) not in json.dumps(teacher.info.config)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_teacher(f"{name}:{path}")
+        load_clip(f"{name}:{path}")
 
 
 def test_shortened_bpe__prefix_of_the_merges_keeps_bytes_and_order() -> None:
@@ -220,6 +220,6 @@ def test_demo__is_small_and_knows_its_measured_accuracy() -> None:
     metrics = json.loads((DEMO_DIR / "metrics.json").read_text())
     assert metrics["top1_one_view"] >= 0.90
     assert metrics["objects"] >= 1000
-    info = load_teacher("demo").info
+    info = load_clip("demo").info
     assert info.width == 128
     assert load_matching(info).info == info

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.common import InputError
 from pipeline.shards.manifest import FINGERPRINT_COSINE
-from pipeline.teacher import load_matching, load_teacher
+from pipeline.teacher import Teacher, load_clip, load_matching
 from pipeline.teachers.towers import ShortTexts
 from tests.pipeline.test_teacher import photos, write_teacher
 
@@ -53,7 +53,7 @@ def one_thread() -> Iterator[None]:
 def test_encode__a_row_does_not_depend_on_what_it_is_encoded_with(
     spec: str, precision: str
 ) -> None:
-    teacher = load_teacher(spec, batch_size=6, fixed_batch=True, precision=precision)
+    teacher = load_clip(spec, batch_size=6, fixed_batch=True, precision=precision)
     images = photos(13, 64)
     together = teacher.encode_images(images)
     for order in (np.arange(13)[::-1], np.roll(np.arange(13), 5), np.array([7]), np.arange(2, 9)):
@@ -66,7 +66,7 @@ def test_encode__a_row_does_not_depend_on_what_it_is_encoded_with(
 def test_encode__more_batches_than_are_gathered_at_once(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = load_teacher(spec, batch_size=2, fixed_batch=True)
+    teacher = load_clip(spec, batch_size=2, fixed_batch=True)
     images = photos(11, 64)
     whole = teacher.encode_images(images)
     monkeypatch.setattr("pipeline.teachers.model._SPAN", 2)
@@ -77,9 +77,10 @@ def test_encode__more_batches_than_are_gathered_at_once(
 def test_precision__bf16_is_the_same_teacher_within_the_fingerprints_tolerance(
     spec: str, name: str
 ) -> None:
-    plain = load_teacher("demo" if name == "demo" else spec)
+    plain = load_clip("demo" if name == "demo" else spec)
     assert plain.precision == "fp32"
     half = load_matching(plain.info, None if name == "demo" else spec, precision="bf16")
+    assert isinstance(half, Teacher)
     assert half.precision == "bf16"
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     assert half.info.config == plain.info.config
@@ -95,7 +96,7 @@ def test_precision__bf16_is_the_same_teacher_within_the_fingerprints_tolerance(
 
 def test_preprocess__stays_in_fp32(spec: str) -> None:
     images = torch.from_numpy(photos(2, 64))
-    half, plain = load_teacher(spec, precision="bf16"), load_teacher(spec)
+    half, plain = load_clip(spec, precision="bf16"), load_clip(spec)
     found = half.preprocess(images)
     assert found.dtype == torch.float32
     assert torch.equal(found, plain.preprocess(images))
@@ -107,7 +108,7 @@ def test_compiled__a_cpu_ignores_it(spec: str, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("compiled on a CPU")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    teacher = load_teacher(spec, compiled=True)
+    teacher = load_clip(spec, compiled=True)
     assert not teacher.compiled
     assert teacher.encode_texts(["x"]).shape == (1, 96)
 
@@ -115,18 +116,18 @@ def test_compiled__a_cpu_ignores_it(spec: str, monkeypatch: pytest.MonkeyPatch) 
 def test_encode_texts__a_tower_that_differs_when_cut_is_not_cut(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = load_teacher(spec).encode_texts(TEXTS)
+    expected = load_clip(spec).encode_texts(TEXTS)
     original = ShortTexts.__call__
 
     def off(self: ShortTexts, tokens: torch.Tensor) -> torch.Tensor:
         return original(self, tokens).flip(1)
 
     monkeypatch.setattr(ShortTexts, "__call__", off)
-    np.testing.assert_allclose(load_teacher(spec).encode_texts(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(load_clip(spec).encode_texts(TEXTS), expected, atol=1e-5)
 
 
 def test_encode_texts__needs_no_pictures(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = load_teacher(spec)
+    teacher = load_clip(spec)
     monkeypatch.setattr(teacher, "encode_images", None)
     monkeypatch.setattr(teacher.model, "visual", None)
     assert teacher.encode_texts(TEXTS).shape == (7, 96)
@@ -134,7 +135,7 @@ def test_encode_texts__needs_no_pictures(spec: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_encode_images__read_only_arrays_are_taken(spec: str) -> None:
-    teacher = load_teacher(spec)
+    teacher = load_clip(spec)
     images = photos(3, 64)
     expected = teacher.encode_images(images)
     images.flags.writeable = False
@@ -149,15 +150,15 @@ def test_teacher__weights_that_give_no_numbers_are_refused(tmp_path: Path) -> No
     state["positional_embedding"][0] = torch.nan
     save_file(state, weights)
     with pytest.raises(InputError, match="not finite; the weights are damaged"):
-        load_teacher(f"local-dir:{folder}")
+        load_clip(f"local-dir:{folder}")
     with pytest.raises(InputError, match="not finite; try --precision fp32"):
-        load_teacher(f"local-dir:{folder}", precision="bf16")
+        load_clip(f"local-dir:{folder}", precision="bf16")
 
 
 def test_encode__too_little_memory_names_the_batch_size(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = load_teacher(spec)
+    teacher = load_clip(spec)
 
     def full(*_: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -175,7 +176,7 @@ def test_encode__too_little_memory_names_the_batch_size(
 def test_cuda__same_teacher_and_rows_that_stand_alone(
     spec: str, precision: str, compiled: bool
 ) -> None:
-    plain = load_teacher(spec)
+    plain = load_clip(spec)
     teacher = load_matching(
         plain.info, spec, "cuda", batch_size=6, fixed_batch=True, precision=precision,
         compiled=compiled,
@@ -188,5 +189,6 @@ def test_cuda__same_teacher_and_rows_that_stand_alone(
     assert np.array_equal(teacher.encode_images(images[order]), together[order])
     assert np.array_equal(teacher.encode_texts([TEXTS[3]])[0], texts[3])
     if compiled:
+        assert isinstance(teacher, Teacher)
         assert getattr(teacher._image_tower, "reason", "") is None
         assert getattr(teacher._text_tower, "reason", "") is None
