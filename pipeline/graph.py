@@ -25,7 +25,7 @@ from pipeline.datasets.base import Record
 from pipeline.isolated import compile_all
 from pipeline.ledger import Reporter, opened
 from pipeline.shards import ShardSet
-from pipeline.spool import Spool, SpoolReader, Todo, spooled
+from pipeline.spool import GROUP, Spool, SpoolReader, Todo, spooled
 from pipeline.stages import EmbedStage, EncodeSettings, EncodeStage, RenderStage, Written, unpack
 from pipeline.stages import write_stage as _write_stage
 
@@ -343,7 +343,7 @@ def _graph(
         ).map_batches(
             EncodeStage,
             fn_constructor_args=(targets, reporter),
-            batch_size=None,
+            batch_size=GROUP,  # Ray wants a number where GPUs are asked for
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=encoders),
             num_gpus=options.encoder_gpus,
