@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +71,11 @@ def interruptible(db: duckdb.DuckDBPyConnection, statement: Callable[[], T]) -> 
         try:
             return running.result()
         except KeyboardInterrupt:
-            db.interrupt()
+            running.cancel()
+            # Again and again: what comes before the statement has begun is not heard.
+            while not running.done():
+                db.interrupt()
+                wait([running], timeout=0.1)
             raise
 
 
