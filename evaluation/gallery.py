@@ -6,18 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from evaluation.index import Hit, Item, load_index
 from evaluation.queries import Part
 from evaluation.search import Embedder
-from evaluation.student import read_mesh
-from pipeline.cameras import ring
+from evaluation.shapes import Caller, here, render_mesh
 from pipeline.cloud_pictures import data_uri, draw_cloud
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.pages import render_page
-from pipeline.renderers.base import RenderConfig
 from pipeline.scene import MeshError
 from pipeline.shards import ShardSet
 
@@ -70,14 +65,16 @@ def gallery_rows(
     found: Sequence[tuple[str, Sequence[Hit]]],
     shards: ShardSet | None = None,
     meshes: Path | None = None,
+    call: Caller = here,
 ) -> list[GalleryRow]:
     """Queries and their hits with pictures.
 
     An object is rendered where its mesh lies in the folder ``meshes`` (at the path that it had in
-    its source), else drawn from its cloud in ``shards``, else shown without a picture.
+    its source; ``call``, as ``evaluation.shapes.Caller``), else drawn from its cloud in ``shards``,
+    else shown without a picture.
     """
     items = {hit.item.uid: hit.item for _, hits in found for hit in hits}
-    pictures = {} if meshes is None else render_objects(items.values(), meshes)
+    pictures = {} if meshes is None else render_objects(items.values(), meshes, call=call)
     if shards is not None:
         pictures = {**draw_objects(shards, set(items) - set(pictures)), **pictures}
     return [
@@ -101,7 +98,9 @@ def write_gallery(out: Path, title: str, told: str, rows: Sequence[GalleryRow]) 
         temporary.write_text(page, encoding="utf-8")
 
 
-def render_objects(items: Iterable[Item], folder: Path, size: int = PICTURE_SIZE) -> dict[str, str]:
+def render_objects(
+    items: Iterable[Item], folder: Path, size: int = PICTURE_SIZE, call: Caller = here
+) -> dict[str, str]:
     """Rendered pictures by uid, as ``data:`` addresses, of objects whose mesh is in ``folder``.
 
     Meshes that cannot be read are left out, and so is what lies outside of the folder.
@@ -112,23 +111,10 @@ def render_objects(items: Iterable[Item], folder: Path, size: int = PICTURE_SIZE
         path = (root / item.source).resolve()
         if path.is_relative_to(root) and path.is_file():
             try:
-                pictures[item.uid] = data_uri(render_mesh(path, size))
+                pictures[item.uid] = data_uri(call(render_mesh, path, size))
             except (InputError, MeshError):
                 continue
     return pictures
-
-
-def render_mesh(path: Path, size: int) -> NDArray[np.uint8]:
-    """(S, S, 4) picture of a mesh file, three quarters from the front, its surroundings clear.
-
-    Raises ``InputError`` or ``MeshError`` when it cannot be drawn.
-    """
-    from pipeline.renderers import get_renderer
-
-    mesh = read_mesh(path)
-    cameras = ring(1).with_thumbnail(mesh)
-    views = get_renderer("raster").render(mesh, cameras, RenderConfig(image_size=size))
-    return np.asarray(views[-1], np.uint8)
 
 
 def draw_objects(shards: ShardSet, uids: Iterable[str], size: int = PICTURE_SIZE) -> dict[str, str]:

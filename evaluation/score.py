@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from evaluation.embeddings import ModelInfo
 from evaluation.results import plain, proportion
 from evaluation.search import load_image
+from evaluation.shapes import Caller, Seen, here, look, usable
 from evaluation.sources import Advance
-from evaluation.student import Student, read_mesh
+from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.cameras import Cameras
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.renderers.base import RenderConfig
-from pipeline.scene import Mesh, MeshError
 
 FORMAT = "mrd3d-scores"
 VERSION = 1
@@ -99,34 +99,49 @@ class Scorer:
         seed: int = 0,
         up_axis: str = "auto",
         config: RenderConfig | None = None,
+        call: Caller = here,
     ) -> None:
-        """``draws`` samplings of points with the seeds ``seed``, ``seed + 1``, ..."""
+        """``draws`` samplings of points with the seeds ``seed``, ``seed + 1``, ...
+
+        ``call`` is how meshes are read: see ``evaluation.isolated``.
+        """
         from pipeline.objects import teacher_size
-        from pipeline.renderers import get_renderer
 
         self._teacher, self._student, self._cameras = teacher, student, cameras
         self._draws, self._seed, self._up_axis = draws, seed, up_axis
         self._config = config or RenderConfig()
-        self._renderer = get_renderer("raster")
+        self._call = call
         self._size = teacher_size(teacher.info)
         self._distractors = list(dict.fromkeys(distractors))
         self._known: dict[str, F32] = {}
 
-    def __call__(self, asked: Asked) -> Scores:
-        """The figures of one mesh. Raises ``InputError`` when it, or the picture, is unusable."""
+    def look(self, path: Path) -> Seen:
+        """Read a mesh. It may take long, and may be done in several threads.
+
+        Raises ``InputError`` when the mesh is unusable.
+        """
+        draws, pool, count = 0, 0, 0
+        if self._student is not None:
+            draws, pool, count = self._draws, self._student.pool_points, self._student.n_points
+        seeds = range(self._seed, self._seed + draws)
+        with usable(path, "scored"):
+            axis, cameras, config = self._up_axis, self._cameras, self._config
+            return self._call(look, path, axis, cameras, config, self._size, seeds, pool, count)
+
+    def __call__(self, asked: Asked, seen: Seen | None = None) -> Scores:
+        """The figures of one mesh; ``seen`` is what ``look`` gave, if it was read already.
+
+        Raises ``InputError`` when the mesh, or the picture, is unusable.
+        """
         wanted: dict[str, F32] = {}
         if asked.text is not None:
             wanted["text"] = self._text(asked.text)
         if asked.image is not None:
             wanted["image"] = self._image(asked.image)
-        mesh = read_mesh(asked.path, self._up_axis)
-        try:
-            views = self._views(mesh)
-            shapes = self._shapes(mesh)
-        except MeshError as error:
-            raise InputError(
-                f"{asked.path}: cannot be scored ({error.kind}: {error.message}); give another mesh"
-            ) from error
+        if seen is None:
+            seen = self.look(asked.path)
+        views = np.asarray(self._teacher.encode_images(seen.views), np.float32)  # (V, D)
+        shapes = self._shapes(seen)
         found: dict[str, Any] = {}
         for kind, vector in wanted.items():
             by_view = views @ vector
@@ -159,26 +174,14 @@ class Scorer:
             found["shape_precision"] = float(np.mean(firsts))
         return found
 
-    def _views(self, mesh: Mesh) -> F32:
-        """(V, D) of the views that the teacher sees."""
-        from pipeline.pictures import at_sizes, shows_something
-
-        pictures = self._renderer.render(mesh, self._cameras, self._config)
-        if not any(shows_something(view, self._config.background) for view in pictures):
-            raise MeshError("blank_render", "nothing of it is visible in any view", "render")
-        images = at_sizes(pictures, [self._size])[self._size]
-        return np.asarray(self._teacher.encode_images(images), np.float32)
-
-    def _shapes(self, mesh: Mesh) -> F32 | None:
+    def _shapes(self, seen: Seen) -> F32 | None:
         """(draws, D) of as many samplings of points."""
         if self._student is None:
             return None
-        seeds = range(self._seed, self._seed + self._draws)
-        clouds = [self._student.sample(mesh, seed) for seed in seeds]
         return self._student.embed(
-            np.stack([cloud.xyz for cloud in clouds]),
-            np.stack([cloud.rgb for cloud in clouds]),
-            np.array([cloud.has_color for cloud in clouds]),
+            np.stack([cloud.xyz for cloud in seen.clouds]),
+            np.stack([cloud.rgb for cloud in seen.clouds]),
+            np.array([cloud.has_color for cloud in seen.clouds]),
         )
 
     def _text(self, text: str) -> F32:

@@ -14,6 +14,7 @@ from evaluation import student as students
 from evaluation import teachers
 from evaluation.index import Hit, Index
 from evaluation.queries import Part
+from evaluation.shapes import Caller, Cloud, here
 from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.common import InputError
@@ -97,11 +98,6 @@ def index_student(index: Index, checkpoint: Path | None, device: str) -> Student
     return student
 
 
-def shape_query(path: Path, student: Student, up_axis: str = "auto", seed: int = 0) -> F32:
-    """(D,) embedding of a mesh or an ``.npz`` cloud."""
-    return student.embed_cloud(student.load_shape(path, up_axis, seed))
-
-
 class Embedder:
     """Parts of queries to unit vectors (D,); loads teacher and student when one is needed.
 
@@ -117,20 +113,27 @@ class Embedder:
         device: str = "cpu",
         up_axis: str = "auto",
         seed: int = 0,
+        call: Caller = here,
     ) -> None:
+        """``call`` is how shapes are read: see ``evaluation.isolated``."""
+        self._call = call
         self._index, self._checkpoint, self._spec = index, checkpoint, teacher
         self._device, self._up_axis, self._seed = device, up_axis, seed
         self._teacher: QueryTeacher | None = None
         self._student: Student | None = None
 
-    def __call__(self, part: Part) -> F32:
-        """(D,) float32, L2-normalised."""
+    def cloud(self, part: Part) -> Cloud:
+        """Read a part that is a shape. It may take long, and may be done in several threads."""
+        return self.student.load_shape(Path(part.value), self._up_axis, self._seed, self._call)
+
+    def __call__(self, part: Part, cloud: Cloud | None = None) -> F32:
+        """(D,) float32, L2-normalised; ``cloud`` is that of the part, if it was read already."""
         if part.kind == "text":
             return text_query(part.value, self.teacher)
         path = Path(part.value)
         if part.kind == "image":
             return image_query(path, self.teacher, index_background(self._index))
-        return shape_query(path, self.student, self._up_axis, self._seed)
+        return self.student.embed_cloud(self.cloud(part) if cloud is None else cloud)
 
     @property
     def teacher(self) -> QueryTeacher:

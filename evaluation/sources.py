@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.embeddings import EmbeddingRows, ModelInfo, normalise
+from evaluation.shapes import Caller, here
 from evaluation.student import Student
 from evaluation.teachers import require_same_teacher
 from pipeline.common import InputError, content_hash
@@ -263,19 +264,23 @@ def find_meshes(paths: Sequence[Path]) -> list[tuple[str, Path]]:
 
 @dataclass
 class MeshSource:
-    """Embeds mesh files; those that cannot be read are collected in ``failures``, not raised."""
+    """Embeds mesh files; those that cannot be read are collected in ``failures``, not raised.
+
+    ``call`` is how they are read: see ``evaluation.isolated``.
+    """
 
     student: Student
     files: list[tuple[str, Path]]
     up_axis: str = "auto"
     seed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # (name, message)
+    call: Caller = here
 
     def rows(self, advance: Advance | None = None) -> Iterator[EmbeddingRows]:
         """One row per readable file. Its only text is the file's name, as words."""
         for name, path in self.files:
             try:
-                vector = self.student.embed_mesh(path, self.up_axis, self.seed)
+                vector = self.student.embed_mesh(path, self.up_axis, self.seed, self.call)
                 yield EmbeddingRows(
                     uid=[f"meshes/{name}"],
                     source=[name],

@@ -6,34 +6,23 @@ Shape suffixes: B clouds, N points, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from evaluation.embeddings import ModelInfo, normalise
+from evaluation.shapes import Caller, Cloud, here, load_shape, sample, sample_mesh, usable
 from pipeline.common import InputError
-from pipeline.scene import Mesh, MeshError
+from pipeline.scene import Mesh
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
-_MAX_ARRAY_BYTES = 512 * 2**20  # of a cloud in .npz: an archive of little may unfold to much
 
 # What `pipeline embed` samples by default: the pool from which a prefix is farthest-point ordered.
 SHARD_POINTS = 10_000
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """One point cloud as the student takes it: in the unit sphere, +y up, farthest-point order."""
-
-    xyz: F32  # (N, 3)
-    rgb: U8  # (N, 3) sRGB
-    has_color: bool
 
 
 class Student:
@@ -101,110 +90,34 @@ class Student:
         rgb = np.tile(cloud.rgb, (repeats, 1))[None]
         return np.asarray(self.embed(xyz, rgb, np.array([cloud.has_color]))[0], np.float32)
 
-    def embed_mesh(self, path: Path, up_axis: str = "auto", seed: int = 0) -> F32:
-        """Embed a mesh file to (D,). Raises ``InputError`` when it cannot be read."""
-        return self.embed_cloud(self.sample_mesh(path, up_axis, seed))
+    def embed_mesh(
+        self, path: str | Path, up_axis: str = "auto", seed: int = 0, call: Caller = here
+    ) -> F32:
+        """Embed a mesh file to (D,), as ``sample_mesh``."""
+        return self.embed_cloud(self.sample_mesh(Path(path), up_axis, seed, call))
 
-    def sample_mesh(self, path: Path, up_axis: str = "auto", seed: int = 0) -> Cloud:
-        """Sample a mesh file as the pipeline does. Raises ``InputError`` with the reason.
+    def sample_mesh(
+        self, path: Path, up_axis: str = "auto", seed: int = 0, call: Caller = here
+    ) -> Cloud:
+        """Sample a mesh file as the pipeline does.
 
-        ``up_axis`` is as in ``pipeline.meshes.load_mesh``; equal seeds give equal clouds.
+        ``up_axis`` is as in ``pipeline.meshes.load_mesh``; equal seeds give equal clouds. ``call``
+        may be an ``evaluation.isolated.IsolatedCalls``, for a file from someone else. Raises
+        ``InputError`` with the reason when the file cannot be read.
         """
-        mesh = read_mesh(path, up_axis)
-        try:
-            return self.sample(mesh, seed)
-        except MeshError as error:
-            raise _unusable(path, error) from error
+        with usable(path, "embedded"):
+            return call(sample_mesh, path, up_axis, seed, self.pool_points, self.n_points)
+
+    def load_shape(
+        self, path: Path, up_axis: str = "auto", seed: int = 0, call: Caller = here
+    ) -> Cloud:
+        """A cloud from a mesh file (see ``sample_mesh``) or an ``.npz`` (``shapes.load_cloud``)."""
+        with usable(path, "embedded"):
+            return call(load_shape, path, up_axis, seed, self.pool_points, self.n_points)
 
     def sample(self, mesh: Mesh, seed: int = 0) -> Cloud:
         """Sample a normalised mesh as the pipeline does. Raises ``MeshError``."""
-        from pipeline.points import sample_points
-
-        points = sample_points(mesh, self.pool_points, seed=seed, n_fps=self.n_points)
-        return Cloud(points.xyz, points.rgb, points.has_color)
-
-    def load_shape(self, path: Path, up_axis: str = "auto", seed: int = 0) -> Cloud:
-        """A cloud from a mesh file or an ``.npz`` (see ``load_cloud``)."""
-        if path.suffix.lower() == ".npz":
-            if up_axis not in ("auto", "+y"):
-                raise InputError(f"{path}: clouds are +y up; --up-axis is for meshes only")
-            return load_cloud(path, self.n_points)
-        return self.sample_mesh(path, up_axis, seed)
-
-
-def read_mesh(path: Path, up_axis: str = "auto") -> Mesh:
-    """A mesh file in the unit sphere, +y up. Raises ``InputError`` when it cannot be read."""
-    from pipeline.meshes import UP_AXES, load_mesh
-
-    if up_axis != "auto" and up_axis not in UP_AXES:
-        raise InputError(f"--up-axis {up_axis}: use auto or one of {', '.join(UP_AXES)}")
-    try:
-        return load_mesh(path, up_axis).normalised()
-    except MeshError as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: MeshError) -> InputError:
-    return InputError(
-        f"{path}: cannot be embedded ({error.kind}: {error.message}); give another mesh"
-    )
-
-
-def load_cloud(path: Path, n_fps: int) -> Cloud:
-    """Read a cloud from ``.npz``: ``xyz`` (N, 3), +y up, any scale; optional ``rgb`` (N, 3).
-
-    ``rgb`` is uint8 0-255, or float 0-1. Without it the cloud is colourless. The cloud is centred
-    at the middle of its bounding box, scaled into the unit sphere and put into farthest-point
-    order. Raises ``InputError`` for anything else.
-    """
-    from pipeline.points import farthest_point_order
-
-    remedy = "give an .npz with xyz (N, 3) and optional rgb (N, 3)"
-    try:
-        # Opened here: numpy leaves a file that is no archive open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            claimed = max((entry.file_size for entry in file.zip.infolist()), default=0)
-            if claimed > _MAX_ARRAY_BYTES:
-                raise InputError(f"{path}: an array of {claimed:,} bytes; {remedy}")
-            arrays = {name: file[name] for name in file.files if name in ("xyz", "rgb")}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, AttributeError) as error:  # no .zip: an .npy
-        raise InputError(f"{path}: not a readable .npz of plain arrays; {remedy}") from error
-    except Exception as error:  # zipfile raises kinds of its own on damaged archives
-        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
-    xyz = arrays.get("xyz")
-    if xyz is None or xyz.ndim != 2 or xyz.shape[1] != 3 or xyz.dtype.kind not in "fiu":
-        raise InputError(f"{path}: xyz is missing or not (N, 3) numbers; {remedy}")
-    if not len(xyz):
-        raise InputError(f"{path}: xyz holds no points; {remedy}")
-    points = xyz.astype(np.float64)
-    if not np.isfinite(points).all():
-        raise InputError(f"{path}: xyz holds NaN or infinity; {remedy}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        points -= points.min(0) / 2 + points.max(0) / 2
-        radius = float(np.linalg.norm(points, axis=1).max())
-    if not 0 < radius < np.inf:
-        raise InputError(f"{path}: all points coincide, or are too far apart; {remedy}")
-    unit = (points / radius).astype(np.float32)
-    rgb = _colors(arrays.get("rgb"), len(unit), f"{path}: rgb", remedy)
-    order = farthest_point_order(unit, min(n_fps, len(unit)))
-    has_color = rgb is not None
-    if rgb is None:
-        rgb = np.full(unit.shape, NEUTRAL_RGB, np.uint8)
-    return Cloud(unit[order], rgb[order], has_color)
-
-
-def _colors(rgb: NDArray[Any] | None, count: int, name: str, remedy: str) -> U8 | None:
-    if rgb is None:
-        return None
-    if rgb.shape != (count, 3):
-        raise InputError(f"{name} has shape {rgb.shape}, not ({count}, 3); {remedy}")
-    if rgb.dtype == np.uint8:
-        return rgb.astype(np.uint8)
-    if rgb.dtype.kind == "f" and np.isfinite(rgb).all() and rgb.min() >= 0 and rgb.max() <= 1:
-        return np.asarray(np.rint(rgb * 255), np.uint8)
-    raise InputError(f"{name} is neither uint8 nor float in [0, 1]; {remedy}")
+        return sample(mesh, seed, self.pool_points, self.n_points)
 
 
 def pick_device(device: str) -> str:

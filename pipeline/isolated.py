@@ -1,4 +1,6 @@
-"""``process`` in a child process that a crash or a hang of a mesh library costs nothing but time.
+"""Work in a child process, where a crash or a hang of a mesh library costs nothing but time.
+
+``Isolated`` does any work there, ``IsolatedProcessor`` what a worker of the job does with records.
 
 The child dies with its parent, however that ends: on Linux the kernel sees to it.
 """
@@ -15,90 +17,106 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pipeline.datasets.base import Record
 from pipeline.objects import ObjectSettings, Processed, failure, prefer_throughput, process
 from pipeline.renderers import get_renderer
 from pipeline.shards import Failure
 
+T = TypeVar("T")
+R = TypeVar("R")
 _STARTS = 3  # of a child that dies before it is ready: then something is wrong with all of them
 _START_S = 1200.0  # for one to be ready: a shared disk may be slow, but not for ever
 _TRIES = 2  # of an object whose child dies: the kernel's out-of-memory killer may have chosen it
 _PR_SET_PDEATHSIG = 1
 
 
-class IsolatedProcessor:
-    """``pipeline.objects.process`` in a child process, with a time limit per object.
+class Isolated(Generic[T, R]):
+    """Work in a child process, one item at a time, with a limit of time and memory for each.
 
-    A child that crashes is replaced and its object tried once more: where something else killed
-    the child (the kernel, short of memory, for one), the object is none the worse. A second crash
-    is a failure of kind ``crash``, a hang one of kind ``timeout``.
+    A child that crashes is replaced and its item tried once more, if there are two ``tries``: where
+    something else killed the child (the kernel, short of memory, for one), the item is none the
+    worse. Of an item that is given up ``lost`` makes the result, from it, the kind (``crash`` or
+    ``timeout``) and a message.
+
+    ``work``, ``prepare`` (done before the child is ready, and within no limit) and items are
+    pickled; ``work`` must not raise. One thread at a time.
     """
 
     def __init__(
         self,
-        settings: ObjectSettings,
+        work: Callable[[T], R],
+        lost: Callable[[T, str, str], R],
+        prepare: Callable[[], None],
         timeout_s: float = 120.0,
         memory_bytes: int | None = 8 << 30,
+        tries: int = _TRIES,
     ) -> None:
-        self._arguments = (settings, memory_bytes)
-        self._timeout_s = timeout_s
+        self._arguments = (work, prepare, memory_bytes)
+        self._lost, self._timeout_s, self._tries = lost, timeout_s, tries
         # The kernel ends a child when the thread that started it ends: this one stays.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="render-child")
         self._child: _Child | None = None
 
-    def __call__(self, records: Sequence[Record]) -> Iterator[Processed | Failure]:
-        """Process ``records`` in order; the next one is under way while one is handed out.
+    def __call__(self, items: Sequence[T]) -> Iterator[R]:
+        """Work on ``items`` in order; the next one is under way while a result is handed out.
 
         Raises ``RuntimeError`` where no child can be started.
         """
-        if not records:
+        if not items:
             return
         try:
-            self._send(records[0])
-            for number, record in enumerate(records):
-                item = self._result(record)
-                if number + 1 < len(records):
-                    self._send(records[number + 1])
-                yield item
+            self._send(items[0])
+            for number, item in enumerate(items):
+                result = self._result(item)
+                if number + 1 < len(items):
+                    self._send(items[number + 1])
+                yield result
         except BaseException:  # left before the end: its answer must not pass for the next one's
             self._drop()
             raise
+
+    def start(self) -> None:
+        """Start a child where there is none, without waiting until it is ready."""
+        if self._child is None:
+            self._child = self._starter.submit(_Child, *self._arguments).result()
 
     def close(self) -> None:
         """Stop the child."""
         self._drop()
         self._starter.shutdown()
 
-    def _result(self, record: Record) -> Processed | Failure:
-        """What becomes of the record that was sent last."""
-        for left in reversed(range(_TRIES)):
+    def _result(self, item: T) -> R:
+        """What becomes of the item that was sent last."""
+        for left in reversed(range(self._tries)):
             assert self._child is not None
             try:
                 answer = self._child.answer(self._timeout_s)
             except TimeoutError:
                 self._drop()
-                return failure(record, "process", "timeout", f"took over {self._timeout_s:g} s")
+                return self._lost(item, "timeout", f"took over {self._timeout_s:g} s")
             except EOFError:
                 code = self._drop()
                 if left:
-                    self._send(record)
+                    self._send(item)
                 continue
-            item: Processed | Failure = pickle.loads(answer)
-            return item
-        return failure(record, "process", "crash", f"the worker died (exit code {code})")
+            result: R = pickle.loads(answer)
+            return result
+        return self._lost(item, "crash", f"the worker died (exit code {code})")
 
-    def _send(self, record: Record) -> None:
-        """Give a record to the child, or to a new one where it is gone."""
+    def _send(self, item: T) -> None:
+        """Give an item to the child, or to a new one where it is gone."""
         for _ in range(_STARTS):
-            if self._child is None:
-                self._child = self._starter.submit(_Child, *self._arguments).result()
+            self.start()
+            assert self._child is not None
             try:
-                self._child.send(record)
+                self._child.send(item)
                 return
             except (EOFError, OSError):
                 code = self._drop()
@@ -110,33 +128,66 @@ class IsolatedProcessor:
         return child.end() if child is not None else None
 
 
+class IsolatedProcessor(Isolated[Record, Processed | Failure]):
+    """``pipeline.objects.process`` in a child process; an object that is lost is a failure."""
+
+    def __init__(
+        self,
+        settings: ObjectSettings,
+        timeout_s: float = 120.0,
+        memory_bytes: int | None = 8 << 30,
+    ) -> None:
+        work = partial(process, settings=settings)
+        prepare = partial(_prepare, settings.renderer)
+        super().__init__(work, _failed, prepare, timeout_s, memory_bytes)
+
+
+def _failed(record: Record, error: str, message: str) -> Failure:
+    return failure(record, "process", error, message)
+
+
+def _prepare(renderer: str) -> None:
+    prefer_throughput()
+    # A machine that joined the cluster compiles it now: not within the first object's time limit.
+    compile_all(renderer)
+
+
 class _Child:
     """One child process and the way to talk with it."""
 
-    def __init__(self, settings: ObjectSettings, memory_bytes: int | None) -> None:
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        prepare: Callable[[], None],
+        memory_bytes: int | None,
+    ) -> None:
         # spawn: the parent (a Ray worker) runs threads, which a fork would leave half-dead.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, os.getpid(), settings, memory_bytes), daemon=True
+            target=_serve, args=(theirs, os.getpid(), work, prepare, memory_bytes), daemon=True
         )
+        # Ctrl-C, which goes to the whole group, must not reach it before it can say so itself.
+        # A child inherits what its thread blocks; the tracker's start would unblock it again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._process.start()
         theirs.close()  # so that the death of the child is the end of the stream
         self._ready = False
         self._sent = 0.0
 
-    def send(self, record: Record) -> None:
-        """Start on a record. Raises ``EOFError`` or ``OSError`` where the child is dead."""
+    def send(self, item: object) -> None:
+        """Start on an item. Raises ``EOFError`` or ``OSError`` where the child is dead."""
         if not self._ready:
             if not self._connection.poll(_START_S):
                 raise TimeoutError
             self._connection.recv_bytes()
             self._ready = True
-        self._connection.send_bytes(pickle.dumps(record, protocol=5))
+        self._connection.send_bytes(pickle.dumps(item, protocol=5))
         self._sent = time.monotonic()
 
     def answer(self, timeout_s: float) -> bytes:
-        """The result for the record. Raises ``TimeoutError``, ``EOFError`` where the child died."""
+        """The result for the item. Raises ``TimeoutError``, ``EOFError`` where the child died."""
         left = self._sent + timeout_s - time.monotonic()
         try:
             if self._connection.poll(max(0.0, left)):
@@ -174,23 +225,22 @@ def compile_all(renderer: str) -> None:
 def _serve(
     connection: Connection[Any, Any],
     parent: int,
-    settings: ObjectSettings,
+    work: Callable[[Any], Any],
+    prepare: Callable[[], None],
     memory_bytes: int | None,
 ) -> None:
-    """What the child does: process records until its parent is gone."""
+    """What the child does: work on items until its parent is gone."""
     die_with(parent)
     # Ctrl-C goes to the whole group: the parent decides what becomes of the child.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    prefer_throughput()
-    # A machine that joined the cluster compiles it now: not within the first object's time limit.
-    compile_all(settings.renderer)
+    prepare()
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"ready")
         while True:
-            record: Record = pickle.loads(connection.recv_bytes())
-            connection.send_bytes(pickle.dumps(process(record, settings), protocol=5))
+            item = pickle.loads(connection.recv_bytes())
+            connection.send_bytes(pickle.dumps(work(item), protocol=5))
 
 
 def die_with(parent: int) -> None:

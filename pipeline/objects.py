@@ -90,6 +90,9 @@ def draw(mesh: Mesh, settings: ObjectSettings) -> NDArray[np.uint8]:
     ``pictures.shows_something`` measures it.
     """
     cameras = settings.cameras
+    if not len(cameras):
+        side = settings.render.image_size
+        return np.zeros((0, side, side, 4), np.uint8)
     if settings.thumbnail:
         cameras = cameras.with_thumbnail(mesh)
     pictures = get_renderer(settings.renderer).render(mesh, cameras, settings.render)
@@ -166,14 +169,21 @@ def process(record: Record, settings: ObjectSettings) -> Processed | Failure:
             kept=kept,
             seconds=seconds,
         )
-    except MeshError as error:
-        return failure(record, error.stage or stage, error.kind, error.message)
-    except MemoryError:
-        return failure(record, stage, "out_of_memory", "needs more memory than a worker may take")
-    except RecursionError:
-        return failure(record, stage, "recursion", "nested too deeply")
     except Exception as error:  # an object must never end the job
-        return failure(record, stage, type(error).__name__, str(error) or "no message")
+        where = error.stage if isinstance(error, MeshError) and error.stage else stage
+        return failure(record, where, *reason(error))
+
+
+def reason(error: Exception) -> tuple[str, str]:
+    """Kind and message of what went wrong with an object."""
+    match error:
+        case MeshError():
+            return error.kind, error.message
+        case MemoryError():
+            return "out_of_memory", "needs more memory than a worker may take"
+        case RecursionError():
+            return "recursion", "nested too deeply"
+    return type(error).__name__, str(error) or "no message"
 
 
 def prefer_throughput() -> None:

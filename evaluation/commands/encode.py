@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evaluation.commands.options import (
+    TIMEOUT_S,
     BatchOption,
     CheckpointOption,
     DeviceOption,
     SeedOption,
     SplitOption,
     TeacherViewsOption,
+    TimeoutOption,
     UpAxisOption,
     ViewsOption,
     counted,
@@ -66,6 +68,7 @@ def encode(
     ] = "float32",
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
+    timeout: TimeoutOption = TIMEOUT_S,
     max_failures: MaxFailuresOption = MAX_FAILURES,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
@@ -78,6 +81,7 @@ def encode(
 
       evaluation encode --checkpoint runs/mrd --shards shards/mugs --out mugs.parquet
     """
+    from evaluation import isolated
     from evaluation.embeddings import EmbeddingsMeta, write_embeddings
     from evaluation.sources import MeshSource, embed_shards, find_meshes, shards_data
     from evaluation.student import load_student, pick_device
@@ -105,10 +109,12 @@ def encode(
         student = load_student(checkpoint, pick_device(device), batch_size)
         data = {"kind": "meshes", "name": files[0][1].parent.name, "config_hash": ""}
         meta = EmbeddingsMeta(student.teacher, student.model, data)
-        source = MeshSource(student, files, up_axis, seed)
-        failures = source.failures
         _introduce(f"{len(files):,} meshes", meta, dtype, len(files), out)
-        with ProgressBar("encode", len(files), "meshes") as bar:
+        with (
+            isolated.IsolatedCalls(timeout) as call,
+            ProgressBar("encode", len(files), "meshes") as bar,
+        ):
+            source = MeshSource(student, files, up_axis, seed, failures, call)
             count = write_embeddings(out, meta, source.rows(counted(bar, failures)), kind)
     summary = {
         "out": str(out),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.common import InputError, check_new
-from pipeline.console import INPUT, MEASURE, MODEL, OUTPUT, VIEWS, ProgressBar
+from pipeline.console import INPUT, MEASURE, MODEL, OUTPUT, VIEWS, WORKERS, ProgressBar
 
 if TYPE_CHECKING:
     from evaluation.sources import Centre, Encoder
@@ -19,7 +19,8 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
-        help="A run folder (its newest checkpoint), a checkpoint, or released weights.",
+        help="A run folder (its newest checkpoint), a checkpoint, released weights, or demo: the "
+        "small student that comes with this package.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -82,6 +83,13 @@ UpAxisOption = Annotated[
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Seed of the point sampling.", rich_help_panel=VIEWS)
 ]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1, help="Seconds that one mesh may take.", rich_help_panel=WORKERS
+    ),
+]
+TIMEOUT_S = 120.0  # as of `pipeline embed`
 
 
 def check_result(out: Path | None, overwrite: bool) -> None:

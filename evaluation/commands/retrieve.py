@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evaluation.commands.options import (
+    TIMEOUT_S,
     DeviceOption,
     SeedOption,
     TeacherOption,
+    TimeoutOption,
     UpAxisOption,
     check_result,
 )
@@ -32,6 +34,7 @@ from pipeline.console import (
 if TYPE_CHECKING:
     from evaluation.index import Hit
     from evaluation.queries import Part
+    from evaluation.shapes import Caller
 
 HIT_COLUMNS = ("rank", "score", "uid", "category", "source", "texts")
 
@@ -114,6 +117,7 @@ def retrieve(
     teacher: TeacherOption = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
+    timeout: TimeoutOption = TIMEOUT_S,
     device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
@@ -138,6 +142,7 @@ def retrieve(
 
       evaluation retrieve --index idx --queries asked.csv --shards set --out hits.html
     """
+    from evaluation import isolated
     from evaluation.index import load_index
     from evaluation.queries import compose, parse_parts, read_queries
     from evaluation.search import Embedder, hits_json
@@ -165,19 +170,22 @@ def retrieve(
         if queries is not None
         else [parse_parts(text or (), image or (), shape or (), minus or ())]
     )
-    embed = Embedder(opened, checkpoint, teacher, pick_device(device), up_axis, seed)
-    hits = [opened.search(compose(parts, embed), k, allowed) for parts in asked]
-    told = [_told(parts) for parts in asked]
+    with isolated.IsolatedCalls(timeout) as call:
+        if any(part.kind == "shape" for parts in asked for part in parts):
+            call.start()  # while the student is loaded
+        embed = Embedder(opened, checkpoint, teacher, pick_device(device), up_axis, seed, call)
+        hits = [opened.search(compose(parts, embed), k, allowed) for parts in asked]
+        told = [_told(parts) for parts in asked]
+        if out is not None and ending == ".html":
+            among = len(opened) if allowed is None else int(allowed.sum())
+            rows = list(zip(told, hits, strict=True))
+            _write_page(out, index, f"among {among:,} objects", rows, shards, meshes, call)
     found = [
         {"query": query, "hits": hits_json(one)} for query, one in zip(told, hits, strict=True)
     ]
-    if out is not None and ending == ".html":
-        among = len(opened) if allowed is None else int(allowed.sum())
-        rows = list(zip(told, hits, strict=True))
-        _write_page(out, index, f"among {among:,} objects", rows, shards, meshes)
-    elif out is not None and ending == ".csv":
+    if out is not None and ending == ".csv":
         _write_csv(out, found)
-    elif out is not None:
+    elif out is not None and ending == ".json":
         write_json(out, {"index": str(index), "queries": found})
     if json_output:
         print_json(found[0]["hits"] if queries is None else found)
@@ -193,11 +201,12 @@ def _write_page(
     found: Sequence[tuple[str, Sequence[Hit]]],
     shards: str | None,
     meshes: Path | None,
+    call: Caller,
 ) -> None:
     from evaluation.gallery import gallery_rows, write_gallery
     from pipeline.shards import ShardSet
 
-    rows = gallery_rows(found, ShardSet.open(shards) if shards else None, meshes)
+    rows = gallery_rows(found, ShardSet.open(shards) if shards else None, meshes, call)
     told = f"The best by cosine {among}, best first."
     if not any(tile.picture for row in rows for tile in row.tiles):
         note("no pictures: give --shards SET or --meshes DIR that holds the objects")

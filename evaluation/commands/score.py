@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evaluation.commands.options import (
+    TIMEOUT_S,
     DeviceOption,
     SeedOption,
+    TimeoutOption,
     UpAxisOption,
     check_result,
     counted,
@@ -112,6 +114,7 @@ def score(
     ] = None,
     up_axis: UpAxisOption = "auto",
     seed: SeedOption = 0,
+    timeout: TimeoutOption = TIMEOUT_S,
     max_failures: MaxFailuresOption = MAX_FAILURES,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
@@ -125,6 +128,7 @@ def score(
 
       evaluation score --prompts prompts.csv --teacher ViT-L-14:openai --out scores.csv
     """
+    from evaluation import isolated
     from evaluation import score as scoring
     from evaluation.results import write_result
     from pipeline.cameras import ring
@@ -134,14 +138,21 @@ def score(
     check_result(out, overwrite)
     asked = _asked(meshes or [], text, image, prompts)
     wrong = scoring.read_distractors(distractors)
-    tower, student = _models(checkpoint, teacher, device)
     cameras = ring(views)
-    scorer = scoring.Scorer(
-        tower, student, cameras, distractors=wrong, draws=draws, seed=seed, up_axis=up_axis
-    )
     failures: list[tuple[str, str]] = []
-    with ProgressBar("score", len(asked), "meshes") as bar:
-        scores = list(scoring.score_all(asked, scorer, failures, counted(bar, failures)))
+    with isolated.IsolatedCalls(timeout) as call:
+        call.start()  # while the models are loaded
+        tower, student = _models(checkpoint, teacher, device)
+        scorer = scoring.Scorer(
+            *(tower, student, cameras),
+            distractors=wrong,
+            draws=draws,
+            seed=seed,
+            up_axis=up_axis,
+            call=call,
+        )
+        with ProgressBar("score", len(asked), "meshes") as bar:
+            scores = list(scoring.score_all(asked, scorer, failures, counted(bar, failures)))
     protocol = {
         "measure": "cosine",
         "views": cameras.name,

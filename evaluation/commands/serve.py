@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from evaluation.commands.options import DeviceOption, TeacherOption
+from evaluation.commands.options import DeviceOption, TeacherOption, TimeoutOption
 from pipeline.common import InputError, byte_size
 from pipeline.console import INPUT, MODEL, SERVER, note
 
@@ -66,6 +66,7 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = 2,
+    timeout: TimeoutOption = 20.0,
     device: DeviceOption = "auto",
 ) -> None:
     """Search, score and classify in a browser; the same as a JSON API (/openapi.json).
@@ -89,6 +90,7 @@ def serve(
         checkpoint=checkpoint,
         teacher=teacher,
         device=pick_device(device),
+        timeout_s=timeout,
     )
     local = host in ("127.0.0.1", "localhost", "::1")
     hosts = frozenset({"localhost", "127.0.0.1", "::1"}) if local else frozenset({"*"})
@@ -97,9 +99,7 @@ def serve(
             f"--host {host}: whoever reaches this machine can search and upload; there is no login"
         )
     app = make_app(service, max_bytes=limit, places=places, hosts=hosts)
-    service.warm_up()  # a teacher that is not there is told before the port is open
     shown = f"[{host}]" if ":" in host else host
-    note(f"http://{shown}:{port} (Ctrl-C ends it)")
     config = uvicorn.Config(
         app,
         host,
@@ -113,9 +113,13 @@ def serve(
     )
     server = uvicorn.Server(config)
     try:
+        service.warm_up()  # a teacher that is not there is told before the port is open
+        note(f"http://{shown}:{port} (Ctrl-C ends it)")
         with suppress(KeyboardInterrupt):  # the way to end it, and no failure
             server.run()
     except SystemExit as error:  # uvicorn's way of saying that it cannot listen
         raise InputError(f"--port {port}: cannot listen on {host}; give another one") from error
+    finally:
+        service.close()
     if not server.started:
         raise InputError(f"--port {port}: cannot listen on {host}; give another one")

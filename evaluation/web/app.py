@@ -103,7 +103,8 @@ def make_app(
 ) -> FastAPI:
     """The application. ``places`` is how many requests may work at once; others are told so.
 
-    Pictures and clouds of objects have as many places of their own, and wait for one.
+    Requests with a mesh or a cloud, which may take long, have as many places of their own; so have
+    pictures and clouds of objects, which wait for one.
     """
     app = FastAPI(
         title="mrd3d search",
@@ -112,9 +113,9 @@ def make_app(
         redoc_url=None,
         responses=RESPONSES,
     )
-    gate = Gate(places)
+    gate, shapes = Gate(places), Gate(places)
 
-    async def work(task: Callable[[], T]) -> T:
+    async def work(task: Callable[[], T], gate: Gate) -> T:
         """Do something that takes a core, if there is a place for it."""
         with gate.place():
             return await to_thread.run_sync(task)
@@ -163,7 +164,8 @@ def make_app(
             found = await work(
                 lambda: service.search(
                     parts, like=like, category=category or None, where=where or None, k=k
-                )
+                ),
+                shapes if any(part.kind == "shape" for part in parts) else gate,
             )
         return Hits(hits=[HitModel(**hit) for hit in found])
 
@@ -175,7 +177,7 @@ def make_app(
         """How well a mesh shows a text: see `evaluation score`."""
         with tempfile.TemporaryDirectory() as folder:
             path = await keep(mesh, Path(folder) / "mesh", SHAPES[:-1])
-            return await work(lambda: service.score(path, text))
+            return await work(lambda: service.score(path, text), shapes)
 
     @app.post("/api/classify")
     async def classify(
@@ -185,7 +187,7 @@ def make_app(
         """Probabilities of the classes that are named."""
         with tempfile.TemporaryDirectory() as folder:
             path = await keep(shape, Path(folder) / "shape", SHAPES)
-            found = await work(lambda: service.classify(path, classes.splitlines()))
+            found = await work(lambda: service.classify(path, classes.splitlines()), shapes)
         return Classes(classes=[ClassShare(**one) for one in found])
 
     @app.get("/api/objects/{row}/picture.png", response_class=Response)

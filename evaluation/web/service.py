@@ -1,7 +1,8 @@
 """What the search page can ask for, without anything of HTTP.
 
 Objects are named by their row in the index. Files are read at the paths that the index holds, below
-the folder of meshes that was given at the start: nothing that a request says becomes a path.
+the folder of meshes that was given at the start: nothing that a request says becomes a path. Meshes
+and clouds of requests, and meshes of objects, are read in processes of their own, with limits.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.gallery import PICTURE_POINTS, render_mesh
+from evaluation.gallery import PICTURE_POINTS
 from evaluation.index import Index, load_index
+from evaluation.isolated import IsolatedCalls
 from evaluation.queries import Part, compose
 from evaluation.score import Asked, Scorer, read_distractors
 from evaluation.search import Embedder, hits_json
+from evaluation.shapes import Cloud, render_mesh
 from pipeline.cameras import ring
 from pipeline.cloud_pictures import draw_cloud, png_bytes
 from pipeline.common import InputError
@@ -32,6 +35,8 @@ F32 = NDArray[np.float32]
 MAX_HITS = 100
 MAX_TEXT = 300  # characters
 MAX_CLASSES = 200
+SHAPE_S = 20.0  # that a mesh or a cloud may take
+SHAPE_BYTES = 4 << 30  # and the memory of its process
 CONDITION_S = 5.0  # that a condition of SQL may take
 PICTURE_SIZE = 192  # pixels
 CLASS_TEMPLATES = ("{}", "a {}", "a 3D model of a {}")
@@ -53,10 +58,17 @@ class SearchService:
         checkpoint: Path | None = None,
         teacher: str | None = None,
         device: str = "cpu",
+        timeout_s: float = SHAPE_S,
+        processes: IsolatedCalls | None = None,
     ) -> None:
-        """Raises ``InputError`` when anything is missing or does not fit together."""
+        """Shapes are read in ``processes``; without, in ones with ``timeout_s`` for each shape.
+
+        Raises ``InputError`` when anything is missing or does not fit together.
+        """
         self.index: Index = load_index(index)
-        self.embed = Embedder(self.index, checkpoint, teacher, device)
+        # One try: whoever asks can ask again, and a place is taken for one limit at most.
+        self._processes = processes or IsolatedCalls(timeout_s, SHAPE_BYTES, tries=1)
+        self.embed = Embedder(self.index, checkpoint, teacher, device, call=self._processes)
         if meshes is not None and not meshes.is_dir():
             raise InputError(f"--meshes {meshes}: no such folder; give the one of the source")
         self._meshes = None if meshes is None else meshes.resolve()
@@ -79,9 +91,15 @@ class SearchService:
         self._picture = lru_cache(maxsize=4096)(self._draw)
 
     def warm_up(self) -> None:
-        """Load the teacher, so that the first query does not wait for it."""
+        """Load the teacher and start a process for shapes: the first query does not wait for it."""
+        self._processes.start()
         with self._models:
             self.embed.teacher.encode_texts(["a mug"])
+        self._processes.start(wait=True)
+
+    def close(self) -> None:
+        """End the processes that read shapes."""
+        self._processes.close()
 
     def info(self) -> dict[str, Any]:
         """What the page says of the index, and what it can offer."""
@@ -126,8 +144,12 @@ class SearchService:
             vectors[len(asked) - 1] = self.index.engine.reconstruct(like)
         if not asked:
             raise InputError("the query is empty: say what to look for, or give a picture or shape")
+        clouds = [self._cloud_of(p) if i not in vectors else None for i, p in enumerate(asked)]
         with self._models:
-            found = [vectors[i] if i in vectors else self.embed(p) for i, p in enumerate(asked)]
+            found = [
+                vectors[i] if i in vectors else self.embed(part, cloud)
+                for i, (part, cloud) in enumerate(zip(asked, clouds, strict=True))
+            ]
         embedded = {id(part): vector for part, vector in zip(asked, found, strict=True)}
         query = compose(asked, lambda part: embedded[id(part)])
         hits = self.index.search(query, min(k, MAX_HITS) + 1, self._allowed(category, where))
@@ -136,6 +158,14 @@ class SearchService:
         for rank, (entry, hit) in enumerate(zip(told, kept, strict=True), 1):
             entry |= {"rank": rank, "row": hit.row, "viewer": self._kind(hit.row)}
         return told
+
+    def _cloud_of(self, part: Part) -> Cloud | None:
+        """The cloud of a part that is a shape. The lock is not held while it is read."""
+        if part.kind != "shape":
+            return None
+        with self._models:
+            _ = self.embed.student
+        return self.embed.cloud(part)
 
     def _allowed(self, category: str | None, where: str | None) -> NDArray[np.bool_] | None:
         allowed = None
@@ -153,18 +183,22 @@ class SearchService:
     def picture(self, row: int) -> bytes:
         """A PNG of an object. Raises ``UnknownObjectError``."""
         self._known(row)
-        return self._picture(row)
+        found = self._picture(row)
+        if found is None:
+            raise UnknownObjectError(f"no picture of row {row}")
+        return found
 
-    def _draw(self, row: int) -> bytes:
+    def _draw(self, row: int) -> bytes | None:
+        """As ``picture``; None, which is remembered, where a mesh that may hang is all there is."""
         path = self.mesh_path(row)
         if path is not None:
             try:
-                return png_bytes(render_mesh(path, PICTURE_SIZE))
-            except (InputError, MeshError):
+                return png_bytes(self._processes(render_mesh, path, PICTURE_SIZE))
+            except MeshError:
                 pass  # its cloud may still be there
         cloud = self._cloud(row)
         if cloud is None:
-            raise UnknownObjectError(f"no picture of row {row}")
+            return None
         xyz, rgb, colored = cloud
         return png_bytes(draw_cloud(xyz, rgb, colored, PICTURE_SIZE))
 
@@ -226,8 +260,13 @@ class SearchService:
             if self._scorer is None:
                 student = self.embed.student if self.index.meta.model.kind == "student" else None
                 wrong = read_distractors(None)
-                self._scorer = Scorer(self.embed.teacher, student, ring(12), distractors=wrong)
-            return asdict(self._scorer(Asked(mesh.name, mesh, checked_text(text), None)))
+                self._scorer = Scorer(
+                    self.embed.teacher, student, ring(12), distractors=wrong, call=self._processes
+                )
+        asked = Asked(mesh.name, mesh, checked_text(text), None)
+        seen = self._scorer.look(mesh)
+        with self._models:
+            return asdict(self._scorer(asked, seen))
 
     def classify(self, mesh: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         """Probabilities of classes for a mesh or cloud, best first. Raises ``InputError``."""
@@ -236,8 +275,10 @@ class SearchService:
             raise InputError(f"give 2 to {MAX_CLASSES} classes, one a line")
         for name in wanted:
             checked_text(name)
+        part = Part("shape", str(mesh))
+        cloud = self._cloud_of(part)
         with self._models:
-            shape = self.embed(Part("shape", str(mesh)))
+            shape = self.embed(part, cloud)
             texts = self.embed.teacher.encode_prompts(wanted, CLASS_TEMPLATES)
         logits = self.index.meta.teacher.logit_scale * (texts @ shape).astype(np.float64)
         shares = np.exp(logits - logits.max())

@@ -27,7 +27,7 @@ from evaluation.embeddings import (
     read_embeddings,
     write_embeddings,
 )
-from evaluation.student import load_cloud
+from evaluation.shapes import load_cloud
 from pipeline.captions.files import CaptionFile
 from pipeline.common import InputError, content_hash
 from pipeline.datasets.point_files import read_points

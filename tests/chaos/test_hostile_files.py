@@ -28,7 +28,7 @@ from evaluation.embeddings import parse_record, read_embeddings, write_embedding
 from evaluation.index import build_index, load_index
 from evaluation.report import read_curves
 from evaluation.results import read_result
-from evaluation.student import load_cloud
+from evaluation.shapes import load_cloud
 from pipeline.common import InputError, file_hash
 from pipeline.datasets.downloads import DamagedError, read_gzip_json
 from pipeline.imports.exported import read_manifest as read_exported
@@ -324,7 +324,7 @@ def test_query__cloud_that_is_none(values: dict[str, bytes], tmp_path: Path) -> 
 
 
 def test_query__cloud_that_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.student._MAX_ARRAY_BYTES", 1 << 20)
+    monkeypatch.setattr("evaluation.shapes._MAX_ARRAY_BYTES", 1 << 20)
     claim = npy(np.zeros((60, 3)))
     with (
         zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.student import load_cloud, load_student
+from evaluation.shapes import load_cloud
+from evaluation.student import load_student
 from pipeline.common import file_hash
 from pipeline.datasets.point_files import read_points
 from pipeline.imports.openshape import ObjectRules, make_row

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trimesh
 
+from evaluation import isolated, teachers
 from evaluation import student as student_module
-from evaluation import teachers
 from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.shards import TeacherInfo
 from tests.evaluation import world
 from tests.evaluation.running import Cli
+
+
+class Kept(isolated.IsolatedCalls):
+    """Stays open when a command is done with it: a process for each would take long."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def calls() -> Iterator[isolated.IsolatedCalls]:
+    """Processes that read shapes, for all tests; none before the first shape."""
+    made = Kept()
+    yield made
+    isolated.IsolatedCalls.close(made)
+
+
+@pytest.fixture(autouse=True)
+def _kept_calls(monkeypatch: pytest.MonkeyPatch, calls: isolated.IsolatedCalls) -> None:
+    """Commands take the processes that there are."""
+    monkeypatch.setattr(isolated, "IsolatedCalls", lambda *_, **__: calls)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from evaluation.score import (
     read_prompts,
     summarise,
 )
-from evaluation.student import read_mesh
+from evaluation.shapes import read_mesh
 from pipeline.cameras import ring
 from pipeline.common import InputError
 from pipeline.renderers.base import RenderConfig

@@ -9,8 +9,9 @@ import torch
 import trimesh
 
 from evaluation.embeddings import ModelInfo
+from evaluation.shapes import load_cloud
 from evaluation.sources import MeshSource, StudentEncoder, ViewsEncoder, find_meshes, view_embeds
-from evaluation.student import Student, load_cloud, load_student, pick_device, run_name
+from evaluation.student import Student, load_student, pick_device, run_name
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.evaluation import world

@@ -31,9 +31,9 @@ def processor() -> Iterator[IsolatedProcessor]:
     made.close()
 
 
-def child() -> psutil.Process:
-    (found,) = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
-    return found
+def child(processor: IsolatedProcessor) -> psutil.Process:
+    assert processor._child is not None
+    return psutil.Process(processor._child._process.pid)
 
 
 def errors(items: list[Processed | Failure]) -> list[str]:
@@ -58,11 +58,11 @@ def test_isolated__crash_hang_and_hunger_cost_one_object_each() -> None:
 
 def test_isolated__a_child_killed_from_outside_costs_nothing(processor: IsolatedProcessor) -> None:
     assert errors(list(processor([record("good")]))) == ["ok"]
-    child().kill()  # between two objects
+    child(processor).kill()  # between two objects
     assert errors(list(processor([record("good")]))) == ["ok"]
     items = processor([record(key) for key in ("good", "plain", "good")])
     first = next(items)
-    child().kill()  # with the second one under way, or done and handed in
+    child(processor).kill()  # with the second one under way, or done and handed in
     assert errors([first, *items]) == ["ok", "ok", "ok"]
 
 
@@ -98,7 +98,7 @@ def test_isolated__nothing_to_do_is_nothing(processor: IsolatedProcessor) -> Non
 def test_isolated__closed_it_leaves_no_process() -> None:
     processor = IsolatedProcessor(SETTINGS, timeout_s=60)
     list(processor([record("good")]))
-    one = child()
+    one = child(processor)
     processor.close()
     assert not one.is_running()
 

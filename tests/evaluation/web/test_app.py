@@ -22,6 +22,7 @@ from httpx import ASGITransport, AsyncClient, Response
 from PIL import Image
 
 from evaluation.index_choice import Wanted
+from evaluation.isolated import IsolatedCalls
 from evaluation.queries import Part
 from evaluation.web.app import make_app, plain
 from evaluation.web.limits import PromptProtocol
@@ -33,8 +34,12 @@ HOST = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
-def service(fakes: Path, indexed: Path, shards: Path, meshes: Path) -> SearchService:
-    return SearchService(indexed, shards=str(shards), meshes=meshes, checkpoint=fakes)
+def service(
+    fakes: Path, indexed: Path, shards: Path, meshes: Path, calls: IsolatedCalls
+) -> SearchService:
+    return SearchService(
+        indexed, shards=str(shards), meshes=meshes, checkpoint=fakes, processes=calls
+    )
 
 
 @pytest.fixture
@@ -297,7 +302,7 @@ def test_limits__pictures_are_drawn_in_turn_and_none_is_refused(
     lock, at_work, most = threading.Lock(), 0, 0
     draw = service._draw
 
-    def counted(row: int) -> bytes:
+    def counted(row: int) -> bytes | None:
         nonlocal at_work, most
         with lock:
             at_work += 1

@@ -16,6 +16,7 @@ import trimesh
 import uvicorn
 from PIL import Image
 
+from evaluation.isolated import IsolatedCalls
 from evaluation.web.app import make_app
 from evaluation.web.service import SearchService
 
@@ -35,12 +36,16 @@ FLAGS = [
 
 
 @pytest.fixture
-def address(fakes: Path, indexed: Path, shards: Path, tmp_path: Path) -> Iterator[str]:
+def address(
+    fakes: Path, indexed: Path, shards: Path, tmp_path: Path, calls: IsolatedCalls
+) -> Iterator[str]:
     meshes = tmp_path / "meshes"
     meshes.mkdir()
     for i in range(0, 40, 2):
         trimesh.creation.box(extents=(1, 0.5 + i / 40, 1)).export(meshes / f"{i:03d}.glb")
-    service = SearchService(indexed, shards=str(shards), meshes=meshes, checkpoint=fakes)
+    service = SearchService(
+        indexed, shards=str(shards), meshes=meshes, checkpoint=fakes, processes=calls
+    )
     config = uvicorn.Config(make_app(service), "127.0.0.1", 0, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
