@@ -17,6 +17,19 @@ WIDE = 110  # columns of a terminal from which on intervals fit
 def zeroshot_tables(record: Record) -> None:
     """The figures of one classification, its worst classes and confusions."""
     comparison_tables([record])
+    grouped = [
+        [
+            group["name"],
+            group["count"],
+            group["n_classes"],
+            *[_share(group[f"top{k}"], k > 1) for k in (1, 3, 5)],
+            _hundred(group["class_mean"]),
+        ]
+        for group in record.get("groups", [])
+    ]
+    if grouped:
+        columns = ["classes", "objects", "classes met", "top-1", "top-3", "top-5", "class mean"]
+        print_table("By class, each against all classes, percent", columns, grouped)
     drawn = record.get("draws")
     if drawn:
         top1, each = drawn["top1"], drawn["top1"]["each"]
@@ -78,6 +91,7 @@ def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record
         classes = record.get("confusion", {}).get("classes", [])
         protocol = record["protocol"]
         detail = content_hash(*classes) + str(protocol.get("text_source", ""))
+        detail += str(protocol.get("image_queries", ""))
         detail += str(protocol.get("name", ""))
         if record["task"] in ("probe", "parts"):
             detail += f"{protocol['classifier']} on {protocol['n_train']}"

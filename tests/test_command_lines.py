@@ -153,6 +153,7 @@ FILES = [
     "evaluation retrieve --index none --text mug --out OUT.csv",
     "evaluation score none.glb --text mug --checkpoint none --out OUT.csv",
     "evaluation report none.json --out OUT.html",
+    "evaluation benchmarks cc0-objects --root none --out OUT.csv",
 ]
 FOLDERS = [
     ("trainer export none --out OUT", "config.json"),

@@ -5,20 +5,22 @@ Directions, each with the student and, as a ceiling, with the teacher's mean vie
 - ``text->3d``: one query per distinct text; every object that carries the text is right, so a
   repeated caption counts as a hit wherever it is found;
 - ``3d->text``: the gallery is the distinct texts; every text of the object is right;
-- ``image->3d`` and ``3d->image``: view 0 of an object against its own shape and back;
+- ``image->3d`` and ``3d->image``: one view of an object against its own shape and back: view 0 of
+  the set, or of a second set of the same objects from other cameras, which nobody trained on;
 - ``3d->3d``: every other object of the same category is right, the query itself is no candidate;
-- ``image->3d class``: the same, asked with view 0 of the object;
+- ``image->3d class``: the same, asked with that view of the object;
 - ``class->3d``: one query per category that a name or a text of the source ``category`` spells out,
   every object of it is right.
 
-The teacher's ceiling for images compares view 0 with the mean of the *other* views. Ties count
-against the model (see ``trainer.metrics``).
+The teacher's ceiling for images compares that view with the mean of the *other* views: all of the
+set where a second set asks. Ties count against the model (see ``trainer.metrics``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from evaluation.benchmarks.labels import key
 from evaluation.results import plain, proportion, result_record
 from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows, view_embeds
+from evaluation.teachers import require_same_teacher
 from pipeline.common import InputError
 from pipeline.shards import Batch, ShardSet
 from trainer import metrics
@@ -45,9 +48,9 @@ class Collected:
     uids: list[str]
     category: list[str | None]
     shapes: F32  # (B, D) from the encoder
-    first_view: F32 | None  # (B, D); None: the set has no views
-    mean_view: F32 | None  # (B, D)
-    other_views: F32 | None  # (B, D) mean of all but view 0; None below two views
+    asking_view: F32 | None  # (B, D) of the pictures that ask; None: there are none
+    mean_view: F32 | None  # (B, D); None: the set has no views
+    other_views: F32 | None  # (B, D) mean of all that do not ask; None without such
     texts: Texts
     class_texts: dict[str, F32]  # (D,) by category in the form of ``key``, where one is spelled out
 
@@ -57,21 +60,27 @@ def recall(
     encoder: Encoder,
     *,
     text_source: str | None = None,
+    view_shards: ShardSet | None = None,
     split: str | None = None,
     benchmark: str | None = None,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Run every direction that the set has data for and return the result record.
 
-    Raises ``InputError`` when ``split`` or ``text_source`` is not in the set.
+    ``view_shards`` is a set of the same objects whose view 0 asks in the place of that of
+    ``shards``. Raises ``InputError`` when ``split`` or ``text_source`` is not in the set, or when
+    ``view_shards`` lacks an object, has another teacher, or shares a camera.
     """
     source = choose_source(shards, split, text_source)
-    found = collect(shards, encoder, source, split, advance)
+    asking = None if view_shards is None else other_cameras(shards, view_shards)
+    found = collect(shards, encoder, source, split, advance, asking)
     protocol = {
         "measure": "cosine, exact over the whole set; ties count as wrong",
         "text_source": source,
         "text_queries": "one per distinct text; every object that carries it is right",
-        "image_queries": "view 0 of every object; its own shape is right",
+        "image_queries": "view 0 of every object"
+        + ("" if view_shards is None else f" from the cameras of {_cameras_of(view_shards)}")
+        + "; its own shape is right",
         "category_queries": "every object; others of its category are right, itself excluded",
         "class_queries": "one per category that some object's name spells out",
         "rank": "of the best right answer; queries without one are left out and counted",
@@ -121,12 +130,15 @@ def collect(
     source: str,
     split: str | None,
     advance: Advance | None = None,
+    asking: dict[str, tuple[str, F32]] | None = None,
 ) -> Collected:
-    """Read and embed the rows of ``split``."""
+    """Read and embed the rows of ``split``; ``asking`` as ``other_cameras`` gives it."""
     columns = {"category", "split", "texts", "text_sources", "text_embeds", *encoder.columns}
     has_views = shards.manifest.n_views > 0
     if has_views:
         columns.add("image_embeds")
+    if asking is not None:
+        columns.add("sha256")
     uids: list[str] = []
     category: list[str | None] = []
     shapes, first, mean, others = [], [], [], []
@@ -145,10 +157,14 @@ def collect(
             if has_views:
                 assert batch.image_embeds is not None
                 views = batch.image_embeds[rows]
-                first.append(view_embeds(views, "first"))
                 mean.append(view_embeds(views, "mean"))
-                if views.shape[1] > 1:
-                    others.append(view_embeds(views[:, 1:], "mean"))
+                if asking is None:
+                    first.append(view_embeds(views, "first"))
+                    views = views[:, 1:]
+                if views.shape[1]:
+                    others.append(view_embeds(views, "mean"))
+            if asking is not None:
+                first.append(_views_of(batch, rows, asking))
         if advance:
             advance(len(batch))
     if not uids:
@@ -163,6 +179,49 @@ def collect(
         gathered.finish(shards.manifest.teacher.width),
         class_texts,
     )
+
+
+def other_cameras(shards: ShardSet, view_shards: ShardSet) -> dict[str, tuple[str, F32]]:
+    """SHA-256 and view 0 (D,) of every object of ``view_shards``, by uid.
+
+    Raises ``InputError`` for a set without views, of another teacher, or whose first camera is one
+    of ``shards``: its pictures may have been trained on.
+    """
+    name, theirs, ours = view_shards.storage.root, view_shards.manifest, shards.manifest
+    if not theirs.n_views:
+        raise InputError(f"--view-shards {name}: holds no views; make it with --views 1")
+    require_same_teacher(theirs.teacher, f"--view-shards {name}", ours.teacher, "--shards")
+    first = (theirs.cameras.get("fov_y_deg"), theirs.cameras.get("poses", [None])[0])
+    if first in [(ours.cameras.get("fov_y_deg"), pose) for pose in ours.cameras.get("poses", [])]:
+        raise InputError(
+            f"--view-shards {name}: its first camera is one of {shards.storage.root}, so its "
+            "picture may have been trained on; make the set with other --cameras"
+        )
+    found: dict[str, tuple[str, F32]] = {}
+    for batch in view_shards.batches(["image_embeds", "sha256"]):
+        assert batch.image_embeds is not None
+        assert batch.sha256 is not None
+        vectors = view_embeds(batch.image_embeds, "first")
+        found |= zip(batch.uid, zip(batch.sha256, vectors, strict=True), strict=True)
+    return found
+
+
+def _views_of(batch: Batch, rows: I64, asking: dict[str, tuple[str, F32]]) -> F32:
+    assert batch.sha256 is not None
+    vectors = []
+    for row in rows:
+        uid = batch.uid[row]
+        sha256, vector = asking.get(uid, (None, None))
+        if vector is None or sha256 != batch.sha256[row]:
+            told = "lacks it" if vector is None else "has another object of that name"
+            raise InputError(f"--view-shards: {uid} is asked for, but the set {told}")
+        vectors.append(vector)
+    return np.stack(vectors)
+
+
+def _cameras_of(shards: ShardSet) -> str:
+    cameras = shards.manifest.cameras
+    return f"{Path(shards.storage.path).name} ({cameras.get('name')}, {shards.manifest.n_views})"
 
 
 def _spelled(batch: Batch, row: int, found: dict[str, F32]) -> None:
@@ -201,10 +260,10 @@ def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[s
     """Figures of the encoder in every direction; with an ``order`` also the rank of every query."""
     objects, texts = order or (None, None)
     result = _with_texts(found.shapes, found.texts, "3d", objects, texts)
-    if found.first_view is not None:
-        result["image->3d"] = instance_figures(found.first_view, found.shapes, objects)
-        result["3d->image"] = instance_figures(found.shapes, found.first_view, objects)
-        others = category_figures(found.shapes, found.category, objects, found.first_view)
+    if found.asking_view is not None:
+        result["image->3d"] = instance_figures(found.asking_view, found.shapes, objects)
+        result["3d->image"] = instance_figures(found.shapes, found.asking_view, objects)
+        others = category_figures(found.shapes, found.category, objects, found.asking_view)
         result["image->3d class"] = others
     result["3d->3d"] = category_figures(found.shapes, found.category, objects)
     return result | _with_classes(found, found.shapes, "3d", ranks=order is not None)
@@ -212,13 +271,13 @@ def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[s
 
 def ceiling(found: Collected) -> dict[str, Any]:
     """Figures of the teacher's mean view in the place of the shape; {} without views."""
-    if found.mean_view is None or found.first_view is None:
+    if found.mean_view is None:
         return {}
     result = _with_texts(found.mean_view, found.texts, "views")
-    if found.other_views is not None:
-        result["image->views"] = instance_figures(found.first_view, found.other_views)
-        result["views->image"] = instance_figures(found.other_views, found.first_view)
-        others = category_figures(found.other_views, found.category, None, found.first_view)
+    if found.other_views is not None and found.asking_view is not None:
+        result["image->views"] = instance_figures(found.asking_view, found.other_views)
+        result["views->image"] = instance_figures(found.other_views, found.asking_view)
+        others = category_figures(found.other_views, found.category, None, found.asking_view)
         result["image->views class"] = others
     result["views->views"] = category_figures(found.mean_view, found.category)
     return result | _with_classes(found, found.mean_view, "views")

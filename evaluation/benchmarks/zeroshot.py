@@ -6,7 +6,8 @@ the highest cosine is the answer; ties count against the model (see ``trainer.me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,13 @@ def zeroshot(
     split: str | None = None,
     benchmark: str | None = None,
     protocol: Protocol = PROTOCOLS["ours"],
+    groups: Mapping[str, AbstractSet[str]] | None = None,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Classify every labelled row of ``split`` and return the result record.
+
+    ``groups`` are names of classes by a word for them: each is also measured by itself, against
+    all classes.
 
     Rows without a category, or of a category outside of ``labels``, are left out and counted in
     ``protocol``. Raises ``InputError`` when nothing is left.
@@ -97,6 +102,8 @@ def zeroshot(
     )
     if several:
         measured["draws"] = spread(np.concatenate(drawn, 1), classes_CD, np.asarray(truth))
+    if groups:
+        measured["groups"] = _grouped(measured["ranks"], truth, labels, groups)
     measured["ranks"] = by_uid(uids, measured["ranks"])
     return {**record, **measured}
 
@@ -144,6 +151,31 @@ def spread(
             "sd": float(np.std(shares, ddof=1)),
             "each": shares,
         }
+    return found
+
+
+def _grouped(
+    ranks: Sequence[int],
+    truth: Sequence[int],
+    labels: LabelSet,
+    groups: Mapping[str, AbstractSet[str]],
+) -> list[dict[str, Any]]:
+    """Figures of the objects of some classes; ``ranks`` are of the right class among all."""
+    rank, true = np.asarray(ranks), np.asarray(truth)
+    found = []
+    for told, names in groups.items():
+        numbers = [i for i, name in enumerate(labels.names) if name in names and (true == i).any()]
+        mine = np.isin(true, numbers)
+        recalls = [float((rank[true == i] == 1).mean()) for i in numbers]
+        found.append(
+            {
+                "name": told,
+                "count": int(mine.sum()),
+                "n_classes": len(numbers),
+                **{f"top{k}": proportion(int((rank[mine] <= k).sum()), mine.sum()) for k in TOP_K},
+                "class_mean": float(np.mean(recalls)) if recalls else None,
+            }
+        )
     return found
 
 

@@ -151,6 +151,7 @@ def zeroshot(
             split=split,
             benchmark=benchmark,
             protocol=chosen,
+            groups=known.groups() if known and not labels else None,
             advance=bar.advance,
         )
     record |= selected(selection)
@@ -171,6 +172,15 @@ def recall(
             rich_help_panel=MEASURE,
         ),
     ] = None,
+    view_shards: Annotated[
+        str | None,
+        typer.Option(
+            "--view-shards",
+            help="Set of the same objects from other cameras, whose first view asks. "
+            "Default: the first view of the shards themselves.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     split: SplitOption = None,
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
@@ -181,9 +191,11 @@ def recall(
 ) -> None:
     """Measure retrieval: text, image and shape against shape, and back.
 
-    Example:
+    Examples:
 
       evaluation recall --checkpoint runs/mrd --shards shards/test --out recall.json
+
+      evaluation recall --checkpoint runs/mrd --shards shards/test --view-shards shards/other
     """
     from evaluation.benchmarks.recall import recall as run
     from evaluation.tables import one_table
@@ -199,6 +211,7 @@ def recall(
             opened,
             encoder,
             text_source=texts,
+            view_shards=ShardSet.open(view_shards) if view_shards else None,
             split=split,
             benchmark=benchmark,
             advance=bar.advance,
@@ -233,14 +246,15 @@ def probe(
         int, typer.Option("--seeds", min=1, help="Draws of the shots.", rich_help_panel=MEASURE)
     ] = 10,
     c: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--c",
             min=1e-6,
-            help="Inverse regularisation of the classifier.",
+            help="Inverse regularisation of the classifiers. Default: chosen on the objects that "
+            "each of them learns from.",
             rich_help_panel=MEASURE,
         ),
-    ] = 10.0,
+    ] = None,
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
     device: DeviceOption = "auto",

@@ -73,6 +73,7 @@ class Batch:
     # Read as the column ``thumbnail_embed``; of sets without thumbnails all False.
     thumbnail_embeds: NDArray[np.float16] | None = None  # (B, D); zeros where there is none
     has_thumbnail: NDArray[np.bool_] | None = None  # (B,)
+    sha256: list[str] | None = None  # of the bytes of the mesh file
 
     def __len__(self) -> int:
         return len(self.uid)
@@ -404,6 +405,7 @@ class ShardSet:
             source=values("source"),
             thumbnail_embeds=thumbnails,
             has_thumbnail=there,
+            sha256=values("sha256"),
         )
 
 

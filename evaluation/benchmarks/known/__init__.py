@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 
 from evaluation.benchmarks.known.base import Benchmark
+from evaluation.benchmarks.known.cc0_objects import CC0_OBJECTS
 from evaluation.benchmarks.known.modelnet import MODELNET10, MODELNET40
 from evaluation.benchmarks.known.objaverse_lvis import OBJAVERSE_LVIS
 from evaluation.benchmarks.known.omniobject3d import OMNIOBJECT3D
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         SHAPENET_CORE,
         OMNIOBJECT3D,
         PROCEDURAL,
+        CC0_OBJECTS,
     )
 }
 

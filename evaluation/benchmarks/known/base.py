@@ -27,6 +27,7 @@ class Benchmark:
 
     ``classes`` are the names in the order of the release; None where the set tells them.
     ``underscores``: names as released have them for blanks, which the protocol of Uni3D keeps.
+    ``seen``: the classes whose word occurs in the benchmark's own training split, where it has one.
     """
 
     name: str
@@ -36,6 +37,16 @@ class Benchmark:
     sources: tuple[str, ...]  # names of datasets in manifests
     classes: tuple[str, ...] | None = None
     underscores: bool = False
+    seen: frozenset[str] | None = None
+
+    def groups(self) -> dict[str, frozenset[str]]:
+        """Groups of classes that are also measured by themselves."""
+        if self.seen is None:
+            return {}
+        return {
+            "seen words": self.seen,
+            "unseen words": frozenset(self.classes or ()) - self.seen,
+        }
 
     def variant(self, shards: ShardSet) -> Variant:
         """The variant that a set is of. Raises ``InputError`` for a set of something else."""

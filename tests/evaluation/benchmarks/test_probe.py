@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.probe import Labelled, draw, few_shot, nearest, probe
+from evaluation.benchmarks.probe import (
+    FALLBACK_C,
+    GRID,
+    Labelled,
+    choose_c,
+    draw,
+    few_shot,
+    linear,
+    nearest,
+    probe,
+)
 from evaluation.embeddings import normalise
 from evaluation.sources import StudentEncoder
 from pipeline.common import InputError
@@ -46,6 +56,44 @@ def test_few_shot__is_the_accuracy_of_softmax_regression_on_the_drawn_rows() -> 
         expected = np.mean(softmax_regression(part, test.vectors, 5.0) == test.labels)
         assert top1 == pytest.approx(expected, abs=1 / 50)  # one row may lie on the border
     assert found["top1"]["value"] == pytest.approx(np.mean(found["top1_by_seed"]))
+
+
+def test_choose_c__is_what_does_best_on_the_halves_that_were_held_out() -> None:
+    fit = clusters(60, 3, 0.3, 1)
+    lone = Labelled([], np.r_[fit.vectors, -fit.vectors[:1]], np.r_[fit.labels, 3])
+    place = [int((lone.labels[:i] == label).sum()) for i, label in enumerate(lone.labels)]
+    scores = []
+    for c in GRID[:3]:  # those that plain descent reaches
+        hits = 0
+        for half in (0, 1):
+            held = (np.array(place) % 2 == half) & (lone.labels < 3)
+            part = Labelled([], lone.vectors[~held], lone.labels[~held])
+            hits += (softmax_regression(part, lone.vectors[held], c) == lone.labels[held]).sum()
+        scores.append(int(hits))
+    chosen = choose_c(lone)
+    assert chosen not in GRID[:3] or scores[GRID.index(chosen)] >= max(scores) - 1
+
+
+def test_choose_c__near_embeddings_of_unequal_classes_want_little_regularisation() -> None:
+    def near(seed: int) -> Labelled:
+        part = clusters(400, 4, 0.2, seed)
+        kept = np.flatnonzero((part.labels == 0) | (np.arange(400) % 8 == 0))
+        moved = normalise(np.eye(6)[0] + 0.02 * part.vectors[kept])
+        return Labelled([str(i) for i in kept], moved, part.labels[kept])
+
+    fit, test = near(5), near(6)
+    assert choose_c(fit) > 10 > choose_c(clusters(200, 4, 3.0, 7))
+    rare = test.labels > 0
+    right = {c: (linear(fit, test.vectors, c) == test.labels)[rare] for c in (10.0, choose_c(fit))}
+    assert right[10.0].mean() < 0.1  # everything is taken for the one common class
+    assert right[choose_c(fit)].mean() > 0.8
+
+
+def test_few_shot__every_draw_has_its_own_c_unless_it_is_given() -> None:
+    fit, test = clusters(60, 3, 0.3, 1), clusters(50, 3, 0.3, 2)
+    assert set(few_shot(fit, test, shots=4, seeds=2)["c_by_seed"]) <= set(GRID)
+    assert few_shot(fit, test, shots=1, seeds=1)["c_by_seed"] == [FALLBACK_C]
+    assert few_shot(fit, test, shots=4, seeds=2, c=1.0)["c_by_seed"] == [1.0, 1.0]
 
 
 def test_draw__k_of_every_class_all_of_a_smaller_one_and_nested() -> None:
@@ -105,6 +153,10 @@ def test_command__table_json_and_errors(
     common = ("probe", "--shards", shards, "--shots", "1,2", "--seeds", 2)
     found = command.json(*common, "--checkpoint", fakes, "--out", out)
     assert [entry["shots"] for entry in found["few_shot"]] == [1, 2]
+    assert "C of 1, 10" in found["protocol"]["classifier"]
+    fixed = command.json(*common, "--checkpoint", fakes, "--c", 5)
+    assert "C = 5," in fixed["protocol"]["classifier"]
+    assert fixed["linear"]["c"] == 5
     views = tmp_path / "views.json"
     table = command.ok(*common, "--teacher-views", "--out", views)
     assert "2 shots" in table

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.benchmarks.recall import category_figures, collect, directions, recall
+from evaluation.embeddings import normalise
 from evaluation.results import read_result, write_result
 from evaluation.sources import StudentEncoder, ViewsEncoder
 from pipeline.common import InputError
@@ -50,8 +51,8 @@ def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> N
 def test_image_to_shape__is_the_objects_own_shape(opened: ShardSet) -> None:
     encoder = StudentEncoder(world.student(), opened)
     found = collect(opened, encoder, "caption", None)
-    assert found.first_view is not None
-    products = found.first_view @ found.shapes.T
+    assert found.asking_view is not None
+    products = found.asking_view @ found.shapes.T
     ranks = 1 + (products > np.diag(products)[:, None]).sum(1)
     figures = directions(found)
     assert figures["image->3d"]["median_rank"] == np.median(ranks)
@@ -139,3 +140,37 @@ def test_by_class__sets_whose_names_spell_no_category_have_no_class_queries(
     assert "class->3d" in directions(found)
     found.class_texts.clear()
     assert "class->3d" not in directions(found)
+
+
+def test_view_shards__pictures_from_other_cameras_ask(tmp_path: Path) -> None:
+    here = {"name": "ring", "fov_y_deg": 40.0, "poses": [[[1.0]], [[2.0]], [[3.0]]]}
+    there = {"name": "ulip", "fov_y_deg": 49.0, "poses": [[[1.0]]]}
+    ours = ShardSet.open(world.make_shards(tmp_path / "ours", 24, cameras=here))
+    theirs = ShardSet.open(world.make_shards(tmp_path / "theirs", 24, n_views=1, cameras=there))
+    encoder = StudentEncoder(world.student(), ours)
+    record = recall(ours, encoder, view_shards=theirs)
+    own, other = ours.read(ours.row_groups[0]), theirs.read(theirs.row_groups[0])
+    assert own.image_embeds is not None
+    assert other.image_embeds is not None
+    queries = normalise(other.image_embeds[:, 0].astype(np.float32))
+    shapes = encoder(own, np.arange(24))
+    products = queries @ shapes.T
+    ranks = 1 + (products > np.diag(products)[:, None]).sum(1)
+    assert record["directions"]["image->3d"]["mean_rank"] == np.mean(ranks)
+    views = normalise(own.image_embeds.astype(np.float32).mean(1))  # all: none of them asks
+    products = queries @ views.T
+    ranks = 1 + (products > np.diag(products)[:, None]).sum(1)
+    assert record["teacher_ceiling"]["image->views"]["mean_rank"] == np.mean(ranks)
+    assert "theirs (ulip, 1)" in record["protocol"]["image_queries"]
+    bare = ShardSet.open(world.make_shards(tmp_path / "bare", 24, n_views=0))
+    assert "image->3d" in recall(bare, encoder, view_shards=theirs)["directions"]
+    few = ShardSet.open(world.make_shards(tmp_path / "few", 8, n_views=1, cameras=there))
+    for other_set, told in (
+        (ours, "first camera is one of"),
+        (bare, "holds no views"),
+        (few, "tiny/008 is asked for, but the set lacks it"),
+    ):
+        with pytest.raises(InputError, match=told):
+            recall(ours, encoder, view_shards=other_set)
+    record = recall(ours, encoder, view_shards=theirs, split="test")
+    assert record["directions"]["image->3d"]["n_queries"] == 12
