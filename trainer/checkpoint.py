@@ -38,6 +38,7 @@ FORMAT = "mrd3d-checkpoint"
 VERSION = 1
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 FOLDER = "checkpoints"
+DEMO = Path(__file__).parent / "students" / "demo"  # comes with the package
 BEST = "best.json"  # of a run folder
 _REMEDY = "use the version of mrd3d that wrote it"
 
@@ -217,9 +218,12 @@ def best(run: Path) -> Path | None:
 def resolve(path: str | Path) -> Path:
     """Directory of a whole checkpoint for a checkpoint directory or a run folder.
 
+    ``demo`` is the student that comes with the package, unless there is a folder of that name.
     Raises ``InputError`` when there is none.
     """
     path = Path(path)
+    if path == Path("demo") and not path.exists():
+        path = DEMO
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give a run folder or a checkpoint")
     if (path / FOLDER).is_dir():

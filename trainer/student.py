@@ -172,9 +172,10 @@ class Student:
 def load_student(source: str | Path, device: str = "auto") -> Student:
     """The student of a run folder, a checkpoint, an export of safetensors, or a hub's model.
 
-    ``source`` is a local folder, or ``org/name`` (or ``hf-hub:org/name``, either with
-    ``@revision``) of the Hugging Face hub, where ``huggingface_hub`` keeps its cache. ``device``
-    is auto (a GPU where there is one), cpu or cuda. A run folder gives its newest checkpoint.
+    ``source`` is a local folder, ``demo`` for the small student that comes with the package, or
+    ``org/name`` (or ``hf-hub:org/name``, either with ``@revision``) of the Hugging Face hub, where
+    ``huggingface_hub`` keeps its cache. ``device`` is auto (a GPU where there is one), cpu or cuda.
+    A run folder gives its newest checkpoint.
 
     Raises ``InputError`` when there is no such folder or model, or it is damaged.
     """
@@ -196,7 +197,7 @@ def as_student(loaded: LoadedModel, device: torch.device) -> Student:
 def find(source: str | Path) -> Path:
     """Local folder of a source; a hub's model is fetched first."""
     text = str(source)
-    if Path(source).exists() and not text.startswith(HUB):
+    if (Path(source).exists() and not text.startswith(HUB)) or text == "demo":
         return Path(source)
     name = text.removeprefix(HUB)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name):

@@ -16,6 +16,8 @@ from pipeline.shards import POINT_SCALE
 from tests.trainer.checkpoints import N_POINTS, write_checkpoint
 from tests.trainer.conftest import WIDTH
 from trainer import load_student
+from trainer.checkpoint import DEMO
+from trainer.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.student import Student
 
 
@@ -207,3 +209,25 @@ def test_load_student__hub_without_network_is_one_line(
 def test_load_student__neither_folder_nor_model(name: str) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_student(name)
+
+
+def test_load_student__demo_comes_with_the_package_and_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = load_student("demo", device="cpu")
+    assert student.teacher.model == "demo"
+    assert sum(path.stat().st_size for path in DEMO.iterdir()) < 20_000_000
+    assert {path.name for path in DEMO.iterdir()} == {
+        "README.md",
+        "config.json",
+        CHECKPOINT_WEIGHTS,
+    }
+    card = (DEMO / "README.md").read_text()
+    assert "## Limits" in card
+    # It knows a cloud again that it sees turned about +y, among others.
+    rng = np.random.default_rng(0)
+    clouds = rng.normal(size=(4, 2000, 3)) * rng.uniform(0.2, 1, (4, 1, 3))
+    turned = clouds[..., [2, 1, 0]] * np.array([1, 1, -1], np.float32)
+    both = student.encode(np.concatenate([clouds, turned]).astype(np.float32)).numpy()
+    assert (both[:4] @ both[4:].T).argmax(1).tolist() == [0, 1, 2, 3]
