@@ -185,9 +185,9 @@ def plan(study: Study, heldout: HeldOut) -> list[Arm]:
         corpus = Corpus(study.shards, recipe)
         if corpus.left_out:
             raise InputError(
-                f"grid {study.grid.name}: arm {name} needs texts and no row has one "
-                f"({', '.join(corpus.left_out)} would be switched off); add captions, or switch "
-                "them off with --set"
+                f"grid {study.grid.name}: arm {name} reads what the shards have none of "
+                f"({', '.join(corpus.left_out)} would be switched off); embed with texts and "
+                "views, or switch them off with --set"
             )
         order = corpus.order(recipe.train.seed)
         steps = recipe.train.steps or recipe.train.epochs * order.steps

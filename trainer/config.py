@@ -19,6 +19,7 @@ TWIN = "align-"  # before the name of a recipe: the same without distillation
 Representation = Literal["normalised_similarity", "similarity", "distance"]
 Discrepancy = Literal["jeffreys", "kl", "reverse_kl", "l1", "l2", "huber"]
 Weighting = Literal["mixture", "uncertainty", "fixed"]
+CrossRows = Literal["other", "same"]
 Centre = Literal["none", "teacher", "both"]
 AlignKind = Literal["infonce", "siglip", "multi_positive"]
 LearnTau = Literal["none", "student", "both"]
@@ -127,6 +128,9 @@ class DistillConfig(Section):
     cross: bool = True
     cross_text: bool = True  # part of cross: point-text like image-text
     cross_image: bool = True  # part of cross: point-image like text-image
+    # The teacher's rows of cross: of the other modality (image-text, as MRD has it), or of the
+    # same one (text-text), which needs no pictures for texts and no texts for pictures.
+    cross_rows: CrossRows = "other"
     weighting: Weighting = "mixture"
     floor: Annotated[float, Field(ge=0.0, le=1 / 3)] = (
         0.1  # mixture: no term falls below this weight
@@ -162,6 +166,11 @@ class DistillConfig(Section):
             self._check_learned()
         return self
 
+    def crosses(self, modality: Literal["image", "text"]) -> bool:
+        """Whether the cross-modal relations read the teacher's features of a modality."""
+        columns = self.cross_image if modality == "image" else self.cross_text
+        return self.cross and (columns or self.cross_rows == "other")
+
     def _check_learned(self) -> None:
         if self.representation != "normalised_similarity":
             raise ValueError(
@@ -193,7 +202,7 @@ class LossConfig(Section):
         return (
             align.image_weight > 0
             or align.joint_weight > 0
-            or (distill.enabled and (distill.intra_image or distill.cross))
+            or (distill.enabled and (distill.intra_image or distill.crosses("image")))
         )
 
     @property
@@ -205,7 +214,7 @@ class LossConfig(Section):
             align.text_weight > 0
             or align.joint_weight > 0
             or drops
-            or (distill.enabled and (distill.intra_text or distill.cross))
+            or (distill.enabled and (distill.intra_text or distill.crosses("text")))
         )
 
     @property

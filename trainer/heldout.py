@@ -40,6 +40,8 @@ I64 = NDArray[np.int64]
 ALL_TEXTS = "all"
 # Tried in this order when no source is asked for: a caption tells objects apart, a name seldom.
 PREFERRED = ("caption", "name")
+# By its category is called an object that has no name, or none that the teacher knows.
+_ALSO = {"name": ("name", "category")}
 TOP_K = (1, 3, 5)
 RECALL_K = (1, 5)
 
@@ -65,7 +67,7 @@ class TextGatherer:
     """Collects distinct texts of one source; case and spaces do not distinguish."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
+        self.sources = _ALSO.get(source, (source,))
         self.number: dict[tuple[str, str], int] = {}
         self.embeds: list[NDArray[np.float16]] = []
         self.rows_of: list[list[int]] = []
@@ -79,7 +81,7 @@ class TextGatherer:
         mine: list[int] = []
         pairs = zip(batch.texts[row], batch.text_sources[row], strict=True)
         for place, (text, source) in enumerate(pairs):
-            if self.source not in (ALL_TEXTS, source):
+            if ALL_TEXTS not in self.sources and source not in self.sources:
                 continue
             # The same words from two sources are embedded differently (templates or none).
             key = (" ".join(text.casefold().split()), source)
@@ -129,7 +131,7 @@ class ClassTexts:
         embeds = batch.texts_of(row)
         pairs = zip(batch.texts[row], batch.text_sources[row], strict=True)
         for place, (text, source) in enumerate(pairs):
-            if source != "name":
+            if source not in _ALSO["name"]:
                 continue
             key = category_key(text)
             if key in self._wanted and key not in self._spelled:

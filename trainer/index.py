@@ -54,7 +54,7 @@ class _Part:
     uids: list[str] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     names: list[str | None] = field(default_factory=list)
-    n_texts: int = 0  # rows with text
+    has_text: list[bool] = field(default_factory=list)
 
 
 class Corpus:
@@ -63,7 +63,9 @@ class Corpus:
     def __init__(self, roots: Sequence[str | Path], recipe: Recipe) -> None:
         """Open the sets and read all uids.
 
-        Where no row has a text, ``recipe`` and ``loss`` are without the terms that read texts.
+        Where no row has a text, ``recipe`` and ``loss`` are without the terms that read texts;
+        where no set has views, without those that read pictures, and rows without text are not
+        trained on.
         Raises ``InputError`` for a set that is empty, made by another teacher, with too few
         ordered points, or without embeddings that the loss cannot do without; for a uid that
         comes twice; and when a side of the split is too small.
@@ -74,6 +76,9 @@ class Corpus:
         self.sets = [ShardSet.open(root) for root in roots]
         self.recipe, self.data, self.loss = recipe, recipe.data, recipe.loss
         self._check_weights()
+        self.left_out: list[str] = []  # keys that were changed because no set has such embeddings
+        if self.loss.needs_image and not any(shards.manifest.n_views for shards in self.sets):
+            self._leave_out_images()
         for root, shards in zip(self.roots, self.sets, strict=True):
             self._check(root, shards.manifest)
         self.groups: list[GroupAddress] = []
@@ -81,7 +86,7 @@ class Corpus:
         uids: list[str] = []
         splits: list[str | None] = []
         names: list[str | None] = []
-        self.n_with_text = 0
+        has_text: list[bool] = []
         for source, part in self._read_parts():
             start = len(uids)
             for group in part.groups:
@@ -90,13 +95,13 @@ class Corpus:
             uids += part.uids
             splits += part.splits
             names += part.names
-            self.n_with_text += part.n_texts
+            has_text += part.has_text
             self.n_rows_of[source] += len(part.uids)
         for root, count in zip(self.roots, self.n_rows_of, strict=True):
             if count == 0:
                 raise InputError(f"--shards {root}: no rows; run `pipeline embed` to fill it")
         self._check_duplicates(uids)
-        self.left_out: list[str] = []  # keys that were changed because no row has a text
+        self.n_with_text = sum(has_text)
         if self.loss.needs_text and self.n_with_text == 0:
             self._leave_out_texts()
         # Per row the number of its category name, -1 for none; None where no loss reads it.
@@ -106,6 +111,8 @@ class Corpus:
         held = np.array([is_held_out(uid, self.data.val_fraction) for uid in uids], np.bool_)
         self.uid_hash = content_hash("\n".join(sorted(uids)))
         used = np.array([split in (None, *self.data.splits) for split in splits], np.bool_)
+        if self.loss.needs_text and not self.loss.needs_image:
+            used &= np.array(has_text, np.bool_)  # no term reads anything of the others
         self.train_mask: NDArray[np.bool_] = used & ~held
         self.val_mask: NDArray[np.bool_] = used & held
         self._check_split()
@@ -217,7 +224,7 @@ class Corpus:
                 part.uids += batch.uid
                 part.splits += batch.split or []
                 part.names += batch.category or []
-                part.n_texts += sum(len(sources) > 0 for sources in batch.text_sources or [])
+                part.has_text += [len(sources) > 0 for sources in batch.text_sources or []]
             return source, part
 
         jobs = [(source, name) for source, s in enumerate(self.sets) for name in s.parts]
@@ -243,7 +250,34 @@ class Corpus:
             changes["distill"] |= {
                 name: False for name in ("intra_text", "cross") if getattr(distill, name)
             }
-        self.left_out = [f"loss.{part}.{key}" for part, keys in changes.items() for key in keys]
+        self._change(changes)
+
+    def _leave_out_images(self) -> None:
+        """Switch off what reads pictures. Raises ``InputError`` where nothing would align."""
+        align, distill = self.loss.align, self.loss.distill
+        if align.text_weight == 0:
+            raise InputError(
+                f"--shards {', '.join(self.roots)}: no image embeddings, and the recipe aligns "
+                "with pictures alone; embed it with views, or --set loss.align.text_weight=1"
+            )
+        changes: dict[str, dict[str, Any]] = {"align": {}, "distill": {}}
+        for name in ("image_weight", "joint_weight"):
+            if getattr(align, name) > 0:
+                changes["align"][name] = 0.0
+        texts_cross = distill.cross and distill.cross_text and distill.cross_rows == "same"
+        if distill.enabled and not (distill.intra_text or texts_cross):
+            changes["distill"]["enabled"] = False
+        elif distill.enabled:
+            wanted = {"intra_image": False, "cross": texts_cross, "cross_image": False}
+            if not texts_cross:
+                del wanted["cross_image"]  # a part of what is off as a whole
+            changes["distill"] |= {k: v for k, v in wanted.items() if getattr(distill, k) != v}
+        self._change(changes)
+
+    def _change(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Change keys of the loss, and tell them in ``left_out``."""
+        align, distill = self.loss.align, self.loss.distill
+        self.left_out += [f"loss.{part}.{key}" for part, keys in changes.items() for key in keys]
         self.loss = self.loss.model_copy(
             update={
                 "align": align.model_copy(update=changes["align"]),

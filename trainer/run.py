@@ -260,7 +260,7 @@ def _introduce(
 ) -> None:
     """Tell the user what is about to be trained on what."""
     if corpus.left_out:
-        say(f"no row has a text: {', '.join(corpus.left_out)} switched off")
+        say(f"nothing in the shards to read: {', '.join(corpus.left_out)} switched off")
     processes = "" if world_size() == 1 else f" in {world_size()} processes ({task.replicas.kind})"
     say(
         f"{recipe.model.backbone}: {_count(task):.2f}M parameters, {corpus.n_train} shapes to "

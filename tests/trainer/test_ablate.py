@@ -341,7 +341,7 @@ def test_plan__arm_that_needs_texts_where_there_are_none(
 ) -> None:
     root = make_shards("mute", count=60, test_rows=3, textless=1)
     mute = dataclasses.replace(study, shards=(str(root),))
-    with pytest.raises(InputError, match="arm align-only needs texts and no row has one"):
+    with pytest.raises(InputError, match="arm align-only reads what the shards have none of"):
         plan(mute, HeldOut.open(mute.shards))
 
 

@@ -334,10 +334,35 @@ def test_corpus__empty_set_is_refused(tmp_path: Path) -> None:
         Corpus([tmp_path / "empty"], small_recipe())
 
 
-def test_corpus__missing_views_are_refused_only_where_needed(make_shards: MakeShards) -> None:
-    blind = make_shards("blind", views=0)
+def test_corpus__without_any_view_the_terms_of_pictures_are_off(make_shards: MakeShards) -> None:
+    blind = make_shards("blind", views=0, textless=3)
+    corpus = Corpus([blind], small_recipe())
+    assert corpus.left_out == [
+        "loss.align.image_weight",
+        "loss.distill.intra_image",
+        "loss.distill.cross",
+    ]
+    assert not corpus.loss.needs_image
+    assert corpus.recipe.loss == corpus.loss
+    assert type(corpus.recipe).model_validate(corpus.recipe.model_dump()) == corpus.recipe
+    # No term reads anything of a row without text: it is not trained on.
+    assert corpus.n_with_text == corpus.n_train + corpus.n_val == 64
+    same = Corpus([blind], small_recipe("loss.distill.cross_rows=same"))
+    assert same.left_out[1:] == ["loss.distill.intra_image", "loss.distill.cross_image"]
+    assert same.loss.distill.cross_text
+    assert not same.loss.needs_image
+    only_images = small_recipe("loss.distill.intra_text=false")
+    assert not Corpus([blind], only_images).loss.distill.enabled
+    with pytest.raises(InputError, match="no image embeddings, and the recipe aligns with"):
+        Corpus([blind], small_recipe("loss.align.text_weight=0"))
+
+
+def test_corpus__missing_views_of_one_set_are_refused_only_where_needed(
+    make_shards: MakeShards,
+) -> None:
+    blind, seeing = make_shards("blind", views=0), make_shards("seeing", prefix="other")
     with pytest.raises(InputError, match="blind: no image embeddings"):
-        Corpus([blind], small_recipe())
+        Corpus([blind, seeing], small_recipe())
     no_image = (
         "loss.align.image_weight=0",
         "loss.distill.intra_image=false",

@@ -207,6 +207,28 @@ def test_distill__one_half_of_cross_stands_for_the_whole(off: str, on: str) -> N
     assert one["cross"] == one[on] == both[on]
 
 
+def test_distill__cross_rows_of_the_same_modality_equal_the_plain_formulas() -> None:
+    f = batch(SOME_TEXT)
+    assert f.image is not None
+    assert f.text is not None
+    point, image, text = rows_of(f.point), rows_of(f.image), rows_of(f.text)
+    everyone = [(i, j) for i in range(ROWS) for j in range(ROWS)]
+    told = [(i, j) for i, j in everyone if SOME_TEXT[i] and SOME_TEXT[j]]
+    kind = "normalised_similarity"
+    terms = distill(f, **TAUS, cross_rows="same")[1]
+    for name, side, pairs in (("cross_text", text, told), ("cross_image", image, everyone)):
+        p = plain_relation(side, side, pairs, kind, TAUS["tau_teacher_cross"])
+        q = plain_relation(point, side, pairs, kind, TAUS["tau_student_cross"])
+        assert terms[name] == pytest.approx(plain_discrepancy(p, q, "jeffreys"), rel=1e-9)
+    # Neither half needs the other modality.
+    blind: dict[str, Any] = {"intra_image": False, "cross_image": False}
+    alone = distill(replace(f, image=None), **TAUS, **blind, cross_rows="same")[1]
+    assert alone["cross"] == terms["cross_text"]
+    assert DistillConfig(**blind, cross_rows="same").crosses("text")
+    assert not DistillConfig(**blind, cross_rows="same").crosses("image")
+    assert DistillConfig(**blind).crosses("image")
+
+
 @pytest.mark.parametrize(("representation", "kind"), LEGAL)
 def test_distill__gradient_is_right(representation: str, kind: str) -> None:
     f = batch(SOME_TEXT, rows=ROWS)
@@ -419,6 +441,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"cross": False},
     {"cross_text": False},
     {"cross_image": False},
+    {"cross_rows": "same"},
     {"mask_diagonal": False},
     {"centre": "teacher"},
     {"centre": "both"},

@@ -28,10 +28,11 @@ SHAPES = 876_000  # of OpenShape's set
 
 
 def test_recipes__are_those_that_are_promised() -> None:
+    small = {"tiny", "align-tiny", "names", "align-names"}
     published = {"openshape", "uni3d", "mixcon3d"}
     mrd = {f"mrd-{name}" for name in DISTILLING}
     twins = {f"align-{name}" for name in DISTILLING}
-    assert set(recipe_names()) == {"tiny", "align-tiny"} | published | mrd | twins | set(BASELINES)
+    assert set(recipe_names()) == small | published | mrd | twins | set(BASELINES)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -45,7 +46,7 @@ def test_recipe__builds_and_tells_data_gpus_and_hours(name: str) -> None:
     assert len(about.data) > 20
     assert len(about.basis) > 20
     assert (about.gpus > 0) == bool(about.gpu)
-    if name.startswith("mrd-") or name == "tiny":
+    if name.startswith("mrd-") or name in ("tiny", "names"):
         assert recipe.loss.distill.enabled
     else:
         assert not recipe.loss.distill.enabled

@@ -8,6 +8,11 @@ features, and D a discrepancy:
     intra_text  = D(psi(T), psi(P))                          # rows with text
     cross       = mean of cross_text  = D(phi(I, T), phi(P, T))      # rows with text
                       and cross_image = D(phi(T, I), phi(P, I))
+
+With ``cross_rows = "same"`` phi(T, T) and phi(I, I) stand in the place of phi(I, T) and phi(T, I):
+soft labels from the similarities within the modality (after SoftCLIP, arXiv 2303.17561), which
+texts without pictures can give too. Then, as always,
+
     L = weighting(intra_image, intra_text, cross)
 
 Teacher and student, intra and cross have a temperature each: image-text cosines lie in a far
@@ -56,8 +61,8 @@ class DistillLoss(nn.Module):
             if width is None:
                 raise ValueError("a queue needs the width of the features")
             needs = {
-                "image": config.intra_image or config.cross,
-                "text": config.intra_text or config.cross,
+                "image": config.intra_image or config.crosses("image"),
+                "text": config.intra_text or config.crosses("text"),
             }
             modalities = tuple(name for name, needed in needs.items() if needed)
             self.queue = RelationQueue(config.queue, width, modalities)
@@ -119,9 +124,9 @@ class DistillLoss(nn.Module):
             terms["intra_text"] = relations.intra("text")
         if config.cross:
             if config.cross_text:
-                parts["cross_text"] = relations.cross(teacher_row="image", column="text")
+                parts["cross_text"] = relations.cross("text")
             if config.cross_image:
-                parts["cross_image"] = relations.cross(teacher_row="text", column="image")
+                parts["cross_image"] = relations.cross("image")
             terms["cross"] = torch.stack(list(parts.values())).mean()
         total = self.weighting(terms, share=len(local) / len(everyone))
         return total, {**terms, **parts}
@@ -188,11 +193,15 @@ class _Relations:
         teacher, student = self.teacher[modality], self.student["point"]
         return self._compare(teacher, student, modality, "intra", without_self=without_self)
 
-    def cross(self, *, teacher_row: str, column: str) -> Tensor:
-        """D(phi(teacher_row, column), phi(P, column)); both modalities must be there."""
-        teacher = self.teacher[teacher_row].towards(self.teacher[column])
+    def cross(self, column: str) -> Tensor:
+        """D(phi(M, column), phi(P, column)), M the modality that ``cross_rows`` says."""
+        row, least = column, column
+        if self.config.cross_rows == "other":
+            row = "text" if column == "image" else "image"
+            least = "text"  # of the two it is the one that objects may lack
+        teacher = self.teacher[row].towards(self.teacher[column])
         student = self.student["point"].towards(self.student[column])
-        return self._compare(teacher, student, "text", "cross", without_self=False)
+        return self._compare(teacher, student, least, "cross", without_self=False)
 
     def _mask(
         self, rows: Features, part: slice, offset: int, modality: str, *, without_self: bool
