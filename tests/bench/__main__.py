@@ -2,7 +2,7 @@
 
     python -m tests.bench [--only PART ...] [--quick] [--out FILE.md]
 
-``memory`` runs on all cores and takes long: it is left out unless named.
+``memory`` (on all cores) and ``scale`` take long: they are left out unless named.
 """
 
 from __future__ import annotations
@@ -141,6 +141,13 @@ def cores(quick: bool) -> list[Table]:
     return [Table("The Ray job against plain loops on all cores", ["", "value"], rows, notes)]
 
 
+def scale(quick: bool) -> list[Table]:
+    """The job with workers that only wait."""
+    from tests.bench.bench_scale import tables
+
+    return [Table(*table) for table in tables(quick)]
+
+
 def memory(quick: bool) -> list[Table]:
     """Peak memory against the number of objects."""
     from tests.bench.bench_memory import run
@@ -163,6 +170,7 @@ PARTS: dict[str, Callable[[bool], list[Table]]] = {
     "evaluation": evaluation,
     "job": job,
     "cores": cores,
+    "scale": scale,
     "memory": memory,
 }
 
@@ -184,6 +192,7 @@ def processor() -> str:
 
 
 UNPINNED = ("cores", "memory")
+LONG = ("scale", "memory")  # left out unless named
 
 
 def run_part(name: str, quick: bool, folder: str) -> list[Table]:
@@ -211,7 +220,7 @@ def main() -> None:
         tables = PARTS[args.only[0]](args.quick)
         args.part_json.write_text(json.dumps([asdict(table) for table in tables]))
         return
-    chosen = args.only or [name for name in PARTS if name != "memory"]
+    chosen = args.only or [name for name in PARTS if name not in LONG]
     found: list[Table] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
