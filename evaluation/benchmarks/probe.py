@@ -112,7 +112,7 @@ def probe(
     return {
         **record,
         **found,
-        "linear": {**_shares(linear(fit, test.vectors, all_c), test, len(names)), "c": all_c},
+        "linear": {**_shares(_linear(fit, test.vectors, all_c), test, len(names)), "c": all_c},
         "knn": [
             {"k": k, **_shares(nearest(fit, test.vectors, k), test, len(names))}
             for k in NEIGHBOURS
@@ -139,7 +139,7 @@ def few_shot(
         rows = draw(fit.labels, shots, seed)
         part = Labelled([fit.uids[i] for i in rows], fit.vectors[rows], fit.labels[rows])
         chosen.append(choose_c(part) if c is None else c)
-        predicted = linear(part, test.vectors, chosen[-1])
+        predicted = _linear(part, test.vectors, chosen[-1])
         top1.append(float(np.mean(predicted == test.labels)))
         mean.append(metrics.class_mean(metrics.confusion(test.labels, predicted, n_classes)))
     interval = t_interval(top1)
@@ -209,8 +209,7 @@ def nearest(fit: Labelled, vectors: F32, k: int) -> I64:
     return np.asarray(model.fit(fit.vectors, fit.labels).predict(vectors), np.int64)
 
 
-def linear(fit: Labelled, vectors: F32, c: float) -> I64:
-    """Classes by logistic regression with inverse regularisation ``c``."""
+def _linear(fit: Labelled, vectors: F32, c: float) -> I64:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
