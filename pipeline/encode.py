@@ -79,12 +79,12 @@ class Encoder:
     def _with_known_texts(self, item: Processed) -> Processed:
         pairs = list(zip(item.texts, item.text_sources, strict=True))
         known = [pair for pair in pairs if self.teacher.knows(pair[0])]
-        self.counts["texts_unknown"] += len(pairs) - len(known)
-        category = clean_name(item.record.category or "")
-        if pairs and not known and category and self.teacher.knows(category):
-            known = [(category, "category")]
         if known == pairs:
             return item
+        self.counts["texts_unknown"] += len(pairs) - len(known)
+        category = clean_name(item.record.category or "")
+        if not known and category and self.teacher.knows(category):
+            known = [(category, "category")]
         return replace(
             item, texts=tuple(t for t, _ in known), text_sources=tuple(s for _, s in known)
         )
