@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.backbones import local_fused
+from trainer.backbones.attention import attend
 from trainer.backbones.layers import (
     AXES,
     BlockLadder,
@@ -146,19 +147,30 @@ class Attention(nn.Module):
 
     def forward(self, tokens_BTC: Tensor) -> Tensor:
         """(B, T, C)."""
+        mixed_BTC: Tensor = self.out(attend(self.qkv(tokens_BTC), self.heads))
+        return mixed_BTC
+
+    def first(self, tokens_BTC: Tensor) -> Tensor:
+        """(B, 1, C) the same of the first token alone."""
         batch, tokens, _ = tokens_BTC.shape
-        qkv = self.qkv(tokens_BTC).view(batch, tokens, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, E)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        joined: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
-        return joined
+        inner = self.qkv.weight.shape[0] // 3
+        query_B1C = F.linear(tokens_BTC[:, :1], self.qkv.weight[:inner])
+        keyvalue_BTC = F.linear(tokens_BTC, self.qkv.weight[inner:])
+        query_BH1E = query_B1C.view(batch, 1, self.heads, -1).transpose(1, 2)
+        key, value = keyvalue_BTC.view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed_BH1E = F.scaled_dot_product_attention(query_BH1E, key, value)
+        joined_B1C: Tensor = self.out(mixed_BH1E.transpose(1, 2).reshape(batch, 1, -1))
+        return joined_B1C
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; with ``cls_only`` it computes the CLS token alone."""
 
-    def __init__(self, options: PointBertOptions, drop_path: float) -> None:
+    def __init__(
+        self, options: PointBertOptions, drop_path: float, *, cls_only: bool = False
+    ) -> None:
         super().__init__()
+        self.cls_only = cls_only
         self.drop_path = DropPath(drop_path)
         self.norm_attention = nn.LayerNorm(options.dim)
         self.attention = Attention(options.dim, options.heads, options.head_dim)
@@ -170,8 +182,12 @@ class Block(nn.Module):
         )
 
     def forward(self, tokens_BTC: Tensor) -> Tensor:
-        """(B, T, C)."""
-        mixed_BTC = self.attention(self.norm_attention(tokens_BTC))
+        """(B, T, C), with ``cls_only`` (B, 1, C)."""
+        normed_BTC = self.norm_attention(tokens_BTC)
+        if self.cls_only:
+            mixed_BTC, tokens_BTC = self.attention.first(normed_BTC), tokens_BTC[:, :1]
+        else:
+            mixed_BTC = self.attention(normed_BTC)
         tokens_BTC = tokens_BTC + self.drop_path(mixed_BTC)
         added_BTC: Tensor = self.drop_path(self.mlp(self.norm_mlp(tokens_BTC)))
         return tokens_BTC + added_BTC
@@ -193,7 +209,10 @@ class PointBert(BlockLadder):
         self.lift_norm = nn.LayerNorm(options.dim)
         self.cls_token = nn.Parameter(torch.randn(options.dim))
         rates = drop_path_rates(options.drop_path, options.depth)
-        self.blocks = nn.ModuleList(Block(options, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(options, rate) for rate in rates[:-1])
+        # Nothing depends on what the last block makes of the patches. An only block stays whole:
+        # ``patch_features`` wants its patches.
+        self.blocks.append(Block(options, rates[-1], cls_only=options.depth > 1))
         self.project: nn.Module = nn.Identity()
         if options.projection:
             self.project = nn.Linear(options.dim, width)

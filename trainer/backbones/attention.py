@@ -1,0 +1,110 @@
+"""Self-attention in bfloat16 on a CPU, forward and backward, by plain batched products.
+
+PyTorch's own (``scaled_dot_product_attention``) walks through small tiles there, at a third of the
+rate of the core's matrix product. Here the scores of a few clouds at a time are one batched
+product, small enough for a core's caches, and nothing but queries, keys and values is kept: the
+backward pass makes the shares again.
+
+Scores, shares and their gradients are rounded to bfloat16 between the products, all sums are
+float32. PyTorch's own rounds the shares, not the scores; ``tests/trainer/test_attention.py`` holds
+the difference against float64. In float32 there is nothing to gain: the products are the time.
+
+Shape suffixes: B clouds, T tokens, F = 3HE queries, keys and values side by side, H heads, E width
+of one head; G = BH of the clouds of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PART_SCORES = 1 << 20  # scores worked on at a time, 2 bytes each; at least those of one cloud
+
+
+def attend(qkv_BTF: Tensor, heads: int) -> Tensor:
+    """(B, T, HE) values mixed by softmax(q k^T / sqrt(E)), from ``qkv`` as (3, H, E)."""
+    if applies(qkv_BTF):
+        mixed: Tensor = _Attend.apply(qkv_BTF, heads)
+        return mixed
+    batch, tokens, _ = qkv_BTF.shape
+    query, key, value = qkv_BTF.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    mixed_BHTE = F.scaled_dot_product_attention(query, key, value)
+    return mixed_BHTE.transpose(1, 2).reshape(batch, tokens, -1)
+
+
+def applies(qkv_BTF: Tensor) -> bool:
+    """Whether the products are taken: bfloat16 on a CPU, eagerly."""
+    plain = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return qkv_BTF.is_cpu and qkv_BTF.dtype == torch.bfloat16 and plain
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_BTF: Tensor, heads: int) -> Tensor:
+        batch, tokens, width = qkv_BTF.shape
+        mixed_BTHE = qkv_BTF.new_empty(batch, tokens, heads, width // (3 * heads))
+        for part, (query, key, value), shares in _parts(qkv_BTF, heads):
+            _shares(query, key, shares)
+            torch.bmm(shares, value, out=query)  # which is not needed again
+            mixed_BTHE[part] = query.unflatten(0, (-1, heads)).transpose(1, 2)
+        ctx.save_for_backward(qkv_BTF)
+        ctx.heads = heads
+        return mixed_BTHE.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BTC: Tensor) -> tuple[Tensor, None]:
+        (qkv_BTF,) = ctx.saved_tensors
+        heads = ctx.heads
+        out_BTF = torch.empty_like(qkv_BTF, memory_format=torch.contiguous_format)
+        out_BT3HE = out_BTF.unflatten(2, (3, heads, -1))
+        gradient_BTHE = gradient_BTC.unflatten(2, (heads, -1))
+        rooms: tuple[Tensor, Tensor, Tensor] | None = None
+        for part, (query, key, value), shares in _parts(qkv_BTF, heads):
+            if rooms is None:  # the first part is the largest
+                found = query.new_empty(3, *query.shape)
+                rooms = found, torch.empty_like(query), torch.empty_like(shares)
+            size, scale = len(query), query.shape[-1] ** -0.5
+            (d_query, d_key, d_value) = found = rooms[0][:, :size]
+            gradient, d_scores = rooms[1][:size], rooms[2][:size]
+            gradient.unflatten(0, (-1, heads)).copy_(gradient_BTHE[part].transpose(1, 2))
+            _shares(query, key, shares)
+            torch.bmm(shares.mT, gradient, out=d_value)
+            torch.bmm(gradient, value.mT, out=d_scores)
+            torch.ops.aten._softmax_backward_data.out(
+                d_scores, shares, -1, shares.dtype, grad_input=d_scores
+            )
+            torch.baddbmm(d_query, d_scores, key, beta=0, alpha=scale, out=d_query)
+            torch.baddbmm(d_key, d_scores.mT, query, beta=0, alpha=scale, out=d_key)
+            out_BT3HE[part] = found.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
+        return out_BTF, None
+
+
+def _parts(qkv_BTF: Tensor, heads: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some clouds at a time: copies (3, G, T, E) of theirs, and room for their scores (G, T, T).
+
+    The same room for all parts: memory that is new to the process costs more than the copy.
+    """
+    batch, tokens, _ = qkv_BTF.shape
+    size = min(batch, max(1, PART_SCORES // (heads * tokens**2)))
+    qkv_B3HTE = qkv_BTF.unflatten(2, (3, heads, -1)).permute(0, 2, 3, 1, 4)
+    copy_3GTE = qkv_BTF.new_empty(3, size * heads, tokens, qkv_B3HTE.shape[-1])
+    room_GTT = qkv_BTF.new_empty(size * heads, tokens, tokens)
+    for start in range(0, batch, size):
+        part = slice(start, min(start + size, batch))
+        count = (part.stop - start) * heads
+        some_3GTE = copy_3GTE[:, :count]
+        some_3GTE.unflatten(1, (-1, heads)).copy_(qkv_B3HTE[part].transpose(0, 1))
+        yield part, some_3GTE, room_GTT[:count]
+
+
+def _shares(query_GTE: Tensor, key_GTE: Tensor, out_GTT: Tensor) -> None:
+    """Softmax of the scaled scores, in ``out``."""
+    scale = query_GTE.shape[-1] ** -0.5  # goes onto the float32 sums
+    torch.baddbmm(out_GTT, query_GTE, key_GTE.mT, beta=0, alpha=scale, out=out_GTT)
+    torch.softmax(out_GTT, -1, out=out_GTT)
