@@ -57,19 +57,20 @@ def _exceptions(module: nn.Module, layer_decay: float) -> tuple[set[str], dict[s
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; fused where all parameters are on CUDA.
+    """AdamW; fused where all parameters are on CUDA or all on a CPU (a single walk through memory).
 
     One parameter at a time where some are shared out among processes (``trainer.parallel``): these
     do not mix with others in one call.
     """
     shared = any(is_shared(p) for p in module.parameters())
-    cuda = all(p.is_cuda for p in module.parameters())
+    parameters = list(module.parameters())
+    one_kind = all(p.is_cuda for p in parameters) or all(p.is_cpu for p in parameters)
     return torch.optim.AdamW(
         parameter_groups(module, config.weight_decay, config.layer_decay),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=cuda and not shared,
+        fused=one_kind and not shared,
         foreach=False if shared else None,
     )
 

@@ -2,8 +2,8 @@
 
 PyTorch's own (``scaled_dot_product_attention``) walks through small tiles there, at a third of the
 rate of the core's matrix product. Here the scores of a few clouds at a time are one batched
-product, small enough for a core's caches, and nothing but queries, keys and values is kept: the
-backward pass makes the shares again.
+product, small enough for a core's caches. The shares are kept for the backward pass (2 HT^2 bytes
+a cloud and block, 2.4 MB of the 32M); ``train.recompute`` keeps those of one block only.
 
 Scores, shares and their gradients are rounded to bfloat16 between the products, all sums are
 float32. PyTorch's own rounds the shares, not the scores; ``tests/trainer/test_attention.py`` holds
@@ -48,24 +48,33 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, qkv_BTF: Tensor, heads: int) -> Tensor:
         batch, tokens, width = qkv_BTF.shape
         mixed_BTHE = qkv_BTF.new_empty(batch, tokens, heads, width // (3 * heads))
-        for part, (query, key, value), shares in _parts(qkv_BTF, heads):
-            _shares(query, key, shares)
+        keep = ctx.needs_input_grad[0]
+        count = batch if keep else _clouds(batch, tokens, heads)
+        shares_GTT = qkv_BTF.new_empty(count * heads, tokens, tokens)
+        for part, (query, key, value) in _parts(qkv_BTF, heads):
+            place = slice(part.start * heads, part.stop * heads) if keep else slice(len(query))
+            shares = shares_GTT[place]
+            scale = query.shape[-1] ** -0.5  # goes onto the float32 sums
+            torch.baddbmm(shares, query, key.mT, beta=0, alpha=scale, out=shares)
+            torch.softmax(shares, -1, out=shares)
             torch.bmm(shares, value, out=query)  # which is not needed again
             mixed_BTHE[part] = query.unflatten(0, (-1, heads)).transpose(1, 2)
-        ctx.save_for_backward(qkv_BTF)
+        if keep:
+            ctx.save_for_backward(qkv_BTF, shares_GTT)
         ctx.heads = heads
         return mixed_BTHE.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BTC: Tensor) -> tuple[Tensor, None]:
-        (qkv_BTF,) = ctx.saved_tensors
+        qkv_BTF, shares_GTT = ctx.saved_tensors
         heads = ctx.heads
         out_BTF = torch.empty_like(qkv_BTF, memory_format=torch.contiguous_format)
         out_BT3HE = out_BTF.unflatten(2, (3, heads, -1))
         gradient_BTHE = gradient_BTC.unflatten(2, (heads, -1))
         rooms: tuple[Tensor, Tensor, Tensor] | None = None
-        for part, (query, key, value), shares in _parts(qkv_BTF, heads):
+        for part, (query, key, value) in _parts(qkv_BTF, heads):
+            shares = shares_GTT[part.start * heads : part.stop * heads]
             if rooms is None:  # the first part is the largest
                 found = query.new_empty(3, *query.shape)
                 rooms = found, torch.empty_like(query), torch.empty_like(shares)
@@ -73,7 +82,6 @@ class _Attend(torch.autograd.Function):
             (d_query, d_key, d_value) = found = rooms[0][:, :size]
             gradient, d_scores = rooms[1][:size], rooms[2][:size]
             gradient.unflatten(0, (-1, heads)).copy_(gradient_BTHE[part].transpose(1, 2))
-            _shares(query, key, shares)
             torch.bmm(shares.mT, gradient, out=d_value)
             torch.bmm(gradient, value.mT, out=d_scores)
             torch.ops.aten._softmax_backward_data.out(
@@ -85,26 +93,22 @@ class _Attend(torch.autograd.Function):
         return out_BTF, None
 
 
-def _parts(qkv_BTF: Tensor, heads: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some clouds at a time: copies (3, G, T, E) of theirs, and room for their scores (G, T, T).
+def _clouds(batch: int, tokens: int, heads: int) -> int:
+    """Clouds in a part."""
+    return min(batch, max(1, PART_SCORES // (heads * tokens**2)))
 
-    The same room for all parts: memory that is new to the process costs more than the copy.
+
+def _parts(qkv_BTF: Tensor, heads: int) -> Iterator[tuple[slice, Tensor]]:
+    """Some clouds at a time, and copies (3, G, T, E) of theirs.
+
+    In the same room for all parts: memory that is new to the process costs more than the copy.
     """
     batch, tokens, _ = qkv_BTF.shape
-    size = min(batch, max(1, PART_SCORES // (heads * tokens**2)))
+    size = _clouds(batch, tokens, heads)
     qkv_B3HTE = qkv_BTF.unflatten(2, (3, heads, -1)).permute(0, 2, 3, 1, 4)
     copy_3GTE = qkv_BTF.new_empty(3, size * heads, tokens, qkv_B3HTE.shape[-1])
-    room_GTT = qkv_BTF.new_empty(size * heads, tokens, tokens)
     for start in range(0, batch, size):
         part = slice(start, min(start + size, batch))
-        count = (part.stop - start) * heads
-        some_3GTE = copy_3GTE[:, :count]
+        some_3GTE = copy_3GTE[:, : (part.stop - start) * heads]
         some_3GTE.unflatten(1, (-1, heads)).copy_(qkv_B3HTE[part].transpose(0, 1))
-        yield part, some_3GTE, room_GTT[:count]
-
-
-def _shares(query_GTE: Tensor, key_GTE: Tensor, out_GTT: Tensor) -> None:
-    """Softmax of the scaled scores, in ``out``."""
-    scale = query_GTE.shape[-1] ** -0.5  # goes onto the float32 sums
-    torch.baddbmm(out_GTT, query_GTE, key_GTE.mT, beta=0, alpha=scale, out=out_GTT)
-    torch.softmax(out_GTT, -1, out=out_GTT)
+        yield part, some_3GTE

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -146,9 +147,7 @@ class _LocalMlp(torch.autograd.Function):
         sign_O = torch.where(last.gamma < 0, -1.0, 1.0).to(x_RI.dtype)
         offset_O, weight_IO = last.map(sign_O)
         found = [
-            torch.addmm(offset_O, inputs[-1][block], weight_IO)
-            .view(-1, neighbours, len(sign_O))
-            .max(dim=1)
+            _best(torch.addmm(offset_O, inputs[-1][block], weight_IO), neighbours)
             for block in blocks
         ]
         best_PO = torch.cat([values for values, _ in found]) * sign_O  # normalised
@@ -209,6 +208,17 @@ class _LocalMlp(torch.autograd.Function):
                 dgamma_O = below.gradients(product_OI, dbeta_O)[1]
         every = [value for four in reversed(found) for value in four]
         return None, None, None, *every
+
+
+def _best(z_RO: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """(P, O) maximum of each neighbourhood, and its place there.
+
+    As a pooling of pictures of K x 1 with their channels last, which PyTorch has a vectorised
+    kernel for: an eighth of the time of ``max``.
+    """
+    z_PO1K = z_RO.view(-1, neighbours, 1, z_RO.shape[1]).permute(0, 3, 2, 1)
+    best_PO11, place_PO11 = F.max_pool2d(z_PO1K, (1, neighbours), return_indices=True)
+    return best_PO11.flatten(1), place_PO11.flatten(1)
 
 
 def _at_winners(d_PO: Tensor, winner_PO: Tensor, neighbours: int) -> Tensor:
