@@ -73,9 +73,9 @@ class _Layer:
         offset_O = -(weight_OI @ self.mean)
         return offset_O if shift_O is None else offset_O + shift_O, weight_OI.T
 
-    def gradients(self, product_OI: Tensor, dbeta_O: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of weight and scale, from d^T h and the sum of d."""
-        centred_OI = product_OI - dbeta_O[:, None] * self.mean
+    def gradients(self, product_IO: Tensor, dbeta_O: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of weight and scale, from h^T d and the sum of d."""
+        centred_OI = product_IO.T - dbeta_O[:, None] * self.mean
         dgamma_O = (centred_OI * self.folded).sum(1)
         inner_OI = centred_OI - dgamma_O[:, None] * (self.folded @ self.cov)
         return inner_OI * (self.gamma / self.std)[:, None], dgamma_O
@@ -123,7 +123,12 @@ def _blocks(rows: int, neighbours: int) -> list[slice]:
 class _LocalMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_RI: Tensor, neighbours: int, eps: tuple[float, ...], *parameters: Tensor
+        ctx: Any,
+        x_RI: Tensor,
+        neighbours: int,
+        eps: tuple[float, ...],
+        low: torch.dtype,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         blocks, n_layers = _blocks(len(x_RI), neighbours), len(eps)
         moments = _Moments()
@@ -146,15 +151,13 @@ class _LocalMlp(torch.autograd.Function):
         # Where the scale is 0 all rows are equal, and any may win.
         sign_O = torch.where(last.gamma < 0, -1.0, 1.0).to(x_RI.dtype)
         offset_O, weight_IO = last.map(sign_O)
-        found = [
-            _best(torch.addmm(offset_O, inputs[-1][block], weight_IO), neighbours)
-            for block in blocks
-        ]
-        best_PO = torch.cat([values for values, _ in found]) * sign_O  # normalised
+        found = [_best(inputs[-1][block] @ weight_IO, neighbours) for block in blocks]
+        best_PO = torch.cat([values for values, _ in found])
+        best_PO = (best_PO + offset_O) * sign_O  # normalised
         winner_PO = torch.cat([indices for _, indices in found])
         out_PO = torch.addcmul(last.beta, best_PO, last.gamma).relu_()
         ctx.save_for_backward(out_PO, best_PO, winner_PO, *inputs)
-        ctx.layers, ctx.neighbours = layers, neighbours
+        ctx.layers, ctx.neighbours, ctx.low = layers, neighbours, low
         statistics = [value for layer in layers for value in (layer.mean_z(), layer.variance)]
         ctx.mark_non_differentiable(*statistics)
         return out_PO, *statistics
@@ -169,17 +172,19 @@ class _LocalMlp(torch.autograd.Function):
         d_PO = gradients[0] * (out_PO > 0)
         dbeta_O = d_PO.sum(0)
         dgamma_O = (d_PO * best_PO).sum(0)
+        low_PO = d_PO.to(ctx.low)
         d_RO: Tensor | None = (
             None  # of the layer's rows; of the last one only the winners' are not 0
         )
-        product_OI = d_PO.new_zeros(layers[-1].weight.shape)
+        product_IO = torch.zeros_like(layers[-1].weight.T)
         found: list[tuple[Tensor | None, ...]] = []
         for place in reversed(range(len(layers))):
             layer, h_RI = layers[place], inputs[place]
             below = layers[place - 1] if place else None
             if below is not None:
                 outward_OI, constant_I, q_II = layer.back(dbeta_O, dgamma_O, rows)
-                below_product = d_PO.new_zeros(below.weight.shape)
+                outward_OI = outward_OI.to(ctx.low if place == len(layers) - 1 else d_PO.dtype)
+                below_product = torch.zeros_like(below.weight.T)
                 below_dbeta = d_PO.new_zeros(len(below.weight))
                 # Of the first layer only the product with its input is needed.
                 below_d = torch.empty_like(h_RI) if place > 1 else None
@@ -187,27 +192,29 @@ class _LocalMlp(torch.autograd.Function):
             for block in blocks if top or below is not None else ():
                 if d_RO is None:
                     some = slice(block.start // neighbours, block.stop // neighbours)
-                    d = _at_winners(d_PO[some], winner_PO[some], neighbours)
-                    product_OI.addmm_(d.T, h_RI[block])
+                    d = _at_winners(low_PO[some], winner_PO[some], neighbours)
+                    product_IO += h_RI[block].to(ctx.low).T @ d
                 else:
                     d = d_RO[block]
                 if below is None:
                     continue
                 h = h_RI[block]
-                dh = torch.addmm(constant_I, h, q_II, alpha=-1.0).addmm_(d, outward_OI)
+                dh = torch.addmm(constant_I, h, q_II, alpha=-1.0)
+                dh += d @ outward_OI
                 # Through the ReLU of the layer below.
                 dh = torch.ops.aten.threshold_backward(dh, h, 0)
                 below_dbeta += dh.sum(0)
-                below_product.addmm_(dh.T, inputs[place - 1][block])
+                # A narrow matrix on the left: the other way takes five times as long.
+                below_product.addmm_(inputs[place - 1][block].T, dh)
                 if below_d is not None:
                     below_d[block] = dh
-            dweight_OI, dgamma = layer.gradients(product_OI, dbeta_O)
+            dweight_OI, dgamma = layer.gradients(product_IO, dbeta_O)
             found.append((dweight_OI, torch.zeros_like(layer.bias), dgamma, dbeta_O))
             if below is not None:
-                d_RO, product_OI, dbeta_O = below_d, below_product, below_dbeta
-                dgamma_O = below.gradients(product_OI, dbeta_O)[1]
+                d_RO, product_IO, dbeta_O = below_d, below_product, below_dbeta
+                dgamma_O = below.gradients(product_IO, dbeta_O)[1]
         every = [value for four in reversed(found) for value in four]
-        return None, None, None, *every
+        return None, None, None, None, *every
 
 
 def _best(z_RO: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -216,8 +223,8 @@ def _best(z_RO: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     As a pooling of pictures of K x 1 with their channels last, which PyTorch has a vectorised
     kernel for: an eighth of the time of ``max``.
     """
-    z_PO1K = z_RO.view(-1, neighbours, 1, z_RO.shape[1]).permute(0, 3, 2, 1)
-    best_PO11, place_PO11 = F.max_pool2d(z_PO1K, (1, neighbours), return_indices=True)
+    z_POK1 = z_RO.view(-1, neighbours, 1, z_RO.shape[1]).permute(0, 3, 1, 2)
+    best_PO11, place_PO11 = F.max_pool2d(z_POK1, (neighbours, 1), return_indices=True)
     return best_PO11.flatten(1), place_PO11.flatten(1)
 
 
@@ -245,7 +252,9 @@ def local_mlp(
 ) -> Tensor:
     """(B, S, O) what ``LocalMlp`` gives of (B, S, K, C), with the running statistics kept up.
 
-    In the type of the points, also under autocast. Only where ``applies`` says so.
+    In the type of the points. Under autocast to bfloat16 the two large products of the backward
+    pass, those of the last layer, are in it; the forward pass is not: rows that rounding makes equal would
+    send the gradient to others than the winners. Only where ``applies`` says so.
     """
     batch, centroids, neighbours, channels = grouped_BSKC.shape
     rows_RI = grouped_BSKC.reshape(-1, channels)
@@ -257,8 +266,11 @@ def local_mlp(
         parameters += [linear.weight, linear.bias, norm.weight, norm.bias]
         kept.append(norm)
     eps = tuple(norm.eps for norm in kept)
+    cast = torch.is_autocast_enabled("cpu") and rows_RI.dtype == torch.float32
+    cast = cast and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    low = torch.bfloat16 if cast else rows_RI.dtype
     with torch.autocast("cpu", enabled=False):
-        out_PO, *statistics = _LocalMlp.apply(rows_RI, neighbours, eps, *parameters)
+        out_PO, *statistics = _LocalMlp.apply(rows_RI, neighbours, eps, low, *parameters)
     with torch.no_grad():
         for place, norm in enumerate(kept):
             mean_O, variance_O = statistics[2 * place : 2 * place + 2]
