@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,13 +11,20 @@ from torch import Tensor
 from pipeline.common import InputError
 from trainer.backbones import (
     Backbone,
+    attention,
     backbone_names,
     build_backbone,
     pointbert,
     registry,
     resolve_options,
 )
-from trainer.backbones.layers import DropPath, drop_patches, drop_path_rates, strided
+from trainer.backbones.layers import (
+    DropPath,
+    drop_patches,
+    drop_path_rates,
+    recompute_blocks,
+    strided,
+)
 from trainer.backbones.measure import measure, on_meta
 
 # Published: millions of parameters (Point-BERT: OpenShape, with a 1,280-d embedding; Uni3D: its
@@ -235,6 +243,73 @@ def test_pointbert__without_projection_the_width_is_that_of_the_trunk() -> None:
     assert model(*clouds()).shape == (3, 32)
     with pytest.raises(InputError, match="dim 32 must be the width 16"):
         build_backbone("tiny", 16, {**SMALL, "projection": False})
+
+
+def trained(
+    model: Backbone, whole: bool, *, autocast: bool = False, recompute: bool = False
+) -> list[Tensor]:
+    """Embedding and gradients of a step in training; ``whole``: patches in the last block too."""
+    model = copy.deepcopy(model)
+    if whole:
+        assert model.blocks[-1].cls_only  # type: ignore[union-attr,index]
+        model.blocks[-1].cls_only = False  # type: ignore[union-attr,index]
+    if recompute:
+        recompute_blocks(model)
+    dtype = next(model.parameters()).dtype
+    torch.manual_seed(5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(*(x.to(dtype) for x in clouds()))
+    out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype))
+    return [out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("option", [{}, {"drop_path": 0.5}, {"patch_dropout": 0.5}], ids=str)
+def test_pointbert__last_block_without_patches_gives_the_same(
+    option: dict[str, Any], recompute: bool
+) -> None:
+    model = small("tiny", depth=3, heads=2, **option).double()
+    found = trained(model, whole=False, recompute=recompute)
+    expected = trained(model, whole=True)
+    assert len(found) == 1 + len(list(model.parameters()))
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_pointbert__last_block_gives_the_cls_token_alone() -> None:
+    model = small("tiny", depth=3)
+    tokens = model.tokenise(*clouds())[1]  # type: ignore[operator]
+    shapes = [block(tokens).shape for block in model.blocks]  # type: ignore[union-attr]
+    assert shapes == [(3, 9, 32), (3, 9, 32), (3, 1, 32)]
+
+
+def test_pointbert__an_only_block_keeps_its_patches() -> None:
+    model = small("tiny", depth=1)
+    assert model.patch_features(*clouds())[1].shape == (3, 8, 32)  # type: ignore[operator]
+    assert model(*clouds()).shape == (3, 16)
+
+
+def test_pointbert__in_bf16_recomputed_gradients_are_equal() -> None:
+    model = small("tiny", depth=3, heads=2, drop_path=0.5)
+    kept = trained(model, whole=False, autocast=True)
+    again = trained(model, whole=False, autocast=True, recompute=True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_pointbert__in_bf16_a_step_is_as_exact_as_with_torchs_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small("tiny", depth=4, dim=64, heads=4, head_dim=16)
+    exact = trained(copy.deepcopy(model).double(), whole=True)
+    ours = trained(model, whole=False, autocast=True)
+    monkeypatch.setattr(attention, "applies", lambda _: False)
+    theirs = trained(model, whole=True, autocast=True)
+
+    def error(found: list[Tensor]) -> float:
+        squares = [(a.double() - b).square().sum() for a, b in zip(found, exact, strict=True)]
+        return float(torch.stack(squares).sum().sqrt())
+
+    assert error(ours) <= 1.3 * error(theirs)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])

@@ -98,6 +98,31 @@ def test_local_mlp__under_autocast_it_stays_in_single_precision() -> None:
     assert torch.equal(found, expected)
 
 
+def test_local_mlp__under_autocast_gradients_are_the_same_within_rounding() -> None:
+    found = []
+    for autocast in (False, True):
+        mlp = make((16, 16, 24)).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = mlp(draw(4, 32, 16))
+        generator = torch.Generator().manual_seed(3)
+        out.backward(torch.randn(out.shape, generator=generator))
+        gradients = [p.grad for p in mlp.parameters() if p.grad is not None]
+        assert all(gradient.dtype == torch.float32 for gradient in gradients)
+        found.append([gradient for gradient in gradients if gradient.any()])
+    for single, low in zip(*found, strict=True):
+        assert float((low - single).norm() / single.norm()) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_best__is_the_first_of_the_largest(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-9, -2, (6 * 5, 7), generator=generator).to(dtype)  # with ties
+    best, place = local_fused._best(rows, 5)
+    grouped = rows.view(6, 5, 7)
+    assert torch.equal(best, grouped.amax(1))
+    assert torch.equal(place, (grouped == best[:, None]).int().argmax(1))
+
+
 def test_applies__only_to_batch_norm_in_training_on_a_cpu() -> None:
     grouped = draw(2, 5, 4)
     mlp = make((4,)).float()

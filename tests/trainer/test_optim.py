@@ -116,3 +116,28 @@ def test_learning_rate__steps_do_not_depend_on_the_length() -> None:
             0.25,
         ]
     assert learning_rate(config.model_copy(update={"min_lr": 0.3}), 40, 50) == 0.3
+
+
+def test_optimizer__on_a_cpu_is_fused_and_steps_as_adamw_does() -> None:
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+        optimizer = build_optimizer(model, OptimConfig(lr=0.05))
+        assert all(group["fused"] for group in optimizer.param_groups)
+        if not fused:
+            for group in optimizer.param_groups:
+                group["fused"] = False
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizer__parameters_of_two_devices_are_not_fused() -> None:
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
+    optimizer = build_optimizer(model, OptimConfig())
+    assert not any(group["fused"] for group in optimizer.param_groups)

@@ -252,9 +252,9 @@ def local_mlp(
 ) -> Tensor:
     """(B, S, O) what ``LocalMlp`` gives of (B, S, K, C), with the running statistics kept up.
 
-    In the type of the points. Under autocast to bfloat16 the two large products of the backward
-    pass, those of the last layer, are in it; the forward pass is not: rows that rounding makes equal would
-    send the gradient to others than the winners. Only where ``applies`` says so.
+    In the type of the points. Under autocast to bfloat16 two products of the backward pass, those
+    of the last layer, are in that. The forward pass is not: rows that rounding makes equal would
+    take the gradient from the winners. Only where ``applies`` says so.
     """
     batch, centroids, neighbours, channels = grouped_BSKC.shape
     rows_RI = grouped_BSKC.reshape(-1, channels)

@@ -151,15 +151,20 @@ class Attention(nn.Module):
         return mixed_BTC
 
     def first(self, tokens_BTC: Tensor) -> Tensor:
-        """(B, 1, C) the same of the first token alone."""
-        batch, tokens, _ = tokens_BTC.shape
-        inner = self.qkv.weight.shape[0] // 3
-        query_B1C = F.linear(tokens_BTC[:, :1], self.qkv.weight[:inner])
-        keyvalue_BTC = F.linear(tokens_BTC, self.qkv.weight[inner:])
-        query_BH1E = query_B1C.view(batch, 1, self.heads, -1).transpose(1, 2)
-        key, value = keyvalue_BTC.view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed_BH1E = F.scaled_dot_product_attention(query_BH1E, key, value)
-        joined_B1C: Tensor = self.out(mixed_BH1E.transpose(1, 2).reshape(batch, 1, -1))
+        """(B, 1, C) the same of the first token alone.
+
+        A single query needs no keys and values of the others: q (W x) = (q W) x, and the tokens
+        can be mixed before the values are made of them. Products of H rows a cloud stand for two
+        of T rows that are as wide as the tokens.
+        """
+        weight_3HEC = self.qkv.weight.unflatten(0, (3, self.heads, -1))
+        query_HEC, key_HEC, value_HEC = weight_3HEC.unbind()
+        query_HBE = tokens_BTC[:, 0] @ query_HEC.mT
+        asked_BHC = (query_HBE @ key_HEC).transpose(0, 1) * key_HEC.shape[1] ** -0.5
+        shares_BHT = (asked_BHC @ tokens_BTC.mT).softmax(-1)
+        mixed_HBC = (shares_BHT @ tokens_BTC).transpose(0, 1)
+        mixed_BHE = (mixed_HBC @ value_HEC.mT).transpose(0, 1)
+        joined_B1C: Tensor = self.out(mixed_BHE.flatten(1))[:, None]
         return joined_B1C
 
 
