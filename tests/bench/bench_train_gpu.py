@@ -84,7 +84,8 @@ def tables(quick: bool) -> list[TableParts]:
     notes = (
         f"On {name}, {POINTS:,} points, ready batches in host memory, wall-clock time. MFU: 3 x "
         "the forward GFLOP of a sample against the card's bfloat16 matrix product of 8,192, "
-        f"{peak / 1e12:.0f} TFLOP/s in the same run. Peak memory by sample holds weights and "
+        f"{peak / 1e12:.0f} TFLOP/s in the same run; the patches of the last block count, which "
+        "only plain computes. Peak memory by sample holds weights and "
         "moments too. Targets: 1.15 to the bare transformer, MFU of 40 % for the 72M."
     )
     return [(f"Training on {name}", columns, rows, notes), _gpu_grouping(times, name)]

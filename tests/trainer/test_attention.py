@@ -26,16 +26,17 @@ def draw(
 
 def torchs(qkv: Tensor, heads: int) -> Tensor:
     """By ``scaled_dot_product_attention``."""
-    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = torch.unflatten(qkv, 2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def written_out(qkv: Tensor, heads: int) -> Tensor:
     """By two products and a softmax in float32: what autocast makes of the textbook."""
-    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = torch.unflatten(qkv, 2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     scores = query @ key.mT * query.shape[-1] ** -0.5
     shares = scores.float().softmax(-1).to(qkv.dtype)
-    return (shares @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = shares @ value
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def both_ways(
@@ -46,7 +47,7 @@ def both_ways(
     out = mix(leaf, heads)
     out.backward(gradient.to(out.dtype))  # type: ignore[no-untyped-call]
     assert leaf.grad is not None
-    return [out.detach().double(), *leaf.grad.double().unflatten(2, (3, -1)).unbind(2)]
+    return [out.detach().double(), *torch.unflatten(leaf.grad.double(), 2, (3, -1)).unbind(2)]
 
 
 def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:

@@ -39,8 +39,8 @@ def attend(qkv_BTF: Tensor, heads: int) -> Tensor:
 
 def applies(qkv_BTF: Tensor) -> bool:
     """Whether the products are taken: bfloat16 on a CPU, eagerly."""
-    plain = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    return qkv_BTF.is_cpu and qkv_BTF.dtype == torch.bfloat16 and plain
+    eager = not torch.compiler.is_compiling()
+    return qkv_BTF.is_cpu and qkv_BTF.dtype == torch.bfloat16 and eager
 
 
 class _Attend(torch.autograd.Function):
@@ -58,7 +58,7 @@ class _Attend(torch.autograd.Function):
             torch.baddbmm(shares, query, key.mT, beta=0, alpha=scale, out=shares)
             torch.softmax(shares, -1, out=shares)
             torch.bmm(shares, value, out=query)  # which is not needed again
-            mixed_BTHE[part] = query.unflatten(0, (-1, heads)).transpose(1, 2)
+            mixed_BTHE[part] = torch.unflatten(query, 0, (-1, heads)).transpose(1, 2)
         if keep:
             ctx.save_for_backward(qkv_BTF, shares_GTT)
         ctx.heads = heads
@@ -70,8 +70,8 @@ class _Attend(torch.autograd.Function):
         qkv_BTF, shares_GTT = ctx.saved_tensors
         heads = ctx.heads
         out_BTF = torch.empty_like(qkv_BTF, memory_format=torch.contiguous_format)
-        out_BT3HE = out_BTF.unflatten(2, (3, heads, -1))
-        gradient_BTHE = gradient_BTC.unflatten(2, (heads, -1))
+        out_BT3HE = torch.unflatten(out_BTF, 2, (3, heads, -1))
+        gradient_BTHE = torch.unflatten(gradient_BTC, 2, (heads, -1))
         rooms: tuple[Tensor, Tensor, Tensor] | None = None
         for part, (query, key, value) in _parts(qkv_BTF, heads):
             shares = shares_GTT[part.start * heads : part.stop * heads]
@@ -81,7 +81,7 @@ class _Attend(torch.autograd.Function):
             size, scale = len(query), query.shape[-1] ** -0.5
             (d_query, d_key, d_value) = found = rooms[0][:, :size]
             gradient, d_scores = rooms[1][:size], rooms[2][:size]
-            gradient.unflatten(0, (-1, heads)).copy_(gradient_BTHE[part].transpose(1, 2))
+            torch.unflatten(gradient, 0, (-1, heads)).copy_(gradient_BTHE[part].transpose(1, 2))
             torch.bmm(shares.mT, gradient, out=d_value)
             torch.bmm(gradient, value.mT, out=d_scores)
             torch.ops.aten._softmax_backward_data.out(
@@ -89,7 +89,7 @@ class _Attend(torch.autograd.Function):
             )
             torch.baddbmm(d_query, d_scores, key, beta=0, alpha=scale, out=d_query)
             torch.baddbmm(d_key, d_scores.mT, query, beta=0, alpha=scale, out=d_key)
-            out_BT3HE[part] = found.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
+            out_BT3HE[part] = torch.unflatten(found, 1, (-1, heads)).permute(1, 3, 0, 2, 4)
         return out_BTF, None
 
 
@@ -105,10 +105,10 @@ def _parts(qkv_BTF: Tensor, heads: int) -> Iterator[tuple[slice, Tensor]]:
     """
     batch, tokens, _ = qkv_BTF.shape
     size = _clouds(batch, tokens, heads)
-    qkv_B3HTE = qkv_BTF.unflatten(2, (3, heads, -1)).permute(0, 2, 3, 1, 4)
+    qkv_B3HTE = torch.unflatten(qkv_BTF, 2, (3, heads, -1)).permute(0, 2, 3, 1, 4)
     copy_3GTE = qkv_BTF.new_empty(3, size * heads, tokens, qkv_B3HTE.shape[-1])
     for start in range(0, batch, size):
         part = slice(start, min(start + size, batch))
         some_3GTE = copy_3GTE[:, : (part.stop - start) * heads]
-        some_3GTE.unflatten(1, (-1, heads)).copy_(qkv_B3HTE[part].transpose(0, 1))
+        torch.unflatten(some_3GTE, 1, (-1, heads)).copy_(qkv_B3HTE[part].transpose(0, 1))
         yield part, some_3GTE

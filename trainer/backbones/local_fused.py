@@ -19,6 +19,8 @@ of the time goes into walking through memory. Three identities save these walks:
   The bias has no gradient: BatchNorm takes it away.
 
 Everything goes in blocks of rows that stay in a core's cache; only h of the narrow layers is kept.
+The first matrix of a product is the one with fewer columns: a 9 x R by R x 64 takes a fifth of the
+time of its transpose.
 
 Shape suffixes: R rows, I and O channels in and out, P neighbourhoods, K rows of each.
 """
@@ -204,7 +206,6 @@ class _LocalMlp(torch.autograd.Function):
                 # Through the ReLU of the layer below.
                 dh = torch.ops.aten.threshold_backward(dh, h, 0)
                 below_dbeta += dh.sum(0)
-                # A narrow matrix on the left: the other way takes five times as long.
                 below_product.addmm_(inputs[place - 1][block].T, dh)
                 if below_d is not None:
                     below_d[block] = dh

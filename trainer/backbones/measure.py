@@ -34,7 +34,7 @@ def measure(
 
     ``training`` leaves out the tokens that patch dropout drops. The search for neighbours is not
     counted: it is no matrix product. The last block of a Point-BERT counts in whole, as in the
-    published figures, though the patches in it are never computed (7 % of the 32M).
+    published figures, though the patches in it are never computed (8 % of the 32M).
     """
     points, width = POINTS.get(name, 10_000), WIDTHS.get(name.split("-")[0], WIDTH)
     resolved = resolve_options(name, dict(options or {}))

@@ -157,7 +157,7 @@ class Attention(nn.Module):
         can be mixed before the values are made of them. Products of H rows a cloud stand for two
         of T rows that are as wide as the tokens.
         """
-        weight_3HEC = self.qkv.weight.unflatten(0, (3, self.heads, -1))
+        weight_3HEC = torch.unflatten(self.qkv.weight, 0, (3, self.heads, -1))
         query_HEC, key_HEC, value_HEC = weight_3HEC.unbind()
         query_HBE = tokens_BTC[:, 0] @ query_HEC.mT
         asked_BHC = (query_HBE @ key_HEC).transpose(0, 1) * key_HEC.shape[1] ** -0.5
