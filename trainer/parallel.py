@@ -295,7 +295,13 @@ def shared_like(state: Any, reference: Any) -> Any:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state; moments are shared out as their parameters are."""
+    """Load a whole state; moments are shared out as their parameters are.
+
+    Fused, all parameters at once or one by one: that stays as this optimiser was built, whatever
+    the one that was saved did, for it depends on the device and on the sharing.
+    """
+    ways = [{way: group[way] for way in ("fused", "foreach")} for group in optimizer.param_groups]
+    groups = [{**saved, **way} for saved, way in zip(state["param_groups"], ways, strict=True)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kept = {
         index: {
@@ -304,7 +310,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         }
         for index, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": kept})
+    optimizer.load_state_dict({"state": kept, "param_groups": groups})
 
 
 @torch.no_grad()

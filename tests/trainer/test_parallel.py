@@ -185,3 +185,23 @@ def test_clip__is_that_of_pytorch(largest: float) -> None:
         assert mine.grad is not None
         assert other.grad is not None
         assert torch.equal(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_load_optimizer__steps_the_way_it_was_built_not_as_the_saved_one(saved: bool) -> None:
+    def stepped(fused: bool, state: dict[str, Any] | None = None) -> torch.optim.AdamW:
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(3))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused, foreach=False)
+        if state is not None:
+            parallel.load_optimizer(optimizer, state)
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        return optimizer
+
+    state = stepped(saved).state_dict()
+    state["param_groups"][0]["lr"] = 0.2  # what else stands there is taken over
+    optimizer = stepped(not saved, state)
+    assert optimizer.param_groups[0]["fused"] is not saved
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    assert all(moments["step"] == 2 for moments in optimizer.state.values())
