@@ -182,8 +182,9 @@ def _limits(config: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
     limits = []
     if teacher["model"] == DEMO:
         limits.append(
-            "The teacher is the demonstration model, which knows procedural objects only: "
-            "embeddings of other objects mean nothing."
+            "The teacher is the demonstration model, which knows 89 kinds of procedural objects: "
+            "names of other things mean nothing to it, and of their pictures it sees shape and "
+            "colour at most."
         )
     trained = data.get("n_train")
     if trained is not None and trained < FEW_SHAPES:
