@@ -52,14 +52,16 @@ def cluster(*cpus: int) -> Iterator[Any]:
 
 
 def started(*cpus: int) -> Any:
-    """The cluster. Where a node takes over Ray's 30 s to start, beside much other work, anew."""
+    """The cluster, with ``in_order``: its nodes as they were asked for (Ray keeps them in a set).
+
+    Where a node takes over Ray's 30 s to start, beside much other work, anew.
+    """
     from ray.cluster_utils import Cluster
 
     for left in reversed(range(3)):
         found: Any = Cluster()
         try:
-            for number in cpus:
-                add_node(found, number)
+            found.in_order = [add_node(found, number) for number in cpus]
         except Exception as error:
             found.shutdown()
             if not left or SLOW_START not in str(error):
@@ -72,8 +74,8 @@ def started(*cpus: int) -> Any:
 SLOW_START = "timed out during startup"
 
 
-def add_node(machines: Any, cpus: int) -> None:
-    machines.add_node(
+def add_node(machines: Any, cpus: int) -> Any:
+    return machines.add_node(
         num_cpus=cpus, object_store_memory=100 << 20, include_dashboard=False, wait=False
     )
 
@@ -154,7 +156,7 @@ def test_job__a_lost_machine_changes_nothing(
     out = tmp_path / "x"
     gate = tmp_path / "gate"
     with cluster(2, 1) as machines:
-        node, other = machines.list_all_nodes()[1:]
+        node, other = machines.in_order[1:]
         job = faults.start(
             *(out, teacher, COUNT),
             address=machines.address,
@@ -282,7 +284,7 @@ def test_graph__workers_are_as_many_as_the_options_and_the_cluster_allow(
     cpus: int, options: dict[str, Any], workers: int, teacher: str, tmp_path: Path
 ) -> None:
     with cluster(cpus) as machines:
-        (node,) = machines.list_all_nodes()[1:]
+        (node,) = machines.in_order[1:]
         job = faults.start(
             *(tmp_path / "x", teacher, 64),
             address=machines.address,
