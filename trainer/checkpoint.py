@@ -215,11 +215,20 @@ def best(run: Path) -> Path | None:
     return path if damage(path) is None else None
 
 
+def last(run: Path) -> Path:
+    """Newest whole checkpoint of a run folder. Raises ``InputError`` when there is none."""
+    found, passed = newest(run)
+    if found is None:
+        detail = f" ({passed[0]})" if passed else ""
+        raise InputError(f"{run}: no whole checkpoint in it{detail}; train it first")
+    return found
+
+
 def resolve(path: str | Path) -> Path:
     """Directory of a whole checkpoint for a checkpoint directory or a run folder.
 
-    ``demo`` is the student that comes with the package, unless there is a folder of that name.
-    Raises ``InputError`` when there is none.
+    Of a run folder the best by validation, else the newest. ``demo`` is the student that comes with
+    the package, unless there is a folder of that name. Raises ``InputError`` when there is none.
     """
     path = Path(path)
     if path == Path("demo") and not path.exists():
@@ -227,11 +236,7 @@ def resolve(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give a run folder or a checkpoint")
     if (path / FOLDER).is_dir():
-        found, passed = newest(path)
-        if found is None:
-            detail = f" ({passed[0]})" if passed else ""
-            raise InputError(f"{path}: no whole checkpoint in it{detail}; train it first")
-        return found
+        return best(path) or last(path)
     read_config(path)
     reason = damage(path)
     if reason:
@@ -240,7 +245,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Encoder of a checkpoint directory, or of the newest checkpoint of a run folder.
+    """Encoder of a checkpoint directory, or of a run folder (see ``resolve``).
 
     A file is taken as weights that OpenShape or Uni3D released. Raises ``InputError`` for anything
     that is not a whole checkpoint of this or an older version, or no such weights.
@@ -347,7 +352,7 @@ def prune(run: Path, keep: int, step: int) -> None:
     Later ones are damaged: the run has gone on from one before. They are written anew when it
     comes there, and must not stand in the place of whole ones until then.
     """
-    spared, last = best(run), checkpoint_path(run, step)
-    for path in [path for path in checkpoints(run) if path <= last][:-keep]:
+    spared, end = best(run), checkpoint_path(run, step)
+    for path in [path for path in checkpoints(run) if path <= end][:-keep]:
         if path != spared:
             shutil.rmtree(path)

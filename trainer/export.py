@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from trainer.backbones import build_backbone
 from trainer.card import model_card
-from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, best, load_model, resolve
+from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, load_model
 from trainer.grouping import without_chunks
 from trainer.student import HUB, Student, as_student
 
@@ -151,7 +151,7 @@ def export(
     check_new(out, "--out", overwrite, kind="an export or a checkpoint", marks=(CONFIG,))
     if to not in FILES:
         raise InputError(f"--to {to}: unknown; choose {', '.join(FILES)}")
-    loaded = load_model(best(Path(source)) or resolve(source))
+    loaded = load_model(source)
     if loaded.path.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: is what is exported; name another folder")
     student = as_student(loaded, torch.device("cpu"))

@@ -69,7 +69,7 @@ class RunResult:
     @classmethod
     def of(cls, run: Path) -> RunResult:
         """That of a run folder. Raises ``InputError`` when it has no whole checkpoint."""
-        newest = checkpoint.resolve(run)
+        newest = checkpoint.last(run)
         config = checkpoint.read_config(newest)
         try:
             best = int(json.loads((run / checkpoint.BEST).read_text())["step"])

@@ -175,7 +175,7 @@ def load_student(source: str | Path, device: str = "auto") -> Student:
     ``source`` is a local folder, ``demo`` for the small student that comes with the package, or
     ``org/name`` (or ``hf-hub:org/name``, either with ``@revision``) of the Hugging Face hub, where
     ``huggingface_hub`` keeps its cache. ``device`` is auto (a GPU where there is one), cpu or cuda.
-    A run folder gives its newest checkpoint.
+    A run folder gives its best checkpoint by validation, else its newest.
 
     Raises ``InputError`` when there is no such folder or model, or it is damaged.
     """

@@ -30,7 +30,7 @@ def parts(
         Path,
         typer.Option(
             "--checkpoint",
-            help="A checkpoint, or a run folder (its newest).",
+            help="A checkpoint, or a run folder.",
             rich_help_panel=MODEL,
         ),
     ],

@@ -105,7 +105,7 @@ def finished(job: subprocess.Popen[str], timeout_s: float = 900) -> dict[str, An
         stdout, stderr = job.communicate(timeout=timeout_s)  # of a machine with other work too
     finally:
         kill(job)
-    assert job.returncode == 0, stderr[-3000:]
+    assert job.returncode == 0, stderr[-60000:]
     value: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
     return value
 

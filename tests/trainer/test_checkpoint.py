@@ -63,6 +63,15 @@ def test_load_model__run_folder_gives_the_newest(tmp_path: Path) -> None:
     assert load_model(run_with(tmp_path, 5, 20, 10)).step == 20
 
 
+def test_load_model__run_folder_gives_the_best_where_it_is_noted_and_whole(tmp_path: Path) -> None:
+    run = run_with(tmp_path, 5, 20, 10)
+    (run / "best.json").write_text('{"step": 10}')
+    assert load_model(run).step == 10
+    assert checkpoint.last(run) == checkpoint.checkpoint_path(run, 20)
+    truncate_weights(checkpoint.checkpoint_path(run, 10))
+    assert load_model(run).step == 20
+
+
 def truncate_weights(path: Path) -> None:
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
