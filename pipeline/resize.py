@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.renderers.raster_jit import jit
+from pipeline.jit import jit
 
 PRECISION_BITS = 32 - 8 - 2  # of a weight; 8 for the pixel, 2 for overshoot
 _HALF = np.int32(1 << (PRECISION_BITS - 1))

@@ -7,8 +7,7 @@ not from the expansion |a|^2 - 2ab + |b|^2, whose cancellation misorders near ne
 ``knn``, ``ball_query`` and ``group_points`` run on Triton kernels (``trainer.triton_grouping``)
 for clouds on a GPU, and in plain PyTorch (``plain_knn``, ``plain_ball_query``, ``plain_group``)
 elsewhere. The plain ones are the definition; MRD3D_TRITON=0 in the environment asks for them.
-On a CPU the ball query goes through the table of distances in blocks that fit a core's cache
-(``blocked_ball_query``).
+On a CPU the ball query is a kernel of numba's (``trainer.cpu_kernels``).
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from pipeline.console import note
 # Elements of one block of the (B, S, N) distance table: 16 Mi float32 are 64 MiB.
 CHUNK_ELEMENTS = 1 << 24
 CPU_CHUNK_ELEMENTS = 1 << 22  # there a smaller one, which stays in the cache, is faster
-BLOCK_ELEMENTS = 1 << 18  # of the table of one cloud: 1 MiB, what one core's own cache holds
 # The kernels unroll the channels that they copy; wider points are gathered by index.
 FUSED_CHANNELS = 16
 
@@ -120,19 +118,27 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
     "First" is by index; a ball with fewer points is padded with its first one, and an empty ball
     holds the point nearest to the centroid. Points exactly on the sphere are inside.
     """
-    if xyz_BN3.is_cpu and not _whole and not torch.compiler.is_compiling():
-        return blocked_ball_query(centroids_BS3, xyz_BN3, radius, k)
+    if _numba_applies(centroids_BS3, xyz_BN3):
+        from trainer import cpu_kernels
+
+        return cpu_kernels.ball_query(centroids_BS3, xyz_BN3, radius, k)
     found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if xyz_BN3.is_cuda else None
     return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
+
+
+def _numba_applies(*values: Tensor) -> bool:
+    """Whether numba's kernels can take these: float32 on a CPU, eagerly, in no graph."""
+    eager = not _whole and not torch.compiler.is_compiling()
+    return eager and all(value.is_cpu and value.dtype == torch.float32 for value in values)
 
 
 def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:
     """(B, S, K, 3 + C): offset from the centroid, then the channels, of each one's neighbours.
 
     The first three channels of ``points_BNC`` are the coordinates. ``radius`` asks for the ball
-    query, None for the nearest neighbours. On a GPU search and gather are one kernel, unless a
-    gradient of the points is wanted or they are wide. Raises ``ValueError`` for nearest
-    neighbours when a cloud has fewer than ``k`` points.
+    query, None for the nearest neighbours. Search and gather are one kernel, unless a gradient of
+    the points is wanted, on a GPU they are wide, or on a CPU nearest neighbours are asked for.
+    Raises ``ValueError`` for nearest neighbours when a cloud has fewer than ``k`` points.
     """
     gradient = torch.is_grad_enabled() and (points_BNC.requires_grad or centroids_BS3.requires_grad)
     narrow = points_BNC.shape[-1] <= FUSED_CHANNELS
@@ -142,6 +148,10 @@ def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: floa
         found: Tensor | None = _fused("grouped", points_BNC, centroids_BS3, k, radius)
         if found is not None:
             return found
+    if radius is not None and not gradient and _numba_applies(points_BNC, centroids_BS3):
+        from trainer import cpu_kernels
+
+        return cpu_kernels.ball_group(points_BNC, centroids_BS3, k, radius)
     return plain_group(points_BNC, centroids_BS3, k, radius)
 
 
@@ -196,50 +206,6 @@ def plain_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: i
         filled = torch.arange(k, device=xyz_BN3.device) < count
         found.append(torch.where(filled, out[..., :k], first))
     return torch.cat(found, dim=1)
-
-
-@torch.no_grad()
-def blocked_ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
-    """``ball_query`` cloud by cloud, for a CPU: several times as fast as ``plain_ball_query``.
-
-    Distances of a few centroids at a time never leave the core's cache; what is kept of them is
-    who is inside, first as a table and then as a list. Only a point whose distance equals the
-    radius to the last digit may be seen differently.
-    """
-    found = [
-        _listed_balls(centroids, xyz, radius, k)
-        for centroids, xyz in zip(centroids_BS3, xyz_BN3, strict=True)
-    ]
-    if not found:
-        return torch.zeros(0, centroids_BS3.shape[1], k, dtype=torch.int64)
-    return torch.stack(found)
-
-
-def _listed_balls(centroids_S3: Tensor, xyz_N3: Tensor, radius: float, k: int) -> Tensor:
-    """(S, K) of one cloud."""
-    n_centroids, n_points = len(centroids_S3), len(xyz_N3)
-    x, y, z = xyz_N3.T.contiguous()
-    inside_SN = torch.empty(n_centroids, n_points, dtype=torch.bool)
-    rows = max(1, BLOCK_ELEMENTS // max(n_points, 1))
-    for start in range(0, n_centroids, rows):
-        part = centroids_S3[start : start + rows]
-        squared = (part[:, :1] - x).square_()
-        for axis, values in ((1, y), (2, z)):
-            offset = part[:, axis : axis + 1] - values
-            squared.addcmul_(offset, offset)
-        torch.le(squared, radius * radius, out=inside_SN[start : start + rows])
-    centroid, point = inside_SN.nonzero(as_tuple=True)  # by centroid, then by index
-    count_S = torch.bincount(centroid, minlength=n_centroids)
-    begin_S = count_S.cumsum(0) - count_S
-    rank = torch.arange(len(centroid)) - begin_S[centroid]
-    kept = rank < k
-    out_SK = torch.zeros(n_centroids, k, dtype=torch.int64)
-    out_SK[centroid[kept], rank[kept]] = point[kept]
-    empty = (count_S == 0).nonzero()[:, 0]
-    if len(empty):
-        out_SK[empty, 0] = _squared_distances(centroids_S3[empty], xyz_N3).argmin(-1)
-    filled_SK = torch.arange(k) < count_S[:, None]
-    return torch.where(filled_SK, out_SK, out_SK[:, :1])
 
 
 def gather_points(values_BNC: Tensor, index_BSK: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.jit import jit, jit_inline
 from pipeline.meshes.parts import require
-from pipeline.renderers.raster_jit import jit, jit_inline
 from pipeline.scene import MeshError
 
 Bytes = NDArray[np.uint8]

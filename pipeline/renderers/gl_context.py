@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.common import InputError
 from pipeline.renderers.gl_device import LIBRARY, REMEDY, choose, devices
 from pipeline.renderers.raster_fragments import CUTOFF, EMISSION, N_FACTORS, NO_LIGHT
-from pipeline.renderers.raster_jit import ENCODE_STEPS, LINEAR_TO_SRGB, SRGB_TO_LINEAR16
+from pipeline.renderers.raster_tables import ENCODE_STEPS, LINEAR_TO_SRGB, SRGB_TO_LINEAR16
 from pipeline.renderers.raster_visibility import BACK_OFFSET, DEPTH_STEP
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from pipeline.cameras import Cameras
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.gl_context import GlContext
 from pipeline.renderers.raster import back_to_front, rays
-from pipeline.renderers.raster_jit import SRGB_TO_LINEAR
 from pipeline.renderers.raster_prepare import Prepared
+from pipeline.renderers.raster_tables import SRGB_TO_LINEAR
 from pipeline.scene import MeshError
 
 VIEW_STRIDE = 256  # bytes; the largest alignment of uniform blocks that OpenGL allows

@@ -25,9 +25,9 @@ from pipeline.cameras import Cameras, ring
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.raster_alpha import draw_by_sample, resolve
 from pipeline.renderers.raster_fragments import FRAGMENT_INTS, FRAGMENT_ROWS, SETUP_SIZE
-from pipeline.renderers.raster_jit import LINEAR_TO_SRGB, SRGB_TO_LINEAR, SRGB_TO_LINEAR16
 from pipeline.renderers.raster_prepare import Prepared, prepare
 from pipeline.renderers.raster_shading import ROW_INTS, shade
+from pipeline.renderers.raster_tables import LINEAR_TO_SRGB, SRGB_TO_LINEAR, SRGB_TO_LINEAR16
 from pipeline.renderers.raster_visibility import project, row_stride, visibility
 from pipeline.scene import Material, Mesh
 

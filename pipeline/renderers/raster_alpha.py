@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.jit import jit
 from pipeline.renderers.raster_fragments import (
     CUTOFF,
     FACTOR,
@@ -25,7 +26,6 @@ from pipeline.renderers.raster_fragments import (
     set_up,
     surface_fragments,
 )
-from pipeline.renderers.raster_jit import jit
 from pipeline.renderers.raster_visibility import depth_bits, depth_plane, row_stride, spans
 
 NOT_QUITE_OPAQUE = np.float32(254.5 / 255)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.renderers.raster_jit import ENCODE_STEPS, jit, jit_inline
+from pipeline.jit import jit, jit_inline
+from pipeline.renderers.raster_tables import ENCODE_STEPS
 
 ZERO = np.float32(0)
 HALF = np.float32(0.5)

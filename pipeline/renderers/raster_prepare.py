@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.jit import jit, jit_inline
 from pipeline.renderers.raster_fragments import (
     CUTOFF,
     EMISSION,
@@ -17,7 +18,7 @@ from pipeline.renderers.raster_fragments import (
     NO_LIGHT,
     USES_UV,
 )
-from pipeline.renderers.raster_jit import SRGB_TO_LINEAR16, jit, jit_inline
+from pipeline.renderers.raster_tables import SRGB_TO_LINEAR16
 from pipeline.scene import Material, Mesh, MeshError
 
 T = TypeVar("T", bound=np.generic)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.jit import jit, jit_inline
 from pipeline.renderers.raster_fragments import (
     FACE,
     FX,
@@ -32,7 +33,6 @@ from pipeline.renderers.raster_fragments import (
     set_up,
     surface_fragments,
 )
-from pipeline.renderers.raster_jit import jit, jit_inline
 from pipeline.renderers.raster_visibility import row_stride
 
 FACE_BITS = np.int64(0xFFFFFFFF)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.renderers.raster_jit import jit, jit_inline
+from pipeline.jit import jit, jit_inline
 
 ZERO = np.float32(0)
 HALF = np.float32(0.5)

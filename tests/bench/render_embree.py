@@ -15,9 +15,9 @@ from pipeline.cameras import Cameras
 from pipeline.renderers import raster
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.raster_fragments import FRAGMENT_INTS, FRAGMENT_ROWS, SETUP_SIZE
-from pipeline.renderers.raster_jit import LINEAR_TO_SRGB, SRGB_TO_LINEAR, SRGB_TO_LINEAR16
 from pipeline.renderers.raster_prepare import prepare
 from pipeline.renderers.raster_shading import ROW_INTS, shade
+from pipeline.renderers.raster_tables import LINEAR_TO_SRGB, SRGB_TO_LINEAR, SRGB_TO_LINEAR16
 from pipeline.renderers.raster_visibility import project, row_stride
 from pipeline.scene import Mesh
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.cameras import Cameras
 from pipeline.renderers.base import RenderConfig
-from pipeline.renderers.raster_jit import LINEAR_TO_SRGB, SRGB_TO_LINEAR
+from pipeline.renderers.raster_tables import LINEAR_TO_SRGB, SRGB_TO_LINEAR
 from pipeline.scene import Mesh
 
 os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe: draw in the calling thread

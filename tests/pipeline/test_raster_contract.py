@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.cameras import Cameras, ring
-from pipeline.renderers import raster, raster_jit
+from pipeline.renderers import raster
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.raster import RasterRenderer
 from pipeline.scene import Material, MeshError
@@ -148,20 +148,6 @@ def test_dense_mesh__covers_its_silhouette_without_holes() -> None:
     rays = pixel_rays(64, 40.0)
     depth2 = (4 * rays[..., 2]) ** 2 - (16 - 0.81)
     assert (picture[..., 3][depth2 > 0.12] == 255).all()
-
-
-def test_cache__is_given_up_when_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def njit(*, cache: bool, **options: Any) -> Any:
-        asked.append(cache)
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: function
-
-    monkeypatch.setattr("numba.njit", njit)
-    assert raster_jit.jit(len) is len
-    assert asked == [True, False]
 
 
 def test_real_asset__textured_glb_fills_a_fair_part_of_every_view(assets_dir: Path) -> None:

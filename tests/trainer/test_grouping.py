@@ -7,9 +7,9 @@ from torch import Tensor
 from trainer import grouping
 from trainer.grouping import (
     ball_query,
-    blocked_ball_query,
     farthest_point_sample,
     gather_points,
+    group_points,
     knn,
     plain_ball_query,
     prefix_centroids,
@@ -90,20 +90,41 @@ def test_grouping__chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPat
     xyz = clouds(2, 40)
     whole = knn(xyz[:, :15], xyz, 5), ball_query(xyz[:, :15], xyz, 0.5, 5)
     monkeypatch.setattr(grouping, "CHUNK_ELEMENTS", 2 * 40 * 4)
-    monkeypatch.setattr(grouping, "BLOCK_ELEMENTS", 40 * 4)
     parts = knn(xyz[:, :15], xyz, 5), ball_query(xyz[:, :15], xyz, 0.5, 5)
     assert torch.equal(whole[0].sort(-1).values, parts[0].sort(-1).values)
     assert torch.equal(whole[1], parts[1])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("radius", [0.01, 0.2, 5.0])
-@pytest.mark.parametrize("k", [1, 16])
-def test_blocked_ball_query__equals_the_plain_one(radius: float, k: int) -> None:
+@pytest.mark.parametrize("k", [1, 16, 200])
+def test_ball_query__equals_the_plain_one(
+    radius: float, k: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     xyz = clouds(3, 700)
     centroids = xyz[:, :90] + 0.003  # no points of the clouds: small balls are empty
+    points = torch.cat([xyz, xyz.flip(1)[..., :2]], dim=-1)
     expected = plain_ball_query(centroids, xyz, radius, k)
-    assert torch.equal(blocked_ball_query(centroids, xyz, radius, k), expected)
     assert torch.equal(ball_query(centroids, xyz, radius, k), expected)
+    grouped = group_points(points, centroids, k, radius)
+    near = gather_points(points, expected)
+    assert torch.equal(grouped[..., 3:], near)
+    assert torch.equal(grouped[..., :3], near[..., :3] - centroids[:, :, None])
+
+
+def test_group_points__keeps_the_gradient_of_the_points_where_it_is_wanted() -> None:
+    points = clouds(2, 50).requires_grad_()
+    grouped = group_points(points, points[:, :5].detach(), 4, 0.5)
+    torch.autograd.backward(grouped.sum())
+    assert points.grad is not None
+    with torch.no_grad():
+        assert torch.equal(grouped, group_points(points, points[:, :5], 4, 0.5))
+
+
+def test_ball_query__float64_is_not_rounded_to_float32() -> None:
+    xyz = torch.tensor([[[0.0, 0, 0], [0.5 + 1e-12, 0, 0]]], dtype=torch.float64)
+    assert ball_query(xyz[:, :1], xyz, 0.5, 2)[0, 0].tolist() == [0, 0]
 
 
 def test_gather_points__equals_indexing() -> None:

@@ -17,6 +17,8 @@ of the time goes into walking through memory. Three identities save these walks:
   it follows that dW = (g / std) ((d - mean d)^T h - dgamma A cov(h)) and
   dh = d W' - dbeta W' / R - (h - m) Q with W' = (g / std) W, Q = A^T diag(g / std dgamma / R) W.
   The bias has no gradient: BatchNorm takes it away.
+- Of the last layer d is 0 but at the winners, one row in K for each channel: what depends on d is
+  added there (``trainer.cpu_kernels``), and is no product of matrices.
 
 Everything goes in blocks of rows that stay in a core's cache; only h of the narrow layers is kept.
 The first matrix of a product is the one with fewer columns: a 9 x R by R x 64 takes a fifth of the
@@ -75,9 +77,9 @@ class _Layer:
         offset_O = -(weight_OI @ self.mean)
         return offset_O if shift_O is None else offset_O + shift_O, weight_OI.T
 
-    def gradients(self, product_IO: Tensor, dbeta_O: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of weight and scale, from h^T d and the sum of d."""
-        centred_OI = product_IO.T - dbeta_O[:, None] * self.mean
+    def gradients(self, product_OI: Tensor, dbeta_O: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of weight and scale, from d^T h and the sum of d."""
+        centred_OI = product_OI - dbeta_O[:, None] * self.mean
         dgamma_O = (centred_OI * self.folded).sum(1)
         inner_OI = centred_OI - dgamma_O[:, None] * (self.folded @ self.cov)
         return inner_OI * (self.gamma / self.std)[:, None], dgamma_O
@@ -117,49 +119,79 @@ class _Moments:
 
 
 def _blocks(rows: int, neighbours: int) -> list[slice]:
-    """Row ranges of whole neighbourhoods."""
-    size = neighbours * max(1, BLOCK_ROWS // neighbours)
+    """Row ranges of whole neighbourhoods; all cores work on one of them."""
+    size = neighbours * max(1, torch.get_num_threads() * BLOCK_ROWS // neighbours)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+class _Inputs:
+    """What goes into each layer, some rows at a time.
+
+    Into the first the points. What the second is given is made of them anew each time: of so few
+    channels that is less work than fetching it from memory. Those above are kept.
+    """
+
+    def __init__(self, x_RI: Tensor, blocks: Sequence[slice], kept: Sequence[Tensor] = ()) -> None:
+        self.x_RI, self.blocks, self.kept = x_RI, blocks, list(kept)
+        self.first: tuple[Tensor, Tensor] | None = None
+        self._room = x_RI.new_empty(0)
+
+    def second(self, layer: _Layer) -> None:
+        """Of the first layer, once its statistics are known."""
+        self.first = layer.map(layer.gamma, layer.beta)
+        self._room = self.x_RI.new_empty(len(self.x_RI[self.blocks[0]]), len(layer.weight))
+
+    def of(self, place: int, block: slice) -> Tensor:
+        """(R, I); that of the second layer holds until it is asked for again."""
+        if place == 0:
+            return self.x_RI[block]
+        if place > 1:
+            return self.kept[place - 2][block]
+        assert self.first is not None
+        x = self.x_RI[block]
+        offset_O, weight_IO = self.first
+        return torch.addmm(offset_O, x, weight_IO, out=self._room[: len(x)]).relu_()
 
 
 class _LocalMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x_RI: Tensor,
-        neighbours: int,
-        eps: tuple[float, ...],
-        low: torch.dtype,
-        *parameters: Tensor,
+        ctx: Any, x_RI: Tensor, neighbours: int, eps: tuple[float, ...], *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        blocks, n_layers = _blocks(len(x_RI), neighbours), len(eps)
-        moments = _Moments()
-        for block in blocks:
-            moments.add(x_RI[block])
-        inputs, layers = [x_RI], []
-        for place in range(n_layers):
+        blocks, top = _blocks(len(x_RI), neighbours), len(eps) - 1
+        inputs = _Inputs(x_RI, blocks)
+        layers: list[_Layer] = []
+        for place in range(top + 1):
+            moments = _Moments()
+            if place > 1:
+                below = layers[-1]
+                offset_O, weight_IO = below.map(below.gamma, below.beta)
+                inputs.kept.append(x_RI.new_empty(len(x_RI), len(below.weight)))
+            for block in blocks:
+                if place < 2:
+                    moments.add(inputs.of(place, block))
+                    continue
+                out, before = inputs.kept[-1][block], inputs.of(place - 1, block)
+                moments.add(torch.addmm(offset_O, before, weight_IO, out=out).relu_())
             four = parameters[4 * place : 4 * place + 4]
             layers.append(_Layer.of(four, eps[place], *moments.result()))
-            if place == n_layers - 1:
-                break
-            layer, moments = layers[-1], _Moments()
-            out_RO = x_RI.new_empty(len(x_RI), len(layer.weight))
-            offset_O, weight_IO = layer.map(layer.gamma, layer.beta)
-            for block in blocks:
-                torch.addmm(offset_O, inputs[-1][block], weight_IO, out=out_RO[block]).relu_()
-                moments.add(out_RO[block])
-            inputs.append(out_RO)
+            if place == 0 and top:
+                inputs.second(layers[0])
         last = layers[-1]
         # Where the scale is 0 all rows are equal, and any may win.
         sign_O = torch.where(last.gamma < 0, -1.0, 1.0).to(x_RI.dtype)
         offset_O, weight_IO = last.map(sign_O)
-        found = [_best(inputs[-1][block] @ weight_IO, neighbours) for block in blocks]
+        room_RO = x_RI.new_empty(len(x_RI[blocks[0]]), len(last.weight))
+        found = []
+        for block in blocks:
+            h = inputs.of(top, block)
+            found.append(_best(torch.mm(h, weight_IO, out=room_RO[: len(h)]), neighbours))
         best_PO = torch.cat([values for values, _ in found])
         best_PO = (best_PO + offset_O) * sign_O  # normalised
         winner_PO = torch.cat([indices for _, indices in found])
         out_PO = torch.addcmul(last.beta, best_PO, last.gamma).relu_()
-        ctx.save_for_backward(out_PO, best_PO, winner_PO, *inputs)
-        ctx.layers, ctx.neighbours, ctx.low = layers, neighbours, low
+        ctx.save_for_backward(x_RI, out_PO, best_PO, winner_PO, *inputs.kept)
+        ctx.layers, ctx.neighbours = layers, neighbours
         statistics = [value for layer in layers for value in (layer.mean_z(), layer.variance)]
         ctx.mark_non_differentiable(*statistics)
         return out_PO, *statistics
@@ -167,55 +199,58 @@ class _LocalMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        out_PO, best_PO, winner_PO, *inputs = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            return _LocalMlp._backward(ctx, gradients[0])
+
+    @staticmethod
+    def _backward(ctx: Any, gradient_PO: Tensor) -> tuple[Tensor | None, ...]:
+        from trainer.cpu_kernels import add_at_winners
+
+        x_RI, out_PO, best_PO, winner_PO, *kept = ctx.saved_tensors
         layers, neighbours = ctx.layers, ctx.neighbours
-        rows = len(inputs[0])
+        rows, top = len(x_RI), len(layers) - 1
         blocks = _blocks(rows, neighbours)
-        d_PO = gradients[0] * (out_PO > 0)
+        inputs = _Inputs(x_RI, blocks, kept)
+        if top:
+            inputs.second(layers[0])
+        d_PO = gradient_PO * (out_PO > 0)
         dbeta_O = d_PO.sum(0)
         dgamma_O = (d_PO * best_PO).sum(0)
-        low_PO = d_PO.to(ctx.low)
-        d_RO: Tensor | None = (
-            None  # of the layer's rows; of the last one only the winners' are not 0
-        )
-        product_IO = torch.zeros_like(layers[-1].weight.T)
-        found: list[tuple[Tensor | None, ...]] = []
-        for place in reversed(range(len(layers))):
-            layer, h_RI = layers[place], inputs[place]
-            below = layers[place - 1] if place else None
+        product_OI = torch.zeros_like(layers[-1].weight)
+        found: list[tuple[Tensor, ...]] = []
+        for place in range(top, -1, -1):
+            layer, below = layers[place], layers[place - 1] if place else None
             if below is not None:
                 outward_OI, constant_I, q_II = layer.back(dbeta_O, dgamma_O, rows)
-                outward_OI = outward_OI.to(ctx.low if place == len(layers) - 1 else d_PO.dtype)
-                below_product = torch.zeros_like(below.weight.T)
+                below_product = torch.zeros_like(below.weight)
                 below_dbeta = d_PO.new_zeros(len(below.weight))
-                # Of the first layer only the product with its input is needed.
-                below_d = torch.empty_like(h_RI) if place > 1 else None
-            top = place == len(layers) - 1
-            for block in blocks if top or below is not None else ():
-                if d_RO is None:
+                room_RI = d_PO.new_empty(len(x_RI[blocks[0]]), len(below.weight))
+            elif place == top:  # an only layer
+                nowhere_RI = torch.zeros_like(x_RI)
+                product_OI = add_at_winners(d_PO, winner_PO, layer.weight, x_RI, nowhere_RI)
+            for block in blocks if below is not None else ():
+                h = inputs.of(place, block)
+                dh = torch.addmm(constant_I, h, q_II, alpha=-1.0, out=room_RI[: len(h)])
+                if place == top:
                     some = slice(block.start // neighbours, block.stop // neighbours)
-                    d = _at_winners(low_PO[some], winner_PO[some], neighbours)
-                    product_IO += h_RI[block].to(ctx.low).T @ d
+                    product_OI += add_at_winners(d_PO[some], winner_PO[some], outward_OI, h, dh)
                 else:
-                    d = d_RO[block]
-                if below is None:
-                    continue
-                h = h_RI[block]
-                dh = torch.addmm(constant_I, h, q_II, alpha=-1.0)
-                dh += d @ outward_OI
+                    dh.addmm_(kept[place - 1][block], outward_OI)
                 # Through the ReLU of the layer below.
-                dh = torch.ops.aten.threshold_backward(dh, h, 0)
+                torch.ops.aten.threshold_backward(dh, h, 0, grad_input=dh)
                 below_dbeta += dh.sum(0)
-                below_product.addmm_(inputs[place - 1][block].T, dh)
-                if below_d is not None:
-                    below_d[block] = dh
-            dweight_OI, dgamma = layer.gradients(product_IO, dbeta_O)
+                below_product.T.addmm_(inputs.of(place - 1, block).T, dh)
+                if place > 1:
+                    # Nobody needs these rows again, and new memory costs more than the product.
+                    # PyTorch refuses a second backward pass, since they have changed.
+                    h.copy_(dh)
+            dweight_OI, dgamma = layer.gradients(product_OI, dbeta_O)
             found.append((dweight_OI, torch.zeros_like(layer.bias), dgamma, dbeta_O))
             if below is not None:
-                d_RO, product_IO, dbeta_O = below_d, below_product, below_dbeta
-                dgamma_O = below.gradients(product_IO, dbeta_O)[1]
+                product_OI, dbeta_O = below_product, below_dbeta
+                dgamma_O = below.gradients(product_OI, dbeta_O)[1]
         every = [value for four in reversed(found) for value in four]
-        return None, None, None, None, *every
+        return None, None, None, *every
 
 
 def _best(z_RO: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -227,13 +262,6 @@ def _best(z_RO: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     z_POK1 = z_RO.view(-1, neighbours, 1, z_RO.shape[1]).permute(0, 3, 1, 2)
     best_PO11, place_PO11 = F.max_pool2d(z_POK1, (neighbours, 1), return_indices=True)
     return best_PO11.flatten(1), place_PO11.flatten(1)
-
-
-def _at_winners(d_PO: Tensor, winner_PO: Tensor, neighbours: int) -> Tensor:
-    """(R, O) gradients where the maximum came from, 0 elsewhere."""
-    spread_PKO = d_PO.new_zeros(len(d_PO), neighbours, d_PO.shape[1])
-    spread_PKO.scatter_(1, winner_PO[:, None], d_PO[:, None])
-    return spread_PKO.view(-1, d_PO.shape[1])
 
 
 def applies(grouped_BSKC: Tensor, norms: Sequence[nn.Module]) -> bool:
@@ -253,9 +281,8 @@ def local_mlp(
 ) -> Tensor:
     """(B, S, O) what ``LocalMlp`` gives of (B, S, K, C), with the running statistics kept up.
 
-    In the type of the points. Under autocast to bfloat16 two products of the backward pass, those
-    of the last layer, are in that. The forward pass is not: rows that rounding makes equal would
-    take the gradient from the winners. Only where ``applies`` says so.
+    In the type of the points, under autocast too: rows that rounding makes equal would take the
+    gradient from the winners. Only where ``applies`` says so.
     """
     batch, centroids, neighbours, channels = grouped_BSKC.shape
     rows_RI = grouped_BSKC.reshape(-1, channels)
@@ -267,11 +294,8 @@ def local_mlp(
         parameters += [linear.weight, linear.bias, norm.weight, norm.bias]
         kept.append(norm)
     eps = tuple(norm.eps for norm in kept)
-    cast = torch.is_autocast_enabled("cpu") and rows_RI.dtype == torch.float32
-    cast = cast and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    low = torch.bfloat16 if cast else rows_RI.dtype
     with torch.autocast("cpu", enabled=False):
-        out_PO, *statistics = _LocalMlp.apply(rows_RI, neighbours, eps, low, *parameters)
+        out_PO, *statistics = _LocalMlp.apply(rows_RI, neighbours, eps, *parameters)
     with torch.no_grad():
         for place, norm in enumerate(kept):
             mean_O, variance_O = statistics[2 * place : 2 * place + 2]

@@ -1,0 +1,176 @@
+"""Kernels for training and encoding on a CPU, where PyTorch's own operations walk through memory.
+
+Compiled by numba, which is imported with this module: import it where a kernel is run. They release
+the interpreter's lock; what is independent goes to as many threads as PyTorch may use.
+
+Shape suffixes: N points, S centroids, K neighbours, P neighbourhoods, R rows, I and O channels in
+and out.
+"""
+
+# Kernels take their types from numba, at the call.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.jit import jit, jit_inline
+
+T = TypeVar("T")
+
+_BLOCK = 128  # points whose distances are known before any is asked for
+
+
+@jit_inline
+def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
+    """Puts the first k points of a ball, in the order of the cloud, into ``found``; how many."""
+    n_points, count = xyz_3N.shape[1], 0
+    for start in range(0, n_points, _BLOCK):
+        size = min(_BLOCK, n_points - start)
+        for j in range(size):
+            dx, dy = x - xyz_3N[0, start + j], y - xyz_3N[1, start + j]
+            dz = z - xyz_3N[2, start + j]
+            squared[j] = dx * dx + dy * dy + dz * dz
+        for j in range(size):
+            # Every point is written, and stays where it is inside: a branch would be mispredicted.
+            found[count] = start + j
+            count += 1 if squared[j] <= squared_radius else 0
+        if count >= k:
+            return k
+    if count == 0:
+        found[0], least = 0, np.float32(np.inf)
+        for j in range(n_points):
+            dx, dy, dz = x - xyz_3N[0, j], y - xyz_3N[1, j], z - xyz_3N[2, j]
+            distance = dx * dx + dy * dy + dz * dz
+            if distance < least:
+                found[0], least = j, distance
+        count = 1
+    return count
+
+
+@jit
+def _ball_query(centroids_S3, xyz_3N, squared_radius, index_SK):
+    k = index_SK.shape[1]
+    squared, found = np.empty(_BLOCK, np.float32), np.empty(k + _BLOCK, np.int64)
+    for s in range(len(centroids_S3)):
+        x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
+        count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
+        for j in range(k):
+            index_SK[s, j] = found[j if j < count else 0]
+
+
+@jit
+def _ball_group(centroids_S3, points_NC, xyz_3N, squared_radius, grouped_SKC):
+    k, channels = grouped_SKC.shape[1], points_NC.shape[1]
+    squared, found = np.empty(_BLOCK, np.float32), np.empty(k + _BLOCK, np.int64)
+    for s in range(len(centroids_S3)):
+        x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
+        count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
+        for j in range(k):
+            n = found[j if j < count else 0]
+            for c in range(3):
+                grouped_SKC[s, j, c] = points_NC[n, c] - centroids_S3[s, c]
+            for c in range(channels):
+                grouped_SKC[s, j, 3 + c] = points_NC[n, c]
+
+
+def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
+    """``trainer.grouping.ball_query`` of float32 clouds.
+
+    A ball is left when it is full. Only a point whose distance equals the radius to the last digit
+    may be seen differently.
+    """
+    index_BSK = torch.empty(*centroids_BS3.shape[:2], k, dtype=torch.int64)
+    xyz_B3N = _by_axis(xyz_BN3)
+    centroids, index = centroids_BS3.detach().contiguous().numpy(), index_BSK.numpy()
+    squared_radius = np.float32(radius * radius)
+
+    def some(part: slice) -> None:
+        for b in range(part.start, part.stop):
+            _ball_query(centroids[b], xyz_B3N[b], squared_radius, index[b])
+
+    _spread(some, len(index))
+    return index_BSK
+
+
+def ball_group(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float) -> Tensor:
+    """``trainer.grouping.group_points`` of float32 clouds by ``ball_query``, without the list."""
+    batch, _, channels = points_BNC.shape
+    grouped_BSKC = points_BNC.new_empty(batch, centroids_BS3.shape[1], k, 3 + channels)
+    xyz_B3N, points = _by_axis(points_BNC[..., :3]), points_BNC.contiguous().numpy()
+    centroids, grouped = centroids_BS3.contiguous().numpy(), grouped_BSKC.numpy()
+    squared_radius = np.float32(radius * radius)
+
+    def some(part: slice) -> None:
+        for b in range(part.start, part.stop):
+            _ball_group(centroids[b], points[b], xyz_B3N[b], squared_radius, grouped[b])
+
+    _spread(some, batch)
+    return grouped_BSKC
+
+
+def _by_axis(xyz_BN3: Tensor) -> NDArray[np.float32]:
+    """(B, 3, N): coordinates of one axis side by side, as a core takes them."""
+    return xyz_BN3.detach().transpose(1, 2).contiguous().numpy()
+
+
+@jit
+def _at_winners(d_PO, winner_PO, weight_OI, h_RI, dh_RI, product_OI):
+    neighbours = len(h_RI) // max(len(d_PO), 1)
+    for p in range(d_PO.shape[0]):
+        for o in range(d_PO.shape[1]):
+            d = d_PO[p, o]
+            if d != 0:
+                r = p * neighbours + winner_PO[p, o]
+                for i in range(h_RI.shape[1]):
+                    dh_RI[r, i] += d * weight_OI[o, i]
+                    product_OI[o, i] += d * h_RI[r, i]
+
+
+def add_at_winners(
+    d_PO: Tensor, winner_PO: Tensor, weight_OI: Tensor, h_RI: Tensor, dh_RI: Tensor
+) -> Tensor:
+    """Backward of a linear layer below a maximum over K rows, at those that won it.
+
+    ``d_PO`` is the gradient of the maximum, ``winner_PO`` which of the K rows of ``h_RI`` gave it;
+    R = PK. Adds the gradient of the rows to ``dh_RI``; returns that of the weight, (O, I). All of
+    one type. One row in K has a gradient for each channel, so a product of matrices would be K
+    times the arithmetic.
+    """
+    neighbours = len(h_RI) // max(len(d_PO), 1)
+    d, winner, weight = d_PO.numpy(), winner_PO.numpy(), weight_OI.contiguous().numpy()
+    h, dh = h_RI.numpy(), dh_RI.numpy()
+
+    def some(part: slice) -> Tensor:
+        rows = slice(part.start * neighbours, part.stop * neighbours)
+        product_OI = torch.zeros_like(weight_OI, memory_format=torch.contiguous_format)
+        _at_winners(d[part], winner[part], weight, h[rows], dh[rows], product_OI.numpy())
+        return product_OI
+
+    return sum(_spread(some, len(d)), start=torch.zeros_like(weight_OI))
+
+
+def _spread(work: Callable[[slice], T], count: int) -> list[T]:
+    """``work`` on consecutive parts of ``count`` things, a part to a thread; results in order."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    edges = [count * place // threads for place in range(threads + 1)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
+    if threads == 1:
+        return [work(part) for part in parts]
+    return list(_pool(torch.get_num_threads(), os.getpid()).map(work, parts))
+
+
+@functools.cache
+def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
+    """One for the process: threads do not live on in a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="mrd3d-kernel")
