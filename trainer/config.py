@@ -108,6 +108,16 @@ class AlignConfig(Section):
     drop_same_text: bool = False  # their text embeddings are equal
     drop_image_above: Share = 1.0  # image term: teacher cosine of their images; 1: none dropped
     drop_text_above: Share = 1.0  # text terms: teacher cosine of their texts; 1: none dropped
+    hard_negatives: NonNegative = 0.0  # infonce: how much more the negatives most alike count
+    hard_warmup: Share = 0.0  # share of the run over which that rises from 0: easy ones first
+
+    @model_validator(mode="after")
+    def _legal(self) -> AlignConfig:
+        if self.hard_negatives > 0 and self.kind != "infonce":
+            raise ValueError(
+                f"hard_negatives are those of kind infonce, not {self.kind}; leave them at 0"
+            )
+        return self
 
     @property
     def aligns(self) -> bool:

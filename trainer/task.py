@@ -239,7 +239,7 @@ class DistillTask:
         """The objective, and the features of all processes."""
         local = batch.features(features_BD)
         everyone, offset = distributed.gather_features(local)
-        loss, named = self._losses["align"](local, everyone, offset)
+        loss, named = self._losses["align"](local, everyone, offset, self._hardness(step, total))
         terms: dict[str, Tensor | float] = {**named}
         every_step: dict[str, Tensor] = {}
         distill = self.distill
@@ -261,6 +261,11 @@ class DistillTask:
             terms |= {"distill_weight": weight, **distill.report()}
         terms |= self.align.report()
         return StepResult(loss, terms, every_step), everyone
+
+    def _hardness(self, step: int, total: int) -> Tensor:
+        """Share of the hard negatives that applies: a tensor, so that one graph does for all."""
+        share = ramp(self.recipe.loss.align.hard_warmup, step, total)
+        return torch.tensor(share, device=self.device)
 
     @staticmethod
     def _told(result: StepResult) -> StepResult:

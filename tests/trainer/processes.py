@@ -47,6 +47,7 @@ CASES = {
         {"kind": "siglip", "shared_scale": False, "drop_text_above": 0.5},
         {"learn_tau": "both", "queue": 10},
     ),
+    "hard": Case({"hard_negatives": 0.5, "drop_same_category": True}, {}, (1, 1, 1, 1, 1, 0, 0, 0)),
     "joint": Case({"joint_weight": 0.5, "shared_scale": False}, {"weighting": "fixed"}),
     "distance": Case(
         {"drop_same_text": True},

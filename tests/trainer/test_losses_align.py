@@ -34,13 +34,23 @@ def cross_entropy(own: float, others: list[float]) -> float:
 
 
 def oracle_info_nce(
-    u: Tensor, v: Tensor, scale: float, rows: list[int], dropped: Dropped = nothing
+    u: Tensor,
+    v: Tensor,
+    scale: float,
+    rows: list[int],
+    dropped: Dropped = nothing,
+    hardness: float = 0.0,
 ) -> float:
     total = 0.0
     for i in rows:
         for a, b in ((u, v), (v, u)):
-            logits = [scale * dot(a[i], b[j]) for j in rows if not dropped(i, j)]
-            total += cross_entropy(scale * dot(a[i], b[i]), logits)
+            own = scale * dot(a[i], b[i])
+            others = [scale * dot(a[i], b[j]) for j in rows if j != i and not dropped(i, j)]
+            weights = [math.exp(hardness * other) for other in others]
+            mean = sum(weights) / max(len(weights), 1)
+            negatives = zip(weights, others, strict=True)
+            weighted = sum(weight / mean * math.exp(other) for weight, other in negatives)
+            total += math.log(math.exp(own) + weighted) - own
     return total / (2 * len(rows))
 
 
@@ -230,6 +240,61 @@ def test_align__dropped_pairs_equal_the_oracles() -> None:
     expected = oracle_siglip(u, lists(f.image_all), 5.0, -10.0, dropped)
     got = align(f, kind="siglip", **options)[1]["align_image"]
     assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_align__hard_negatives_equal_the_oracle_by_their_ramp() -> None:
+    f = batch(SOME_TEXT)
+    assert f.text is not None
+    assert f.category is not None
+    category, rows = f.category.tolist(), valid_rows(SOME_TEXT)
+
+    def dropped(i: int, j: int) -> bool:
+        return i != j and category[i] == category[j] >= 0
+
+    loss = make(hard_negatives=0.8, logit_scale=5.0, drop_same_category=True)
+    u, v = unit(f.point), unit(f.text)
+    for ramp in (0.0, 0.25, 1.0):
+        expected = oracle_info_nce(u, v, 5.0, rows, dropped, 0.8 * ramp)
+        got = loss(f, ramp=torch.tensor(ramp))[1]["align_text"]
+        assert float(got.detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(f)[0].detach()) != pytest.approx(
+        float(loss(f, ramp=0.0)[0].detach()), rel=1e-3
+    )
+
+
+def test_info_nce__weights_of_hard_negatives_are_constants() -> None:
+    point, v = draw(0).requires_grad_(True), unit(draw(1))
+    info_nce(unit(point), v, 3.0, hardness=0.6).backward()  # type: ignore[no-untyped-call]
+    got = point.grad
+    again = point.detach().clone().requires_grad_(True)
+    place = torch.arange(ROWS)
+    total = again.new_zeros(())
+    for logits in (3.0 * unit(again) @ v.T, 3.0 * v @ unit(again).T):
+        own = torch.eye(ROWS, dtype=torch.bool)
+        weights = (0.6 * logits).exp().masked_fill(own, 0.0)
+        weights = (weights / weights.sum(1, keepdim=True) * (ROWS - 1)).detach()
+        weights = weights.masked_fill(own, 1.0)
+        total = total + ((weights * logits.exp()).sum(1).log() - logits[place, place]).mean() / 2
+    total.backward()  # type: ignore[no-untyped-call]
+    assert got is not None
+    assert again.grad is not None
+    torch.testing.assert_close(got, again.grad)
+
+
+def test_info_nce__a_row_without_negatives_has_none_that_are_hard() -> None:
+    u, v = unit(draw(0)).requires_grad_(True), unit(draw(1))
+    alone = torch.zeros(ROWS, dtype=torch.bool)
+    alone[2] = True
+    loss = info_nce(u, v, 7.0, alone, hardness=0.5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-12)
+    assert u.grad is not None
+    assert bool(u.grad.isfinite().all())
+
+
+def test_align__hard_negatives_are_refused_where_they_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match="hard_negatives are those of kind infonce, not siglip"):
+        AlignConfig(kind="siglip", hard_negatives=0.5)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +494,11 @@ def test_align__gradient_is_right(options: dict[str, Any]) -> None:
     assert torch.autograd.gradcheck(value, (f.point.clone().requires_grad_(True), *learned))
 
 
-@pytest.mark.parametrize("options", ALIGN_OPTIONS, ids=str)
+# Its gradient takes the weights for constants, which no difference does.
+HARD: dict[str, Any] = {"hard_negatives": 0.7, "drop_same_category": True}
+
+
+@pytest.mark.parametrize("options", [*ALIGN_OPTIONS, HARD], ids=str)
 def test_align__invariances(options: dict[str, Any]) -> None:
     f = batch(SOME_TEXT)
     f = f if options.get("kind", "infonce") == "infonce" else with_several(f)
@@ -454,7 +523,7 @@ def _turned(several: Several | None, rotation: Tensor) -> Several | None:
     return None if several is None else Several(several.values @ rotation, several.owner)
 
 
-@pytest.mark.parametrize("options", WITH_JOINT, ids=str)
+@pytest.mark.parametrize("options", [*WITH_JOINT, HARD], ids=str)
 def test_align__shares_of_unequal_parts_add_up_to_the_whole(options: dict[str, Any]) -> None:
     f = batch(SOME_TEXT)
     f = f if options.get("kind", "infonce") == "infonce" else with_several(f)

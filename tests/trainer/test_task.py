@@ -177,6 +177,7 @@ ALL = ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_s
         ("loss.align.drop_same_category=true",),
         ("loss.align.drop_image_above=0.5",),
         ("loss.align.drop_text_above=0.5",),
+        ("loss.align.hard_negatives=0.5",),
         ("loss.align.joint_weight=0.5",),
         ("data.image_sampling=mean",),
         ("data.text_sampling=mean",),
@@ -187,6 +188,16 @@ ALL = ("loss.align.kind=multi_positive", "data.image_sampling=all", "data.text_s
 def test_loss__options_change_the_value(root: Path, overrides: tuple[str, ...]) -> None:
     base, changed = (gradients(root, *extra)[1] for extra in ((), overrides))
     assert changed != pytest.approx(base, rel=1e-4)
+
+
+def test_loss__hard_negatives_come_by_and_by(root: Path) -> None:
+    hard = "loss.align.hard_negatives=0.5"
+    found = [
+        gradients(root, *extra)[1]
+        for extra in ((), (hard, "loss.align.hard_warmup=1.0"), (hard,))
+    ]
+    assert sorted(found) == found
+    assert len(set(found)) == 3
 
 
 def test_loss__queue_enters_from_the_second_step_on(root: Path) -> None:

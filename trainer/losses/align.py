@@ -17,7 +17,8 @@ columns. Formulas and sources are in ``trainer.losses.contrastive``.
 
 *False negatives*, pairs of different objects that ought not to be pushed apart, can be dropped:
 objects of one category, objects with equal texts, objects whose teacher embeddings of the
-modality are more alike than a threshold.
+modality are more alike than a threshold. *Hard negatives* of InfoNCE, those that the student takes
+to be most alike, can be made to count more, from the beginning or by and by.
 """
 
 from __future__ import annotations
@@ -113,14 +114,19 @@ class AlignLoss(nn.Module):
         return found
 
     def forward(
-        self, local: Features, everyone: Features | None = None, offset: int = 0
+        self,
+        local: Features,
+        everyone: Features | None = None,
+        offset: int = 0,
+        ramp: Tensor | float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum, and the terms by name.
 
         ``everyone`` holds the gathered features of all processes (the local ones by default) and
         ``offset`` the place of local row 0 among them; the results are then shares that add up
-        to those of the whole batch.
+        to those of the whole batch. ``ramp`` in [0, 1] is how much of ``hard_negatives`` applies.
         """
+        hardness = self.config.hard_negatives * ramp if self.config.hard_negatives > 0 else None
         total = local.point.new_zeros((), dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         weights = {"image": self.config.image_weight, "text": self.config.text_weight}
@@ -128,12 +134,12 @@ class AlignLoss(nn.Module):
         for name, weight in weights.items():
             if weight == 0 or getattr(local, name) is None or getattr(everyone, name) is None:
                 continue
-            terms[f"align_{name}"] = self._term(name, name, local, everyone, offset)
+            terms[f"align_{name}"] = self._term(name, name, local, everyone, offset, hardness)
             total = total + weight * terms[f"align_{name}"]
         if self.joint is not None:
             mine = self._joined(local)
             theirs = mine if everyone is local else self._joined(everyone)
-            terms["align_joint"] = self._term("joint", "text", mine, theirs, offset)
+            terms["align_joint"] = self._term("joint", "text", mine, theirs, offset, hardness)
             total = total + self.config.joint_weight * terms["align_joint"]
         return total, terms
 
@@ -145,7 +151,13 @@ class AlignLoss(nn.Module):
         return replace(features, point=self.joint(both_B2D))
 
     def _term(
-        self, term: str, name: str, local: Features, everyone: Features, offset: int
+        self,
+        term: str,
+        name: str,
+        local: Features,
+        everyone: Features,
+        offset: int,
+        hardness: Tensor | float | None,
     ) -> Tensor:
         """The loss of ``local.point`` against modality ``name``, by the scale of ``term``."""
         point_BD, all_point_GD = unit(local.point), unit(everyone.point)
@@ -162,6 +174,7 @@ class AlignLoss(nn.Module):
                 all_valid_G=everyone.valid(name),
                 offset=offset,
                 drop_BG=drop_BG,
+                hardness=hardness,
             )
         mine, theirs = _unit_several(local, name), _unit_several(everyone, name)
         if self.config.kind == "siglip":

@@ -30,12 +30,14 @@ def info_nce(
     all_valid_G: Tensor | None = None,
     offset: int = 0,
     drop_BG: Tensor | None = None,
+    hardness: Tensor | float | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE, mean over valid rows; 0 when no row is valid.
 
     As in CLIP (arXiv 2103.00020, figure 3) and, of point features, OpenShape and Uni3D:
     L = -1/2n sum_i [log softmax_j(s <u_i, v_j>)_i + log softmax_j(s <v_i, u_j>)_i]. Invalid and
-    dropped columns are -inf: they are no negatives.
+    dropped columns are -inf: they are no negatives. ``hardness`` weights the others (see
+    ``hard_negatives``).
     """
     if valid_B is None:
         valid_B = torch.ones(len(point_BD), dtype=torch.bool, device=point_BD.device)
@@ -49,8 +51,27 @@ def info_nce(
         logits_BG = (scale * rows_BD @ columns_GD.T).masked_fill(out_BG, -torch.inf)
         # Rows that do not count get finite logits: -inf against their own column would be NaN.
         logits_BG = logits_BG.masked_fill(~valid_B[:, None], 0.0)
+        if hardness is not None:
+            logits_BG = logits_BG + hard_negatives(logits_BG.detach(), target_B, hardness)
         loss_B = loss_B + F.cross_entropy(logits_BG, target_B, reduction="none")
     return (loss_B * valid_B).sum() / (2 * all_valid_G.sum().clamp(min=1))
+
+
+def hard_negatives(logits_BG: Tensor, target_B: Tensor, hardness: Tensor | float) -> Tensor:
+    """(B, G) what is added to logits so that the negatives of a row count by their likeness to it.
+
+    HN-NCE (arXiv 2301.02280, eq. 4 with alpha 1; after Robinson et al., arXiv 2010.04592): in the
+    sum over a row's n negatives the term of j has the weight
+    w_j = n exp(beta l_j) / sum_k exp(beta l_k), l the logits; beta = 0 weights all alike. Added is
+    log w, 0 for the row's own column. The weights are constants: the model does not learn by
+    changing them. A column of -inf stays out.
+    """
+    own_BG = torch.zeros_like(logits_BG, dtype=torch.bool).scatter_(1, target_B[:, None], True)
+    out_BG = own_BG | logits_BG.isneginf()
+    share_BG = (hardness * logits_BG).masked_fill(out_BG, -torch.inf)
+    count_B1 = (~out_BG).sum(1, keepdim=True)
+    log_weight_BG = share_BG - share_BG.logsumexp(1, keepdim=True) + count_B1.log()
+    return torch.where(out_BG, 0.0, log_weight_BG)
 
 
 def multi_positive(
