@@ -96,6 +96,7 @@ def start(out: Path | str, teacher: str, count: int, **options: Any) -> subproce
         text=True,
         start_new_session=True,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # a crash in a library says where
     )
 
 
@@ -105,7 +106,7 @@ def finished(job: subprocess.Popen[str], timeout_s: float = 900) -> dict[str, An
         stdout, stderr = job.communicate(timeout=timeout_s)  # of a machine with other work too
     finally:
         kill(job)
-    assert job.returncode == 0, stderr[-60000:]
+    assert job.returncode == 0, stderr[-20000:]
     value: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
     return value
 

@@ -187,6 +187,33 @@ def test_job__a_lost_machine_changes_nothing(
 
 
 @pytest.mark.slow
+def test_job__whose_driver_dies_on_a_cluster_that_lost_a_machine_goes_on_by_the_same_command(
+    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """As a fault in Ray's own library ends it, with its workers still at work elsewhere."""
+    out = tmp_path / "x"
+    gate = tmp_path / "gate"
+    with cluster(2, 2) as machines:
+        node, other = machines.in_order[1:]
+        options = {"address": machines.address, "gate": str(gate), "node_grace_s": 3}
+        for crash in range(3):
+            job = faults.start(out, teacher, COUNT, **options)
+            try:
+                faults.wait_for(lambda: list(out.glob("part-*")) and rendering(other), job)
+                if crash == 0:
+                    machines.remove_node(node, allow_graceful=False)
+                os.kill(job.pid, signal.SIGSEGV)
+                assert job.wait(timeout=60) == -signal.SIGSEGV
+            finally:
+                faults.kill(job)
+        gate.touch()
+        done = faults.finished(faults.start(out, teacher, COUNT, **options))
+    assert done["skipped"] > 0
+    assert (done["skipped"] + done["embedded"], done["failed"]) == (COUNT, 0)
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.slow
 def test_job__ends_where_the_ray_of_its_own_machine_dies(
     teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
