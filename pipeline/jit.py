@@ -6,10 +6,14 @@ which are exact: machines with and without AVX-512 or FMA then give identical by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numba
+from numba.core.caching import FunctionCache
 
 Kernel = Callable[..., Any]
 
@@ -28,14 +32,40 @@ def jit_inline(function: Kernel) -> Kernel:
     return _compiled(function, inline=True)
 
 
-def _compiled(function: Kernel, *, inline: bool) -> Kernel:
-    def compiled(cache: bool) -> Kernel:
-        return cast(
-            Kernel,
-            numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=inline)(function),
-        )
+class _Cache(FunctionCache):
+    """Compiled code on disk, which is nothing but time saved: what is wrong with it is put up with.
 
-    try:
-        return compiled(cache=True)
-    except RuntimeError:  # neither the package's nor the user's cache folder can be written
-        return compiled(cache=False)
+    Numba's own raises where a file in it is cut off or the disk is full (numba #10434), and two
+    processes that save at once may leave one's code under the other's types.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        usual: Any = super()
+        try:
+            return usual.load_overload(sig, target_context)
+        except Exception:  # it is compiled, and saved over what could not be read
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        usual: Any = super()
+        with contextlib.suppress(Exception), self._alone():
+            try:
+                usual.save_overload(sig, data)
+            except Exception:
+                usual.flush()  # an index that cannot be read
+                usual.save_overload(sig, data)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def _compiled(function: Kernel, *, inline: bool) -> Kernel:
+    kernel: Any = numba.njit(nogil=True, error_model="numpy", forceinline=inline)(function)
+    with contextlib.suppress(RuntimeError):  # neither the package's nor the user's can be written
+        kernel._cache = _Cache(function)  # type: ignore[no-untyped-call]
+    return cast("Kernel", kernel)

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.common import InputError, atomic_path, file_hash, versions
+from pipeline.console import note
 from pipeline.shards import TeacherInfo
 from trainer.backbones import build_backbone
 
@@ -236,7 +237,10 @@ def resolve(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give a run folder or a checkpoint")
     if (path / FOLDER).is_dir():
-        return best(path) or last(path)
+        found = best(path)
+        if found is None and (path / BEST).is_file():
+            note(f"{path}: its best checkpoint is gone or damaged; taking the newest")
+        return found or last(path)
     read_config(path)
     reason = damage(path)
     if reason:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
         if count >= k:
             return k
     if count == 0:
-        found[0], least = 0, np.float32(np.inf)
+        found[0], least = 0, np.inf
         for j in range(n_points):
             dx, dy, dz = x - xyz_3N[0, j], y - xyz_3N[1, j], z - xyz_3N[2, j]
             distance = dx * dx + dy * dy + dz * dz
@@ -61,7 +61,8 @@ def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
 @jit
 def _ball_query(centroids_S3, xyz_3N, squared_radius, index_SK):
     k = index_SK.shape[1]
-    squared, found = np.empty(_BLOCK, np.float32), np.empty(k + _BLOCK, np.int64)
+    squared = np.empty(_BLOCK, xyz_3N.dtype)
+    found = np.empty(k + _BLOCK, np.int64)
     for s in range(len(centroids_S3)):
         x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
         count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
@@ -72,7 +73,8 @@ def _ball_query(centroids_S3, xyz_3N, squared_radius, index_SK):
 @jit
 def _ball_group(centroids_S3, points_NC, xyz_3N, squared_radius, grouped_SKC):
     k, channels = grouped_SKC.shape[1], points_NC.shape[1]
-    squared, found = np.empty(_BLOCK, np.float32), np.empty(k + _BLOCK, np.int64)
+    squared = np.empty(_BLOCK, xyz_3N.dtype)
+    found = np.empty(k + _BLOCK, np.int64)
     for s in range(len(centroids_S3)):
         x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
         count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
@@ -85,15 +87,16 @@ def _ball_group(centroids_S3, points_NC, xyz_3N, squared_radius, grouped_SKC):
 
 
 def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) -> Tensor:
-    """``trainer.grouping.ball_query`` of float32 clouds.
+    """``trainer.grouping.ball_query`` of float32 or float64 clouds.
 
     A ball is left when it is full. Only a point whose distance equals the radius to the last digit
-    may be seen differently.
+    may be seen differently. Raises ``ValueError`` for shapes that do not fit.
     """
+    _require_shapes(centroids_BS3, xyz_BN3)
     index_BSK = torch.empty(*centroids_BS3.shape[:2], k, dtype=torch.int64)
     xyz_B3N = _by_axis(xyz_BN3)
     centroids, index = centroids_BS3.detach().contiguous().numpy(), index_BSK.numpy()
-    squared_radius = np.float32(radius * radius)
+    squared_radius = xyz_B3N.dtype.type(radius * radius)
 
     def some(part: slice) -> None:
         for b in range(part.start, part.stop):
@@ -104,12 +107,16 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
 
 
 def ball_group(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float) -> Tensor:
-    """``trainer.grouping.group_points`` of float32 clouds by ``ball_query``, without the list."""
+    """``trainer.grouping.group_points`` by ``ball_query``, without the list.
+
+    Raises ``ValueError`` for shapes that do not fit.
+    """
+    _require_shapes(centroids_BS3, points_BNC)
     batch, _, channels = points_BNC.shape
     grouped_BSKC = points_BNC.new_empty(batch, centroids_BS3.shape[1], k, 3 + channels)
     xyz_B3N, points = _by_axis(points_BNC[..., :3]), points_BNC.contiguous().numpy()
     centroids, grouped = centroids_BS3.contiguous().numpy(), grouped_BSKC.numpy()
-    squared_radius = np.float32(radius * radius)
+    squared_radius = xyz_B3N.dtype.type(radius * radius)
 
     def some(part: slice) -> None:
         for b in range(part.start, part.stop):
@@ -119,7 +126,18 @@ def ball_group(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float)
     return grouped_BSKC
 
 
-def _by_axis(xyz_BN3: Tensor) -> NDArray[np.float32]:
+def _require_shapes(centroids_BS3: Tensor, points_BNC: Tensor) -> None:
+    """A kernel does not look where an array ends."""
+    batch, _, axes = centroids_BS3.shape
+    if axes != 3 or points_BNC.shape[-1] < 3 or len(points_BNC) != batch:
+        raise ValueError(
+            f"centroids {tuple(centroids_BS3.shape)} do not fit points {tuple(points_BNC.shape)}"
+        )
+    if points_BNC.shape[1] == 0 and centroids_BS3.numel() > 0:
+        raise ValueError("neighbours asked of clouds without points")
+
+
+def _by_axis(xyz_BN3: Tensor) -> NDArray[Any]:
     """(B, 3, N): coordinates of one axis side by side, as a core takes them."""
     return xyz_BN3.detach().transpose(1, 2).contiguous().numpy()
 
@@ -170,7 +188,7 @@ def _spread(work: Callable[[slice], T], count: int) -> list[T]:
     return list(_pool(torch.get_num_threads(), os.getpid()).map(work, parts))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     """One for the process: threads do not live on in a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix="mrd3d-kernel")

@@ -127,9 +127,16 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
 
 
 def _numba_applies(*values: Tensor) -> bool:
-    """Whether numba's kernels can take these: float32 on a CPU, eagerly, in no graph."""
-    eager = not _whole and not torch.compiler.is_compiling()
-    return eager and all(value.is_cpu and value.dtype == torch.float32 for value in values)
+    """Whether numba's kernels can take these: on a CPU, eagerly, in no graph or transform."""
+    traced = torch.compiler.is_compiling() or _transformed()
+    fits = all(v.is_cpu and v.dtype in (torch.float32, torch.float64) for v in values)
+    return fits and not _whole and not traced
+
+
+def _transformed() -> bool:
+    """Whether a trace or ``torch.func`` is at work: a kernel is not seen, or sees no memory."""
+    tracing: bool = torch._C._get_tracing_state() is not None
+    return tracing or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:

@@ -265,7 +265,7 @@ class DistillTask:
     def _hardness(self, step: int, total: int) -> Tensor:
         """Share of the hard negatives that applies: a tensor, so that one graph does for all."""
         share = ramp(self.recipe.loss.align.hard_warmup, step, total)
-        return torch.tensor(share, device=self.device)
+        return torch.full((), share, device=self.device)  # by a kernel: nothing is waited for
 
     @staticmethod
     def _told(result: StepResult) -> StepResult:

@@ -63,13 +63,17 @@ def test_load_model__run_folder_gives_the_newest(tmp_path: Path) -> None:
     assert load_model(run_with(tmp_path, 5, 20, 10)).step == 20
 
 
-def test_load_model__run_folder_gives_the_best_where_it_is_noted_and_whole(tmp_path: Path) -> None:
+def test_load_model__run_folder_gives_the_best_where_it_is_noted_and_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_with(tmp_path, 5, 20, 10)
     (run / "best.json").write_text('{"step": 10}')
     assert load_model(run).step == 10
+    assert capsys.readouterr().err == ""
     assert checkpoint.last(run) == checkpoint.checkpoint_path(run, 20)
     truncate_weights(checkpoint.checkpoint_path(run, 10))
     assert load_model(run).step == 20
+    assert "its best checkpoint is gone or damaged; taking the newest" in capsys.readouterr().err
 
 
 def truncate_weights(path: Path) -> None:

@@ -163,7 +163,7 @@ def test_disk__full_is_one_line_and_the_run_goes_on_later(
     options = ("train.steps=40", "train.checkpoint_every=5", "train.val_every=1000")
     straight = train([root], small_recipe(*options), tmp_path / "straight", device="cpu")
     size = max(path.stat().st_size for path in straight.checkpoint.iterdir())
-    for name, limit, log_every in (("records", 3000, 1), ("checkpoint", size - 1000, 1000)):
+    for name, limit, log_every in (("records", 5000, 1), ("checkpoint", size - 1000, 1000)):
         out = tmp_path / name
         line = command(out, root, *options, f"train.log_every={log_every}")[3:]
         done = subprocess.run(

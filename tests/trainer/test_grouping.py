@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +122,37 @@ def test_group_points__keeps_the_gradient_of_the_points_where_it_is_wanted() -> 
     assert points.grad is not None
     with torch.no_grad():
         assert torch.equal(grouped, group_points(points, points[:, :5], 4, 0.5))
+
+
+def test_group_points__shapes_that_do_not_fit_are_refused() -> None:
+    xyz = clouds(2, 30)
+    for centroids, points in (
+        (xyz[:1, :4], xyz),
+        (xyz[:, :4], xyz[:1]),
+        (xyz[:, :4, :2], xyz),
+        (xyz[:, :4], xyz[..., :2]),
+    ):
+        with pytest.raises(ValueError, match="do not fit points"):
+            group_points(points, centroids, 3, 0.5)
+        with pytest.raises(ValueError, match="do not fit points"):
+            ball_query(centroids, points, 0.5, 3)
+    with pytest.raises(ValueError, match="clouds without points"):
+        ball_query(xyz[:, :4], xyz[:, :0], 0.5, 3)
+
+
+def test_group_points__a_trace_or_a_transform_takes_what_it_can_see() -> None:
+    first, second = clouds(1, 30), clouds(1, 30, seed=1)
+
+    def grouped(xyz: Tensor) -> Tensor:
+        return group_points(xyz, xyz[:, :4], 3, 0.5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(grouped, first)  # type: ignore[no-untyped-call]
+    assert torch.equal(traced(second), grouped(second))
+    slope = torch.func.grad(lambda xyz: grouped(xyz).square().sum())(first)
+    assert bool(slope.isfinite().all())
+    assert float(slope.abs().sum()) > 0
 
 
 def test_ball_query__float64_is_not_rounded_to_float32() -> None:

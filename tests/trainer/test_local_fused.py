@@ -120,6 +120,15 @@ def test_local_mlp__a_second_backward_pass_is_refused_and_not_wrong() -> None:
         out.sum().backward()
 
 
+def test_local_mlp__weights_that_have_changed_since_are_refused() -> None:
+    mlp = make((8, 7, 6)).float()
+    out = mlp(draw(2, 5, 4))
+    with torch.no_grad():
+        next(mlp.linears[1].parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_best__is_the_first_of_the_largest(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

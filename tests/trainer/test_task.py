@@ -193,8 +193,7 @@ def test_loss__options_change_the_value(root: Path, overrides: tuple[str, ...]) 
 def test_loss__hard_negatives_come_by_and_by(root: Path) -> None:
     hard = "loss.align.hard_negatives=0.5"
     found = [
-        gradients(root, *extra)[1]
-        for extra in ((), (hard, "loss.align.hard_warmup=1.0"), (hard,))
+        gradients(root, *extra)[1] for extra in ((), (hard, "loss.align.hard_warmup=1.0"), (hard,))
     ]
     assert sorted(found) == found
     assert len(set(found)) == 3

@@ -37,17 +37,6 @@ class DropPath(nn.Module):
         return branch_BTC * ((drawn_B11 < keep) / keep).to(branch_BTC.dtype)
 
 
-def add_branch(tokens_BTC: Tensor, branch_BTC: Tensor) -> Tensor:
-    """tokens + branch of a residual block, in the type of the tokens.
-
-    Of two types a CPU makes a third tensor for the branch in that of the tokens: here it is the
-    result. A GPU casts as it adds.
-    """
-    if not tokens_BTC.is_cpu or tokens_BTC.dtype == branch_BTC.dtype:
-        return tokens_BTC + branch_BTC
-    return branch_BTC.to(tokens_BTC.dtype).add_(tokens_BTC)
-
-
 def drop_path_rates(largest: float, depth: int) -> list[float]:
     """Rates that rise linearly from 0 in the first block to ``largest`` in the last."""
     return [largest * block / max(depth - 1, 1) for block in range(depth)]

@@ -190,7 +190,8 @@ class _LocalMlp(torch.autograd.Function):
         best_PO = (best_PO + offset_O) * sign_O  # normalised
         winner_PO = torch.cat([indices for _, indices in found])
         out_PO = torch.addcmul(last.beta, best_PO, last.gamma).relu_()
-        ctx.save_for_backward(x_RI, out_PO, best_PO, winner_PO, *inputs.kept)
+        # The parameters are not read: PyTorch looks whether they have changed.
+        ctx.save_for_backward(x_RI, out_PO, best_PO, winner_PO, *inputs.kept, *parameters)
         ctx.layers, ctx.neighbours = layers, neighbours
         statistics = [value for layer in layers for value in (layer.mean_z(), layer.variance)]
         ctx.mark_non_differentiable(*statistics)
@@ -208,6 +209,7 @@ class _LocalMlp(torch.autograd.Function):
 
         x_RI, out_PO, best_PO, winner_PO, *kept = ctx.saved_tensors
         layers, neighbours = ctx.layers, ctx.neighbours
+        del kept[len(kept) - 4 * len(layers) :]
         rows, top = len(x_RI), len(layers) - 1
         blocks = _blocks(rows, neighbours)
         inputs = _Inputs(x_RI, blocks, kept)

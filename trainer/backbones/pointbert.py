@@ -28,7 +28,6 @@ from trainer.backbones.layers import (
     AXES,
     BlockLadder,
     DropPath,
-    add_branch,
     drop_patches,
     drop_path_rates,
     strided,
@@ -194,9 +193,9 @@ class Block(nn.Module):
             mixed_BTC, tokens_BTC = self.attention.first(normed_BTC), tokens_BTC[:, :1]
         else:
             mixed_BTC = self.attention(normed_BTC)
-        tokens_BTC = add_branch(tokens_BTC, self.drop_path(mixed_BTC))
+        tokens_BTC = tokens_BTC + self.drop_path(mixed_BTC)
         added_BTC: Tensor = self.drop_path(self.mlp(self.norm_mlp(tokens_BTC)))
-        return add_branch(tokens_BTC, added_BTC)
+        return tokens_BTC + added_BTC
 
 
 class PointBert(BlockLadder):

@@ -69,7 +69,7 @@ def hard_negatives(logits_BG: Tensor, target_B: Tensor, hardness: Tensor | float
     own_BG = torch.zeros_like(logits_BG, dtype=torch.bool).scatter_(1, target_B[:, None], True)
     out_BG = own_BG | logits_BG.isneginf()
     share_BG = (hardness * logits_BG).masked_fill(out_BG, -torch.inf)
-    count_B1 = (~out_BG).sum(1, keepdim=True)
+    count_B1 = (~out_BG).sum(1, keepdim=True, dtype=logits_BG.dtype)
     log_weight_BG = share_BG - share_BG.logsumexp(1, keepdim=True) + count_B1.log()
     return torch.where(out_BG, 0.0, log_weight_BG)
 
