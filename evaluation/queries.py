@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common import InputError
+from pipeline.datasets.tables import delimiter
 
 F32 = NDArray[np.float32]
 Kind = Literal["text", "image", "shape"]
@@ -88,12 +89,13 @@ def read_queries(path: Path) -> list[list[Part]]:
     remedy = f"give a CSV with some of the columns {', '.join(COLUMNS)}"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, delimiter=delimiter(file))
             rows, names = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--queries {path}: not a readable table; {remedy}") from error
     if not set(names) & set(COLUMNS[:3]):
-        raise InputError(f"--queries {path}: has none of its columns; {remedy}")
+        told = ", ".join(names)[:300] or "none"
+        raise InputError(f"--queries {path}: its columns are {told}; {remedy}")
     found = []
     for line, row in enumerate(rows, 2):
         cells = {c: (row.get(c) or "").strip() for c in COLUMNS}

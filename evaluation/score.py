@@ -36,6 +36,7 @@ from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.cameras import Cameras
 from pipeline.common import InputError, atomic_path, versions
+from pipeline.datasets.tables import delimiter
 from pipeline.renderers.base import RenderConfig
 
 FORMAT = "mrd3d-scores"
@@ -305,22 +306,26 @@ def read_distractors(path: Path | None) -> list[str]:
 def read_prompts(path: Path) -> list[Asked]:
     """Meshes and what they were to show, from a CSV with the columns mesh, text, image.
 
-    ``mesh`` and ``image`` are relative to the file. ``text`` or ``image`` may be missing or empty,
-    not both. Raises ``InputError`` that names the line.
+    ``mesh`` and ``image`` are relative to the file. ``text`` (or ``prompt``) or ``image`` may be
+    missing or empty, not both. Raises ``InputError`` that names the line. A mesh that is not there
+    fails when it is scored.
     """
     remedy = "give a CSV with the columns mesh, text and, where there is one, image"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file, delimiter=delimiter(file))
+            rows, names = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--prompts {path}: not a readable table; {remedy}") from error
+    wording = "text" if "text" in names else "prompt"
+    if "mesh" not in names or not {wording, "image"} & set(names):
+        told = ", ".join(names)[:300] or "none"
+        raise InputError(f"--prompts {path}: its columns are {told}; {remedy}")
     found = []
     for line, row in enumerate(rows, 2):
-        mesh, text, image = ((row.get(c) or "").strip() for c in ("mesh", "text", "image"))
+        mesh, text, image = ((row.get(c) or "").strip() for c in ("mesh", wording, "image"))
         if not mesh or not (text or image):
             raise InputError(f"--prompts {path}, line {line}: no mesh, or nothing asked; {remedy}")
-        if not (path.parent / mesh).is_file():
-            raise InputError(f"--prompts {path}, line {line}: no such mesh: {mesh}")
         found.append(
             Asked(mesh, path.parent / mesh, text or None, path.parent / image if image else None)
         )

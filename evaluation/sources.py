@@ -185,8 +185,19 @@ def no_rows(shards: ShardSet, split: str | None) -> InputError:
     found: set[str] = set()
     for batch in shards.batches(["split"]):
         found |= {str(value) for value in batch.split or [] if value is not None}
-    known = ", ".join(sorted(found)) or "none, leave --split out"
+    if not found:
+        return InputError(
+            f"--split {split}: {name} has no splits; `pipeline split` makes them, and so does "
+            "`pipeline embed --holdout`"
+        )
+    known = ", ".join(sorted(found))
     return InputError(f"--split {split}: no such split in {name} (there are: {known})")
+
+
+def require_split(shards: ShardSet, split: str | None) -> None:
+    """Raise ``InputError`` where a set, or a split of it, has no rows: before anything is done."""
+    if not any(len(split_rows(batch, split)) for batch in shards.batches(["split"])):
+        raise no_rows(shards, split)
 
 
 def shards_data(shards: ShardSet, split: str | None = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.common import InputError
+from pipeline.common import InputError, versions
 
 EXIT_BAD_INPUT = 2
 EXIT_TOO_MANY_FAILURES = 3
@@ -116,10 +116,20 @@ def make_app(name: str, help_text: str) -> typer.Typer:
         quiet: Annotated[
             bool, typer.Option("--quiet", help="Results and errors alone: no notes, no progress.")
         ] = False,
+        version: Annotated[
+            bool,
+            typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
+        ] = False,
     ) -> None:
-        del debug, quiet  # listed here for --help; run_app takes them off the line
+        del debug, quiet, version  # listed here for --help; run_app takes them off the line
 
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mrd3d {versions('mrd3d')['mrd3d']}", highlight=False)
+        raise typer.Exit
 
 
 def run_app(app: typer.Typer) -> None:

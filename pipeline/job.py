@@ -29,7 +29,14 @@ from pipeline.graph import run_graph
 from pipeline.lock import exclusive
 from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
-from pipeline.shards import Manifest, TeacherInfo, create_or_open, taken_back, unstarted
+from pipeline.shards import (
+    Manifest,
+    ShardSet,
+    TeacherInfo,
+    create_or_open,
+    taken_back,
+    unstarted,
+)
 from pipeline.shards.storage import shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
 from pipeline.stages import EncodeSettings, Target
@@ -67,6 +74,7 @@ class EmbedSummary:
     embedded: int = 0
     failed: int = 0
     skipped: int = 0  # were there already
+    failed_before: int = 0  # of these, as failures
     seconds: float = 0.0  # of the graph, without starting Ray
     start_seconds: float = 0.0  # until the graph began
     stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over workers
@@ -79,9 +87,9 @@ class EmbedSummary:
 
     @property
     def too_many_failures(self) -> bool:
-        """Whether more objects failed than ``limit`` allows."""
-        total = self.embedded + self.failed
-        return total > 0 and self.failed > self.limit * total
+        """Whether more objects have failed than ``limit`` allows, in this run and before."""
+        total = self.embedded + self.failed + self.skipped
+        return total > 0 and self.failed + self.failed_before > self.limit * total
 
 
 def build_manifest(
@@ -188,7 +196,8 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         )
         with taken_back(fresh):
             spool, seen = stack.enter_context(to_do(options, targets, captions))
-        summary.skipped = seen - spool.total
+        summary.skipped = seen.records - spool.total
+        summary.failed_before = seen.failed
         if spool.total:
             run_graph(replace(options, objects=objects), targets, spool, summary, begun)
         if options.objects.captions.files:
@@ -245,20 +254,31 @@ def _check_pictures(options: EmbedOptions, manifests: list[Manifest]) -> None:
         )
 
 
+@dataclass
+class Seen:
+    """Records of a source that were looked at."""
+
+    records: int = 0
+    failed: int = 0  # in an earlier run, and not to be tried again
+
+
 @contextmanager
 def to_do(
     options: EmbedOptions, targets: EncodeSettings, captions: CaptionJoin
-) -> Iterator[tuple[Spool, int]]:
+) -> Iterator[tuple[Spool, Seen]]:
     """Spool the records that a set lacks; yields the spool and how many records there are."""
-    seen = 0
+    seen = Seen()
+    outs = [target.out for target in targets.targets]
+    failed: set[str] = set()
+    if not options.retry_failures:
+        failed = {failure.uid for out in outs for failure in ShardSet.open(out).failures()}
 
     def counted() -> Iterator[Record]:
-        nonlocal seen
         for record in islice(options.objects.dataset.records(), options.limit):
-            seen += 1
+            seen.records += 1
+            seen.failed += record.uid in failed
             yield with_split(record, options.holdout)
 
-    outs = [target.out for target in targets.targets]
     lacking = pending_sets(outs, counted(), retry_failures=options.retry_failures)
 
     def todo() -> Iterator[Todo]:
@@ -290,6 +310,8 @@ def tell(summary: EmbedSummary, out: str) -> None:
         f"{shown(out)}: {summary.embedded} embedded, {summary.failed} failed, "
         f"{summary.skipped} were there already; {rate:.1f} objects/s"
     )
+    if summary.failed_before:
+        note(f"  {summary.failed_before} of those were failures; --retry-failures tries them again")
     if len(summary.sets) > 1:
         for teacher, path in summary.sets.items():
             note(f"  {teacher}: {shown(path)}")

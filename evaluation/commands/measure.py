@@ -271,6 +271,7 @@ def probe(
       evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
     """
     from evaluation.benchmarks.probe import probe as run
+    from evaluation.sources import require_split
     from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
@@ -279,6 +280,7 @@ def probe(
     opened = ShardSet.open(shards)
     _, selection = _selection(benchmark, opened, split)
     learned = ShardSet.open(train_shards) if train_shards else None
+    require_split(opened, split)
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     if learned is not None:  # also that its clouds and its teacher fit
         make_encoder(learned, checkpoint, teacher_views, views, device, batch_size)

@@ -342,5 +342,5 @@ def embed(
     if json_output:
         print_json(asdict(summary))
     if summary.too_many_failures:
-        note(f"more than {max_failures:.0%} failed; see `pipeline inspect {out}`")
+        note(f"more than {max_failures:.0%} have failed; see `pipeline inspect {out}`")
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 from pipeline.captions import GENERIC_NAMES, clean_name
 from pipeline.common import InputError, file_hash
+from pipeline.console import note
 from pipeline.datasets.base import Asset, Record
 from pipeline.datasets.layouts import (
     SKIPPED_FOLDERS,
@@ -23,6 +25,12 @@ from pipeline.datasets.layouts import (
 from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.datasets.tables import Entry, Table, find_table, read_table
 from pipeline.meshes import SUFFIXES, UP_AXES, Limits
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Once: a source is listed several times in a job."""
+    note(line)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class FolderDataset:
         if table_path is not None:
             table = read_table(table_path, self._table_root(table_path), dict(self.columns))
         total = matched = 0
+        used: set[int] = set()
         for folder, files in self._folders():
             stems = Counter(PurePosixPath(name).stem for name in files)
             for name in files:
@@ -102,8 +111,9 @@ class FolderDataset:
                 alone = stems[stem] == 1 and stem not in files
                 relative = f"{folder}/{name}" if folder else name
                 uid = f"{folder}/{stem}" if folder and alone else stem if alone else relative
-                for record, known in self._records_of(printable(uid), relative, table):
-                    total, matched = total + 1, matched + known
+                for record, entry in self._records_of(printable(uid), relative, table):
+                    total, matched = total + 1, matched + (entry is not None)
+                    used.add(id(entry))
                     yield record
         if not total:
             named = ", ".join(self.SUFFIXES)
@@ -121,6 +131,9 @@ class FolderDataset:
                 f"{self._shown_root()} (it names {table.example_key()!r}, for example): check its "
                 f"column {next(iter(table.columns.values()))!r} or give another table"
             )
+        told = table.told(used, total, matched) if table is not None else None
+        if told is not None:
+            _tell(told)
 
     def _shown_root(self) -> str:
         return str(self.root)
@@ -131,10 +144,10 @@ class FolderDataset:
 
     def _records_of(
         self, uid: str, relative: str, table: Table | None
-    ) -> Iterator[tuple[Record, bool]]:
-        """The records of one file, and whether the table has them."""
+    ) -> Iterator[tuple[Record, Entry | None]]:
+        """The records of one file, and what the table says of each."""
         entry = table.find(printable(relative)) if table is not None else None
-        yield make_record(self.NAME, uid, relative, entry), entry is not None
+        yield make_record(self.NAME, uid, relative, entry), entry
 
     def load(self, record: Record) -> Asset:
         """Read and normalise one mesh; ``sha256`` is of the mesh file alone.

@@ -13,7 +13,7 @@ from pipeline.datasets.folder import FolderDataset, make_record
 from pipeline.datasets.layouts import printable
 from pipeline.datasets.point_files import SUFFIXES, count_clouds, is_point_file, load_cloud
 from pipeline.datasets.sources import Source, SourceOptions
-from pipeline.datasets.tables import AUTO_NAMES, Table
+from pipeline.datasets.tables import AUTO_NAMES, Entry, Table
 from pipeline.scene import MeshError
 
 _NOT_CLOUDS = ("readme", "license", "licence")
@@ -53,7 +53,7 @@ class PointsDataset(FolderDataset):
 
     def _records_of(
         self, uid: str, relative: str, table: Table | None
-    ) -> Iterator[tuple[Record, bool]]:
+    ) -> Iterator[tuple[Record, Entry | None]]:
         clouds = self._clouds(relative)
         if clouds is None:
             yield from super()._records_of(uid, relative, table)
@@ -77,7 +77,7 @@ class PointsDataset(FolderDataset):
                     texts=tuple(text for text, _ in texts),
                     text_sources=tuple(source for _, source in texts),
                 ),
-                entry is not None,
+                entry,
             )
 
     def _clouds(self, relative: str) -> int | None:

@@ -13,10 +13,10 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.common import InputError
 
@@ -63,6 +63,29 @@ class Table:
     columns: dict[str, str]  # role -> the column that has it
     by_path: dict[str, Entry]
     by_id: dict[str, Entry]
+    ignored: tuple[str, ...] = ()  # columns without a role
+    contradicted: int = 0  # rows whose category or split is not the one that an object had
+
+    def told(self, found: Collection[int], objects: int, matched: int) -> str | None:
+        """What of the table is not used, in a line; None where all of it is.
+
+        ``found`` are the identities of the entries that ``find`` gave, for ``matched`` of
+        ``objects``.
+        """
+        keys = itertools.chain(self.by_path.items(), self.by_id.items())
+        lost = [key for key, entry in keys if id(entry) not in found]
+        parts = []
+        if matched < objects:
+            parts.append(f"says nothing of {objects - matched:,} of {objects:,} objects")
+        if lost:
+            parts.append(f"{len(lost):,} of its objects are not there ({lost[0]!r}, for example)")
+        if self.ignored:
+            parts.append(f"columns not used: {', '.join(self.ignored)[:200]}")
+        if self.contradicted:
+            parts.append(
+                f"{self.contradicted:,} rows contradict the category or split that their object has"
+            )
+        return f"{self.path}: {'; '.join(parts)}" if parts else None
 
     def find(self, relative: str) -> Entry | None:
         """The entry of a mesh file by its path relative to the root, None where there is none."""
@@ -116,7 +139,7 @@ def read_table(path: Path, root: Path, columns: Mapping[str, str]) -> Table:
     by_path: dict[str, Entry] = {}
     by_id: dict[str, Entry] = {}
     key_role = next(role for role in ("path", "id", "name") if role in roles)
-    root = root.resolve()
+    root, contradicted = root.resolve(), 0
     for row in _rows(path):
         value = str(row.get(roles[key_role]) or "").strip()
         if not value:
@@ -128,19 +151,23 @@ def read_table(path: Path, root: Path, columns: Mapping[str, str]) -> Table:
             entry = by_path.setdefault(key, Entry())
         else:
             entry = by_id.setdefault(value.removeprefix("folder/"), Entry())
-        _add(entry, row, roles)
-    return Table(path, roles, by_path, by_id)
+        contradicted += _add(entry, row, roles)
+    ignored = tuple(name for name in _header(path) if name and name not in roles.values())
+    return Table(path, roles, by_path, by_id, ignored, contradicted)
 
 
-def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> None:
+def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> bool:
+    """Join a row to an object; whether it says another category or split than the object has."""
+
     def texts(role: str) -> list[str]:
         return cell_texts(row.get(roles[role])) if role in roles else []
 
     entry.captions += texts("caption")
     entry.names += [name for name in texts("name") if name not in entry.names]
     entry.tags += [tag for tag in texts("tags") if tag not in entry.tags]
-    entry.category = entry.category or next(iter(texts("category")), None)
-    entry.split = entry.split or next(iter(texts("split")), None)
+    category, split = (next(iter(texts(role)), None) for role in ("category", "split"))
+    entry.category, entry.split = entry.category or category, entry.split or split
+    return category not in (None, entry.category) or split not in (None, entry.split)
 
 
 def cell_texts(value: Any) -> list[str]:
@@ -193,12 +220,12 @@ def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
     if not {"path", "id", "name"} & roles.keys():
         raise InputError(
             f"{path} has no column that says which mesh a row is for: name one "
-            f"'path', 'uid' or 'name', or map it (columns: {', '.join(header)[:300]})"
+            f"'path', 'uid' or 'name' (its columns: {', '.join(header)[:300]})"
         )
     if not {"caption", "name", "tags", "category", "split"} & roles.keys():
         raise InputError(
-            f"{path} has no text column: name one 'caption', 'name', 'tags' or 'category', "
-            f"or map it (columns: {', '.join(header)[:300]})"
+            f"{path} has no text column: name one 'caption', 'name', 'tags' or 'category' "
+            f"(its columns: {', '.join(header)[:300]})"
         )
     return roles
 
@@ -207,7 +234,7 @@ def _header(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return parquet_names(path)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
-        return next(csv.reader(stream), [])
+        return next(csv.reader(stream, delimiter=delimiter(stream)), [])
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -217,14 +244,28 @@ def _rows(path: Path) -> Iterator[_Row]:
         return
     csv.field_size_limit(FIELD_LIMIT)
     with _csv_errors(path), path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, strict=True)
+        separator = delimiter(stream)
+        reader = csv.DictReader(stream, strict=True, delimiter=separator)
         for row in reader:
             if None in row:
                 raise InputError(
                     f"{path}, line {reader.line_num}: more fields than the header has; "
-                    "quote texts that hold commas"
+                    f"quote texts that hold {SEPARATORS[separator]}"
                 )
             yield row
+
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def delimiter(stream: TextIO) -> str:
+    """What separates the fields of a CSV file that is at its start, by its first line.
+
+    A comma, or else the semicolon or tab that spreadsheets write in some languages.
+    """
+    line = stream.readline(FIELD_LIMIT)
+    stream.seek(0)
+    return next((mark for mark in SEPARATORS if mark in line), ",")
 
 
 def parquet_names(path: Path) -> list[str]:

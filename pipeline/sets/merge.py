@@ -105,7 +105,7 @@ def merged_manifest(sources: Sequence[ShardSet], allow: Sequence[str] = ()) -> M
         )
         # What cannot be allowed comes first: allowing the rest would be of no use.
         hard = replace(alike, **{name: getattr(first, name) for name in MAY_DIFFER})
-        found = first.difference(hard) or first.difference(alike)
+        found = hard.difference(first) or alike.difference(first)
         if found:
             field = found.split(".")[0].split(":")[0]
             remedy = (

@@ -368,9 +368,14 @@ def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:
         found = manifest.difference(existing)
         if found:
             options = _OPTIONS.get(found.partition(":")[0].partition(".")[0], "the same options")
+            remedy = f"give {options} as before, or another --out"
+            if found.startswith("dataset.options.metadata"):
+                remedy = (
+                    "give the table as it was; what has come to it goes into another --out, and "
+                    "`pipeline merge` joins the sets"
+                )
             raise InputError(
-                f"{storage.show(MANIFEST)}: this run differs from the set in {found}; "
-                f"give {options} as before, or another --out"
+                f"{storage.show(MANIFEST)}: this run differs from the set in {found}; {remedy}"
             )
         return existing
     if storage.list("part-", ".parquet"):

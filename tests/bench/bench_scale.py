@@ -368,7 +368,12 @@ def listed(count: int) -> tuple[str, list[str], list[list[object]], str]:
             with to_do(options, targets, CaptionJoin(())) as (spool, seen):
                 spent = time.process_time() - begun
             rows.append(
-                [what, seen - spool.total, round(spent, 2), round(spent * 876_000 / count, 1)]
+                [
+                    what,
+                    seen.records - spool.total,
+                    round(spent, 2),
+                    round(spent * 876_000 / count, 1),
+                ]
             )
 
         timed("a new set")

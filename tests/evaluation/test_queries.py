@@ -62,7 +62,7 @@ def test_queries__lines_paths_and_errors(tmp_path: Path) -> None:
     for text, wrong in (
         ("text,shape\n,\n", "line 2: give at least one"),
         ("text,shape\nx,\n,b.npz\n", "line 3: --shape .*b.npz: no such file"),
-        ("words\nx\n", "none of its columns"),
+        ("words\nx\n", "its columns are words"),
         ("text\n", "holds no line"),
     ):
         table.write_text(text)

@@ -155,8 +155,8 @@ def test_prompts__paths_are_relative_to_the_table_and_lines_are_named(tmp_path: 
     ]
     for text, wrong in (
         ("mesh,text\na.glb,\n", "line 2: no mesh, or nothing asked"),
-        ("mesh,text\na.glb,x\nb.glb,y\n", "line 3: no such mesh: b.glb"),
-        ("name,prompt\na.glb,x\n", "line 2"),
+        ("name,prompt\na.glb,x\n", "its columns are name, prompt; give a CSV"),
+        ("mesh,words\na.glb,x\n", "its columns are mesh, words; give a CSV"),
         ("mesh,text\n", "holds no line"),
     ):
         table.write_text(text)
@@ -164,6 +164,14 @@ def test_prompts__paths_are_relative_to_the_table_and_lines_are_named(tmp_path: 
             read_prompts(table)
     with pytest.raises(InputError, match="not a readable table"):
         read_prompts(tmp_path / "none.csv")
+
+
+def test_prompts__semicolons_and_prompts_are_read(tmp_path: Path) -> None:
+    write_mesh(tmp_path / "a.glb")
+    table = tmp_path / "prompts.csv"
+    table.write_text("mesh;prompt\na.glb;a mug, red\nb.glb;y\n", encoding="utf-8-sig")
+    asked = read_prompts(table)
+    assert [(one.name, one.text) for one in asked] == [("a.glb", "a mug, red"), ("b.glb", "y")]
 
 
 @pytest.fixture
@@ -213,6 +221,19 @@ def test_command__too_many_failures_exit_with_3(
 
     code = run(monkeypatch, "score", folder, "--text", "a mug", "--checkpoint", fakes)
     assert code == 3
+
+
+def test_command__a_mesh_that_is_not_there_fails_and_the_others_are_scored(
+    command: Cli, fakes: Path, mesh: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text(f"mesh,text\n{mesh},a chair\nnone.glb,a mug\n")
+    asked = ("score", "--prompts", table, "--checkpoint", fakes, "--views", 1)
+    found = command.json(*asked, "--max-failures", 1)
+    assert [one["mesh"] for one in found["scores"]] == [str(mesh)]
+    (failure,) = found["failures"]
+    assert failure["mesh"] == "none.glb"
+    assert "cannot be scored" in failure["reason"]
 
 
 def test_command__bad_input_is_one_line(

@@ -111,6 +111,7 @@ def make_shards(
     noise: float = 0.15,
     seed: int = 0,
     run: int = 1,
+    splits: bool = True,
     **changes: Any,
 ) -> Path:
     """``count`` objects, classes in turn; every fifth has no colour, the last no category.
@@ -133,7 +134,7 @@ def make_shards(
                 dataset="tiny",
                 source=f"{i:03d}.glb",
                 category=name if i < count - 1 else None,
-                split="test" if i // run % 2 else "train",
+                split=("test" if i // run % 2 else "train") if splits else None,
                 xyz=spell(target, rng),
                 rgb=color,
                 has_color=i % 5 != 0,

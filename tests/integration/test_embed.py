@@ -166,8 +166,10 @@ def test_embed__hostile_folder_ends_in_failures_and_the_rest_completes(
     rows = {uid for uid in shards.uids() if "case-" not in uid}
     assert rows == {f"folder/{path.stem}" for path in good}
     again = run(*arguments, "--teacher", teacher, *FAST, "--json")
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 3, again.stderr  # they still have
     assert json.loads(again.stdout)["skipped"] == len(shards) + len(failed)
+    assert json.loads(again.stdout)["failed_before"] == len(failed)
+    assert f"{len(failed)} of those were failures; --retry-failures tries" in again.stderr
 
 
 @pytest.mark.parametrize(

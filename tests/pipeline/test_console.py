@@ -49,6 +49,15 @@ def toy() -> typer.Typer:
     return app
 
 
+def test_version__is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told, _ = run("--version", monkeypatch, capsys)
+    assert code == 0
+    assert told.split()[0] == "mrd3d"
+    assert told.split()[1][0].isdigit()
+
+
 def run(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:

@@ -309,3 +309,45 @@ def test_real_assets__manifest_is_found_and_names_match(assets_dir: Path) -> Non
     frog = next(record for record in records if record.uid.endswith("__Apple_1"))
     assert texts_for(frog) == [("apple", "name")]
     assert frog.category == "crops_pack"
+
+
+# -- what a table leaves out ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_table__fields_are_separated_as_its_first_line_has_them(tmp_path: Path, mark: str) -> None:
+    root = fill(tmp_path / "meshes", "a.glb")
+    table = tmp_path / "words.csv"
+    rows = [("Path", "caption", "category"), ("a.glb", "a red chair", "chair")]
+    table.write_text("\n".join(mark.join(row) for row in rows), encoding="utf-8-sig")
+    record = by_uid(FolderDataset(root, metadata=table))["folder/a"]
+    assert texts(record)[0] == ("a red chair", "caption")
+    assert record.category == "chair"
+
+
+def test_table__what_of_it_is_not_used_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "meshes", "a.glb", "b.glb", "c.glb")
+    table = tmp_path / "words.csv"
+    table.write_text(
+        "file,caption,category,price\na.glb,x,chair,1\na.glb,y,stool,2\nb.glb,z,,3\nno.glb,w,,4\n"
+    )
+    dataset = FolderDataset(root, metadata=table)
+    assert len(list(dataset.records())) == len(list(dataset.records())) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{table}: says nothing of 1 of 3 objects; 1 of its objects are not there ('no.glb', for "
+        "example); columns not used: price; 1 rows contradict the category or split that their "
+        "object has"
+    )
+
+
+def test_table__that_says_all_is_not_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "meshes", "a.glb", "b.glb")
+    table = tmp_path / "all.csv"
+    table.write_text("file,caption\na.glb,x\nb.glb,y\n")
+    assert len(list(FolderDataset(root, metadata=table).records())) == 2
+    assert capsys.readouterr().err == ""

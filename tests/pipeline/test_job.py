@@ -64,6 +64,11 @@ def test_summary__too_many_failures_counts_what_was_tried() -> None:
     assert EmbedSummary(embedded=94, failed=6, limit=0.05).too_many_failures
 
 
+def test_summary__too_many_failures_counts_earlier_runs() -> None:
+    assert EmbedSummary(skipped=10, failed_before=1, limit=0.05).too_many_failures
+    assert not EmbedSummary(embedded=1, failed=1, skipped=50, limit=0.05).too_many_failures
+
+
 def test_embed__an_error_while_listing_leaves_no_set_behind(tmp_path: Path) -> None:
     options = EmbedOptions(
         objects=replace(settings(1), dataset=FolderDataset(tmp_path)), out=str(tmp_path / "out")
@@ -109,7 +114,7 @@ def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: P
             run = EmbedOptions(objects=objects, out=first.out, device="cpu", limit=limit)
             sets = encode if places is None else prepare(options)
             with to_do(run, sets, captions) as (spool, seen):
-                assert seen == limit
+                assert seen.records == limit
                 todo = [i for t in spool.tasks(1) for i in SpoolReader(spool.address).read(t)]
         wanted = [(0,)] * 2 if places else [(1,)] * 2 + [(0, 1)] * 3
         assert [item.places for item in todo] == wanted

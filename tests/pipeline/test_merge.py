@@ -67,15 +67,15 @@ def test_merge__of_merged_sets_is_flat(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"n_points": 160}, "n_points: 150 against 160"),
-        ({"n_views": 3}, "n_views: 2 against 3"),
+        ({"n_points": 160}, "n_points: 160 against 150"),
+        ({"n_views": 3}, "n_views: 3 against 2"),
         ({"cameras": {"name": "sphere"}}, r"cameras\..*--allow cameras"),
-        ({"cameras": {"name": "sphere"}, "n_views": 3}, "n_views: 2 against 3; only sets"),
+        ({"cameras": {"name": "sphere"}, "n_views": 3}, "n_views: 3 against 2; only sets"),
         ({"renderer": {"name": "gl"}}, r"renderer\..*--allow renderer"),
         ({"templates": ["{}"]}, r"templates: .*--allow templates"),
-        ({"sampling_seed": 8}, r"sampling_seed: 7 against 8.*--allow sampling_seed"),
-        ({"thumbnails": True}, "thumbnails: false against true"),
-        ({"kept_images": "webp-90"}, 'kept_images: null against "webp-90"'),
+        ({"sampling_seed": 8}, r"sampling_seed: 8 against 7.*--allow sampling_seed"),
+        ({"thumbnails": True}, "thumbnails: true against false"),
+        ({"kept_images": "webp-90"}, 'kept_images: "webp-90" against null'),
     ],
 )
 def test_merge__difference_is_named(change: dict[str, object], field: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_merge__difference_is_named(change: dict[str, object], field: str, tmp_p
     [
         (lambda t: replace(t, fingerprint_image=[0.0] * 7 + [1.0]), "image fingerprints differ"),
         (lambda t: replace(t, fingerprint_text=[1.0] + [0.0] * 7), "text fingerprints differ"),
-        (lambda t: replace(t, model="other"), 'teacher.model: "toy" against "other"'),
+        (lambda t: replace(t, model="other"), 'teacher.model: "other" against "toy"'),
         (lambda t: replace(t, logit_scale=50.0), "teacher.logit_scale"),
     ],
 )

@@ -269,6 +269,18 @@ def test_create_or_open__other_manifest_names_the_field(field: str, tmp_path: Pa
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
+def test_create_or_open__a_table_that_has_grown_says_how_to_go_on(tmp_path: Path) -> None:
+    ours = make_manifest()
+
+    def with_table(sha256: str) -> Manifest:
+        options = {"root": "meshes", "metadata": {"file": "words.csv", "sha256": sha256}}
+        return replace(ours, dataset={"name": "folder", "options": options})
+
+    create_or_open(tmp_path, with_table("a"))
+    with pytest.raises(InputError, match="another --out, and `pipeline merge` joins the sets"):
+        create_or_open(tmp_path, with_table("b"))
+
+
 def with_fingerprint(part: str, cosine: float) -> Manifest:
     """A manifest whose one fingerprint has this cosine with that of ``make_manifest``."""
     manifest = make_manifest()

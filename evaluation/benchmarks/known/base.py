@@ -56,7 +56,11 @@ class Benchmark:
             for variant in self.variants:
                 if all(str(options.get(name)) == value for name, value in variant.where):
                     return variant
-        told = ", ".join(f"{name} {value}" for name, value in options.items() if name != "root")
+        told = ", ".join(
+            f"{name} {value}"
+            for name, value in options.items()
+            if name != "root" and value is not None and not isinstance(value, dict | list)
+        )
         raise InputError(
             f"{shards.storage.root}: is of dataset {dataset.get('name')}"
             + (f" ({told})" if told else "")

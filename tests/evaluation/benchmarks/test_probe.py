@@ -158,5 +158,8 @@ def test_command__table_json_and_errors(
     page = tmp_path / "report.html"
     command.ok("report", out, views, "--out", page)
     assert "Probes on" in page.read_text()
+    bare = world.make_shards(tmp_path / "bare", count=6, splits=False)
+    asked = ("probe", "--shards", bare, "--checkpoint", tmp_path / "none")  # it comes before
+    assert "has no splits; `pipeline split` makes them" in command.refused(*asked)
     for shots in ("0", "1,x", ""):
         assert "--shots" in command.refused(*common[:3], "--checkpoint", fakes, "--shots", shots)
