@@ -340,7 +340,9 @@ def chart_of(record: dict[str, Any]) -> str:
         for name, arm in record["arms"].items()
         if arm["differences"]
     ]
-    left, right, row, top, width = 170, 24, 30, 34, 640
+    # A letter of this font is seldom wider.
+    left = max([170, *(20 + 7 * len(name) for name, _ in arms)])
+    right, row, top, width = 24, 30, 34, left + 470
     height = top + row * len(arms) + 34
     values = [0.0]
     for _, found in arms:

@@ -11,6 +11,7 @@ Several sets are mixed as ``data.weights`` says: how often the rows of each come
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +43,17 @@ def is_held_out(uid: str, fraction: float) -> bool:
 
     A shape that is held out at one fraction is held out at every larger one.
     """
-    digest = hashlib.sha256(uid.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
+    return _hash_number(uid) < fraction * 2.0**64
+
+
+def _hash_number(uid: str) -> int:
+    return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")
+
+
+def fraction_that_holds_out(uids: Sequence[str], wanted: int) -> float:
+    """The smallest fraction, in hundredths, at which ``wanted`` of these shapes are held out."""
+    last = sorted(map(_hash_number, uids))[wanted - 1]
+    return (math.floor(100 * last / 2.0**64) + 1) / 100
 
 
 @dataclass
@@ -115,7 +125,7 @@ class Corpus:
             used &= np.array(has_text, np.bool_)  # no term reads anything of the others
         self.train_mask: NDArray[np.bool_] = used & ~held
         self.val_mask: NDArray[np.bool_] = used & held
-        self._check_split()
+        self._check_split([uid for uid, kept in zip(uids, used, strict=True) if kept])
 
     def __len__(self) -> int:
         return len(self.train_mask)
@@ -346,7 +356,8 @@ class Corpus:
                 )
             seen.add(uid)
 
-    def _check_split(self) -> None:
+    def _check_split(self, uids: Sequence[str]) -> None:
+        """Raise ``InputError`` where the rows, whose ``uids`` are given, cannot be trained on."""
         batch, fraction = self.data.batch_size, self.data.val_fraction
         if self.n_train < batch:
             raise InputError(
@@ -366,8 +377,8 @@ class Corpus:
                     "batch twice; lower it in data.weights, or data.batch_size"
                 )
         if fraction > 0 and self.n_val < 2:
+            better = fraction_that_holds_out(uids, max(2, min(10, len(uids) // 4)))
             raise InputError(
                 f"--shards: data.val_fraction={fraction} holds out {self.n_val} of {len(self)} "
-                f"rows; --set data.val_fraction={min(0.5, max(0.1, 10 / len(self))):.2g}, "
-                "or 0 for no validation"
+                f"rows; --set data.val_fraction={better:g}, or 0 for no validation"
             )

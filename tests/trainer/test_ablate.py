@@ -233,6 +233,15 @@ def test_ablate__stopped_and_called_again_does_what_is_left(study: Study) -> Non
     assert "| all | 2 |" in text
     assert "nan" not in text.lower()
     ET.fromstring((study.out / "differences.svg").read_text())
+    long = "the name of an arm that says all there is to say of it"
+    renamed = {
+        **record,
+        "arms": {"align-only": record["arms"]["align-only"], long: record["arms"]["all"]},
+    }
+    drawn = ET.fromstring(chart_of(renamed))
+    (label,) = [item for item in drawn.iter() if item.text == long]
+    assert float(label.attrib["x"]) > 6 * len(long)
+    assert float(drawn.attrib["viewBox"].split()[2]) > float(label.attrib["x"]) + 400
 
 
 def test_ablate__other_rows_are_measured_without_training_again(

@@ -426,6 +426,16 @@ def test_corpus__impossible_recipe_is_refused(
         Corpus([make_shards()], small_recipe(override))
 
 
+def test_corpus__told_fraction_holds_out_some_ten_of_these_very_shapes(
+    make_shards: MakeShards,
+) -> None:
+    root = make_shards()
+    with pytest.raises(InputError) as caught:
+        Corpus([root], small_recipe("data.val_fraction=0.0001"))
+    better = str(caught.value).split("--set ")[1].split(",")[0]
+    assert 10 <= Corpus([root], small_recipe(better)).n_val <= 13
+
+
 def test_corpus__centroids_beyond_the_ordered_points_are_refused(make_shards: MakeShards) -> None:
     corpus = Corpus([make_shards(n_fps=8)], small_recipe())
     with pytest.raises(InputError, match=r"8 points are in farthest-point order.*16 centroids"):
