@@ -135,7 +135,7 @@ def pick_device(device: str) -> str:
 
 
 def load_student(path: str | Path, device: str = "cpu", batch_size: int = 64) -> Student:
-    """Load a checkpoint directory, or a run folder's best by validation, else its newest.
+    """Load a checkpoint directory, a run folder's newest, or ``RUN/best``.
 
     Raises ``InputError`` when there is none or it is damaged.
     """

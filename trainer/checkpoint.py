@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.common import InputError, atomic_path, file_hash, versions
-from pipeline.console import note
 from pipeline.shards import TeacherInfo
 from trainer.backbones import build_backbone
 
@@ -225,22 +224,32 @@ def last(run: Path) -> Path:
     return found
 
 
+def is_best(path: Path) -> bool:
+    """Whether a path asks for the best checkpoint of a run, as ``RUN/best``."""
+    return path.name == "best" and not path.exists() and (path.parent / BEST).is_file()
+
+
 def resolve(path: str | Path) -> Path:
     """Directory of a whole checkpoint for a checkpoint directory or a run folder.
 
-    Of a run folder the best by validation, else the newest. ``demo`` is the student that comes with
-    the package, unless there is a folder of that name. Raises ``InputError`` when there is none.
+    Of a run folder the newest, for ``RUN/best`` the best by validation. ``demo`` is the student
+    that comes with the package, unless there is a folder of that name. Raises ``InputError`` when
+    there is none.
     """
     path = Path(path)
     if path == Path("demo") and not path.exists():
         path = DEMO
+    if is_best(path):
+        found = best(path.parent)
+        if found is None:
+            raise InputError(
+                f"{path}: the best checkpoint is gone or damaged; {path.parent} gives the newest"
+            )
+        return found
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give a run folder or a checkpoint")
     if (path / FOLDER).is_dir():
-        found = best(path)
-        if found is None and (path / BEST).is_file():
-            note(f"{path}: its best checkpoint is gone or damaged; taking the newest")
-        return found or last(path)
+        return last(path)
     read_config(path)
     reason = damage(path)
     if reason:

@@ -418,7 +418,7 @@ def export(
 ) -> None:
     """Write a student for use elsewhere, with its config and a model card, and check it.
 
-    A run gives its best checkpoint by validation, else its newest.
+    A run gives its newest checkpoint, RUN/best its best by validation.
 
     Examples:
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from trainer.backbones import build_backbone
 from trainer.card import model_card
-from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, load_model
+from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, is_best, load_model
 from trainer.grouping import without_chunks
 from trainer.student import HUB, Student, as_student
 
@@ -126,6 +126,8 @@ def default_out(source: Path, to: str) -> Path:
     '/runs/mrd-step-00000010-pt2'
     """
     folder = source.resolve()
+    if is_best(folder):
+        return folder.parent.with_name(f"{folder.parent.name}-best-{to}")
     if folder.parent.name == FOLDER:  # what lies there is taken for a checkpoint
         run = folder.parents[1]
         return run.with_name(f"{run.name}-{folder.name}-{to}")
@@ -141,7 +143,7 @@ def export(
     name: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Export the best checkpoint of a run by validation, else its newest, or a checkpoint.
+    """Export a checkpoint: of a run its newest, of ``RUN/best`` its best by validation.
 
     ``results`` are result files of the evaluation of that checkpoint for the card, which calls it
     ``name``. Raises ``InputError`` when ``out`` is there (``overwrite`` replaces an export), when

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.common import InputError
 from pipeline.shards import POINT_SCALE, TeacherInfo
 from trainer.backbones import Backbone
-from trainer.checkpoint import CONFIG, WEIGHTS, LoadedModel, load_model
+from trainer.checkpoint import CONFIG, WEIGHTS, LoadedModel, is_best, load_model
 from trainer.grouping import farthest_point_sample
 from trainer.run import choose_device
 
@@ -175,7 +175,7 @@ def load_student(source: str | Path, device: str = "auto") -> Student:
     ``source`` is a local folder, ``demo`` for the small student that comes with the package, or
     ``org/name`` (or ``hf-hub:org/name``, either with ``@revision``) of the Hugging Face hub, where
     ``huggingface_hub`` keeps its cache. ``device`` is auto (a GPU where there is one), cpu or cuda.
-    A run folder gives its best checkpoint by validation, else its newest.
+    A run folder gives its newest checkpoint, ``RUN/best`` its best by validation.
 
     Raises ``InputError`` when there is no such folder or model, or it is damaged.
     """
@@ -197,7 +197,8 @@ def as_student(loaded: LoadedModel, device: torch.device) -> Student:
 def find(source: str | Path) -> Path:
     """Local folder of a source; a hub's model is fetched first."""
     text = str(source)
-    if (Path(source).exists() and not text.startswith(HUB)) or text == "demo":
+    local = Path(source).exists() or is_best(Path(source))
+    if (local and not text.startswith(HUB)) or text == "demo":
         return Path(source)
     name = text.removeprefix(HUB)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name):

@@ -19,8 +19,8 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
-        help="A run folder (its best by validation, else its newest), a checkpoint, released "
-        "weights, or demo: the small student that comes with this package.",
+        help="A run folder (its newest checkpoint; RUN/best: its best by validation), a "
+        "checkpoint, released weights, or demo: the small student that comes with this package.",
         rich_help_panel=MODEL,
     ),
 ]

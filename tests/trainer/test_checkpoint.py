@@ -14,6 +14,7 @@ from tests.trainer.conftest import WIDTH, Synth, make_manifest
 from trainer import checkpoint
 from trainer.backbones import build_backbone, resolve_options
 from trainer.checkpoint import load_model
+from trainer.student import find
 
 OPTIONS = {"dim": 32, "heads": 1, "head_dim": 32, "mlp_dim": 32, "depth": 1, "centroids": 8}
 
@@ -63,17 +64,20 @@ def test_load_model__run_folder_gives_the_newest(tmp_path: Path) -> None:
     assert load_model(run_with(tmp_path, 5, 20, 10)).step == 20
 
 
-def test_load_model__run_folder_gives_the_best_where_it_is_noted_and_whole(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_load_model__run_and_best_gives_the_best_where_it_is_noted_and_whole(
+    tmp_path: Path,
 ) -> None:
     run = run_with(tmp_path, 5, 20, 10)
+    with pytest.raises(InputError, match="no such folder"):
+        load_model(run / "best")
     (run / "best.json").write_text('{"step": 10}')
-    assert load_model(run).step == 10
-    assert capsys.readouterr().err == ""
-    assert checkpoint.last(run) == checkpoint.checkpoint_path(run, 20)
-    truncate_weights(checkpoint.checkpoint_path(run, 10))
+    assert load_model(run / "best").step == 10
+    assert find(str(run / "best")) == run / "best"  # no model of a hub
     assert load_model(run).step == 20
-    assert "its best checkpoint is gone or damaged; taking the newest" in capsys.readouterr().err
+    truncate_weights(checkpoint.checkpoint_path(run, 10))
+    with pytest.raises(InputError, match="the best checkpoint is gone or damaged"):
+        load_model(run / "best")
+    assert load_model(run).step == 20
 
 
 def truncate_weights(path: Path) -> None:

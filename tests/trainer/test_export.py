@@ -45,8 +45,9 @@ def test_export__safetensors_are_a_checkpoint_without_state(tmp_path: Path) -> N
     for step in (10, 20):
         write_checkpoint(checkpoint_path(run, step), seed=step)
     (run / "best.json").write_text('{"step": 10}')
-    made = export(run, tmp_path / "out")
+    made = export(run / "best", tmp_path / "out")
     assert made.source == checkpoint_path(run, 10)
+    assert export(run, tmp_path / "newest").source == checkpoint_path(run, 20)
     assert made.max_difference == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
@@ -259,6 +260,9 @@ def test_push__refusal_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_default_out__is_beside_the_run_and_no_checkpoint_of_it(tmp_path: Path) -> None:
     assert default_out(tmp_path / "mrd", "onnx") == tmp_path / "mrd-onnx"
+    (tmp_path / "mrd").mkdir()
+    (tmp_path / "mrd" / "best.json").write_text('{"step": 10}')
+    assert default_out(tmp_path / "mrd" / "best", "pt2") == tmp_path / "mrd-best-pt2"
     step = checkpoint_path(tmp_path / "mrd", 10)
     assert default_out(step, "pt2") == tmp_path / "mrd-step-00000010-pt2"
 
