@@ -138,8 +138,8 @@ def _data(config: Mapping[str, Any]) -> str:
     if not sets:
         return "As the publication of the weights says."
     chosen = (
-        f"{data['n_val']} shapes, chosen by hash of their uid, were held out of training. The best "
-        "checkpoint was chosen on them, on no benchmark."
+        f"{data['n_val']} shapes, chosen by hash of their uid, were held out of training. Where a "
+        "run's best checkpoint is taken, it was chosen on them, on no benchmark."
     )
     return "\n".join(sets) + f"\n\n{chosen}"
 
