@@ -194,7 +194,9 @@ def test_disk__full_is_told_and_the_job_goes_on_where_there_is_room(
     shutil.copytree(small_disk / "set", tmp_path / "moved")
     code, stdout, stderr = run(embed(tmp_path / "moved", teacher))
     assert code == 0, stderr[-3000:]
-    assert json.loads(stdout)["skipped"] == len(survived)
+    told = json.loads(stdout)
+    # A mesh that failed may stand in a part of its own already.
+    assert told["skipped"] - told["failed_before"] == len(survived)
     is_same(tmp_path / "moved", wanted)
 
 
