@@ -222,6 +222,12 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     out.print(table)
 
 
+def tell_failed_before(count: int) -> None:
+    """Name the objects that failed in an earlier run, which this one has left alone."""
+    if count:
+        note(f"  {count} of those were failures; --retry-failures tries them again")
+
+
 class ProgressBar:
     """The one progress bar: rate, ETA and a free status on a terminal, plain lines elsewhere.
 

@@ -21,22 +21,15 @@ from typing import Any
 
 from pipeline.cameras import thumbnail_json
 from pipeline.captions import DEFAULT_TEMPLATES, CaptionJoin
-from pipeline.catalog import clean_temporaries, pending_sets
+from pipeline.catalog import clean_temporaries, failed_uids, pending_sets
 from pipeline.common import InputError, versions
-from pipeline.console import note
+from pipeline.console import note, tell_failed_before
 from pipeline.datasets.base import Record
 from pipeline.graph import run_graph
 from pipeline.lock import exclusive
 from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
-from pipeline.shards import (
-    Manifest,
-    ShardSet,
-    TeacherInfo,
-    create_or_open,
-    taken_back,
-    unstarted,
-)
+from pipeline.shards import Manifest, TeacherInfo, create_or_open, taken_back, unstarted
 from pipeline.shards.storage import shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
 from pipeline.stages import EncodeSettings, Target
@@ -89,7 +82,7 @@ class EmbedSummary:
     def too_many_failures(self) -> bool:
         """Whether more objects have failed than ``limit`` allows, in this run and before."""
         total = self.embedded + self.failed + self.skipped
-        return total > 0 and self.failed + self.failed_before > self.limit * total
+        return self.failed + self.failed_before > self.limit * total
 
 
 def build_manifest(
@@ -271,7 +264,7 @@ def to_do(
     outs = [target.out for target in targets.targets]
     failed: set[str] = set()
     if not options.retry_failures:
-        failed = {failure.uid for out in outs for failure in ShardSet.open(out).failures()}
+        failed = set().union(*map(failed_uids, outs))
 
     def counted() -> Iterator[Record]:
         for record in islice(options.objects.dataset.records(), options.limit):
@@ -310,8 +303,7 @@ def tell(summary: EmbedSummary, out: str) -> None:
         f"{shown(out)}: {summary.embedded} embedded, {summary.failed} failed, "
         f"{summary.skipped} were there already; {rate:.1f} objects/s"
     )
-    if summary.failed_before:
-        note(f"  {summary.failed_before} of those were failures; --retry-failures tries them again")
+    tell_failed_before(summary.failed_before)
     if len(summary.sets) > 1:
         for teacher, path in summary.sets.items():
             note(f"  {teacher}: {shown(path)}")

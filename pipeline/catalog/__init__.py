@@ -6,7 +6,7 @@ names are read, and the connection can be cut off from the outside world altoget
 """
 
 from pipeline.catalog.connection import query
-from pipeline.catalog.pending import pending, pending_sets
+from pipeline.catalog.pending import failed_uids, pending, pending_sets
 from pipeline.catalog.summary import FailureKind, Inspection, inspect
 from pipeline.catalog.temporaries import clean_temporaries
 
@@ -14,6 +14,7 @@ __all__ = [
     "FailureKind",
     "Inspection",
     "clean_temporaries",
+    "failed_uids",
     "inspect",
     "pending",
     "pending_sets",

@@ -81,6 +81,12 @@ def pending_sets(
             size = min(2 * size, chunk)
 
 
+def failed_uids(root: str | Path) -> set[str]:
+    """Uids of objects that failed and that no later try made a row of."""
+    with connect(ShardSet.open(root)) as db:
+        return {uid for (uid,) in db.execute("select uid from failures").fetchall()}
+
+
 def _uid_table(uids: list[str]) -> pa.Table:
     try:
         column = pa.array(uids, pa.string())

@@ -171,7 +171,7 @@ def import_(
     if json_output:
         print_json(summary.to_json())
     if summary.too_many_failures:
-        note(f"more than {max_failures:.0%} failed; see `pipeline inspect {out}`")
+        note(f"more than {max_failures:.0%} have failed; see `pipeline inspect {out}`")
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.catalog import clean_temporaries
+from pipeline.catalog import clean_temporaries, failed_uids
 from pipeline.clouds import cloud_points, make_cloud
 from pipeline.common import InputError, content_hash
 from pipeline.console import ProgressBar, note
@@ -118,7 +118,9 @@ def _write(
     shards = ShardSet.open(options.out)
     done = set(shards.uids())
     if not options.retry_failures:
-        done.update(item.uid for item in shards.failures())
+        failed = failed_uids(options.out)
+        done |= failed
+        summary.failed_before = len(failed)
     left = [shape for shape in shapes if f"{options.name}/{shape.name}" not in done]
     summary.skipped = len(shapes) - len(left)
     left = left[: options.limit]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.catalog import clean_temporaries
+from pipeline.catalog import clean_temporaries, failed_uids
 from pipeline.common import InputError, cores
-from pipeline.console import ProgressBar, note
+from pipeline.console import ProgressBar, note, tell_failed_before
 from pipeline.imports.exported import MANIFEST_FILE, read_manifest
 from pipeline.imports.layout import (
     EVERYTHING,
@@ -81,6 +81,7 @@ class ImportSummary:
     imported: int = 0
     failed: int = 0
     skipped: int = 0  # were there already
+    failed_before: int = 0  # of these, as failures
     unwanted: int = 0  # read past: on no list
     lacking: int = 0  # on the list, in archives that are not here
     seconds: float = 0.0
@@ -89,8 +90,9 @@ class ImportSummary:
 
     @property
     def too_many_failures(self) -> bool:
-        """Whether more than the fraction ``limit`` failed."""
-        return self.failed > self.limit * (self.imported + self.failed)
+        """Whether more than the fraction ``limit`` have failed, in this run and before."""
+        total = self.imported + self.failed + self.skipped
+        return self.failed + self.failed_before > self.limit * total
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -120,6 +122,8 @@ def import_openshape(options: ImportOptions) -> ImportSummary:
     with exclusive(options.out):
         clean_temporaries(options.out)
         uids, done = _done(options, units)
+        if not options.retry_failures:
+            summary.failed_before = len(failed_uids(options.out))
         tasks = [
             Task(
                 unit,
@@ -150,6 +154,7 @@ def tell(summary: ImportSummary, out: str) -> None:
         f"{out}: {summary.imported} imported, {summary.failed} failed, {summary.skipped} were "
         f"there already; {done / summary.seconds if summary.seconds else 0:.1f} objects/s"
     )
+    tell_failed_before(summary.failed_before)
     if summary.lacking:
         note(f"  {summary.lacking} listed objects lie in archives that are not here")
     for reason, count in summary.reasons.items():

@@ -20,7 +20,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import clean_temporaries, connection, inspect, pending, query
+from pipeline.catalog import (
+    clean_temporaries,
+    connection,
+    failed_uids,
+    inspect,
+    pending,
+    query,
+)
 from pipeline.catalog.connection import connect
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
@@ -138,6 +145,7 @@ def test_inspect__object_that_failed_and_then_succeeded_is_no_failure(
     write_failures(tmp_path, [failure(rows[0].uid), failure("bad/1", "A"), failure("bad/1", "B")])
     assert inspect(tmp_path).failures == 1
     assert query(tmp_path, "select uid, error from failures")[1] == [("bad/1", "A")]
+    assert failed_uids(tmp_path) == {"bad/1"}
 
 
 def test_query__star_is_readable_and_blobs_are_in_the_full_view(root: str, rows: list[Row]) -> None:

@@ -227,6 +227,8 @@ def test_import__bad_objects_are_failures(tmp_path: Path) -> None:
     assert summary.reasons["import: wrong_shape"] == 2
     again = run(tmp_path / "release", tmp_path / "out")
     assert (again.imported, again.failed, again.skipped) == (0, 0, 12)
+    assert again.failed_before == 5
+    assert again.too_many_failures
     retried = run(tmp_path / "release", tmp_path / "out", retry_failures=True)
     assert (retried.imported, retried.failed, retried.skipped) == (0, 5, 7)
     assert retried.too_many_failures
