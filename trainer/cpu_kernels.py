@@ -17,14 +17,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.jit import jit, jit_inline
+from pipeline.jit import Kernel, jit, jit_inline
 
 T = TypeVar("T")
 
@@ -32,8 +31,14 @@ _BLOCK = 128  # points whose distances are known before any is asked for
 
 
 @jit_inline
-def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
-    """Puts the first k points of a ball, in the order of the cloud, into ``found``; how many."""
+def _first_inside(xyz_3N, centroid_3, squared_radius, k, found):
+    """Puts the first k points of a ball, in the order of the cloud, in front of ``found``.
+
+    A ball with fewer is padded with its first one; the nearest point stands for an empty one.
+    ``found`` has room for a block more than k.
+    """
+    squared = np.empty(_BLOCK, xyz_3N.dtype)
+    x, y, z = centroid_3
     n_points, count = xyz_3N.shape[1], 0
     for start in range(0, n_points, _BLOCK):
         size = min(_BLOCK, n_points - start)
@@ -46,7 +51,7 @@ def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
             found[count] = start + j
             count += 1 if squared[j] <= squared_radius else 0
         if count >= k:
-            return k
+            break
     if count == 0:
         found[0], least = 0, np.inf
         for j in range(n_points):
@@ -55,31 +60,27 @@ def _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found):
             if distance < least:
                 found[0], least = j, distance
         count = 1
-    return count
+    for j in range(count, k):
+        found[j] = found[0]
 
 
 @jit
-def _ball_query(centroids_S3, xyz_3N, squared_radius, index_SK):
+def _ball_query(xyz_3N, centroids_S3, squared_radius, index_SK):
     k = index_SK.shape[1]
-    squared = np.empty(_BLOCK, xyz_3N.dtype)
     found = np.empty(k + _BLOCK, np.int64)
     for s in range(len(centroids_S3)):
-        x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
-        count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
-        for j in range(k):
-            index_SK[s, j] = found[j if j < count else 0]
+        _first_inside(xyz_3N, centroids_S3[s], squared_radius, k, found)
+        index_SK[s] = found[:k]
 
 
 @jit
-def _ball_group(centroids_S3, points_NC, xyz_3N, squared_radius, grouped_SKC):
+def _ball_group(xyz_3N, centroids_S3, squared_radius, grouped_SKC, points_NC):
     k, channels = grouped_SKC.shape[1], points_NC.shape[1]
-    squared = np.empty(_BLOCK, xyz_3N.dtype)
     found = np.empty(k + _BLOCK, np.int64)
     for s in range(len(centroids_S3)):
-        x, y, z = centroids_S3[s, 0], centroids_S3[s, 1], centroids_S3[s, 2]
-        count = _first_inside(xyz_3N, x, y, z, squared_radius, k, squared, found)
+        _first_inside(xyz_3N, centroids_S3[s], squared_radius, k, found)
         for j in range(k):
-            n = found[j if j < count else 0]
+            n = found[j]
             for c in range(3):
                 grouped_SKC[s, j, c] = points_NC[n, c] - centroids_S3[s, c]
             for c in range(channels):
@@ -92,17 +93,8 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
     A ball is left when it is full. Only a point whose distance equals the radius to the last digit
     may be seen differently. Raises ``ValueError`` for shapes that do not fit.
     """
-    _require_shapes(centroids_BS3, xyz_BN3)
     index_BSK = torch.empty(*centroids_BS3.shape[:2], k, dtype=torch.int64)
-    xyz_B3N = _by_axis(xyz_BN3)
-    centroids, index = centroids_BS3.detach().contiguous().numpy(), index_BSK.numpy()
-    squared_radius = xyz_B3N.dtype.type(radius * radius)
-
-    def some(part: slice) -> None:
-        for b in range(part.start, part.stop):
-            _ball_query(centroids[b], xyz_B3N[b], squared_radius, index[b])
-
-    _spread(some, len(index))
+    _each_cloud(_ball_query, xyz_BN3, centroids_BS3, radius, index_BSK)
     return index_BSK
 
 
@@ -111,35 +103,35 @@ def ball_group(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float)
 
     Raises ``ValueError`` for shapes that do not fit.
     """
-    _require_shapes(centroids_BS3, points_BNC)
-    batch, _, channels = points_BNC.shape
-    grouped_BSKC = points_BNC.new_empty(batch, centroids_BS3.shape[1], k, 3 + channels)
-    xyz_B3N, points = _by_axis(points_BNC[..., :3]), points_BNC.contiguous().numpy()
-    centroids, grouped = centroids_BS3.contiguous().numpy(), grouped_BSKC.numpy()
-    squared_radius = xyz_B3N.dtype.type(radius * radius)
-
-    def some(part: slice) -> None:
-        for b in range(part.start, part.stop):
-            _ball_group(centroids[b], points[b], xyz_B3N[b], squared_radius, grouped[b])
-
-    _spread(some, batch)
+    batch, centroids, _ = centroids_BS3.shape
+    grouped_BSKC = points_BNC.new_empty(batch, centroids, k, 3 + points_BNC.shape[-1])
+    xyz_BN3 = points_BNC[..., :3]
+    _each_cloud(_ball_group, xyz_BN3, centroids_BS3, radius, grouped_BSKC, points_BNC)
     return grouped_BSKC
 
 
-def _require_shapes(centroids_BS3: Tensor, points_BNC: Tensor) -> None:
-    """A kernel does not look where an array ends."""
+def _each_cloud(
+    kernel: Kernel, xyz_BN3: Tensor, centroids_BS3: Tensor, radius: float, *more: Tensor
+) -> None:
+    """Run a kernel on every cloud; ``more`` are its further arguments, by cloud."""
     batch, _, axes = centroids_BS3.shape
-    if axes != 3 or points_BNC.shape[-1] < 3 or len(points_BNC) != batch:
+    if axes != 3 or xyz_BN3.shape[-1] != 3 or len(xyz_BN3) != batch:
         raise ValueError(
-            f"centroids {tuple(centroids_BS3.shape)} do not fit points {tuple(points_BNC.shape)}"
+            f"centroids {tuple(centroids_BS3.shape)} do not fit points {tuple(xyz_BN3.shape)}"
         )
-    if points_BNC.shape[1] == 0 and centroids_BS3.numel() > 0:
+    if xyz_BN3.shape[1] == 0 and centroids_BS3.numel() > 0:
         raise ValueError("neighbours asked of clouds without points")
+    # Coordinates of one axis side by side, as a core takes them.
+    xyz_B3N = xyz_BN3.transpose(1, 2)
+    tensors = (xyz_B3N, centroids_BS3, *more)
+    xyz, centroids, *rest = (value.detach().contiguous().numpy() for value in tensors)
+    squared_radius = xyz.dtype.type(radius * radius)
 
+    def some(part: slice) -> None:
+        for b in range(part.start, part.stop):
+            kernel(xyz[b], centroids[b], squared_radius, *(values[b] for values in rest))
 
-def _by_axis(xyz_BN3: Tensor) -> NDArray[Any]:
-    """(B, 3, N): coordinates of one axis side by side, as a core takes them."""
-    return xyz_BN3.detach().transpose(1, 2).contiguous().numpy()
+    _spread(some, batch)
 
 
 @jit
