@@ -78,8 +78,8 @@ def perform(folder: Path) -> None:
         shutil.rmtree(run)  # killed before it had written anything
     (folder / RESULT).unlink(missing_ok=True)
     workers = Workers(job.workers, job.address)
-    result = train(job.shards, recipe, run, resume=resume, device=job.device, workers=workers)
-    loaded = load_model(result.checkpoint)  # the last: all arms have seen as much
+    train(job.shards, recipe, run, resume=resume, device=job.device, workers=workers)
+    loaded = load_model(run)
     student = as_student(loaded, choose_device(job.device))
     rows = HeldOut.open(job.eval_shards, job.split, or_all=job.or_all)
     figures = rows.measure(student.encode_stored, student.n_points)

@@ -239,7 +239,8 @@ class DistillTask:
         """The objective, and the features of all processes."""
         local = batch.features(features_BD)
         everyone, offset = distributed.gather_features(local)
-        loss, named = self._losses["align"](local, everyone, offset, self._hardness(step, total))
+        hardness = self._hardness_ramp(step, total)
+        loss, named = self._losses["align"](local, everyone, offset, hardness)
         terms: dict[str, Tensor | float] = {**named}
         every_step: dict[str, Tensor] = {}
         distill = self.distill
@@ -262,10 +263,13 @@ class DistillTask:
         terms |= self.align.report()
         return StepResult(loss, terms, every_step), everyone
 
-    def _hardness(self, step: int, total: int) -> Tensor:
-        """Share of the hard negatives that applies: a tensor, so that one graph does for all."""
-        share = ramp(self.recipe.loss.align.hard_warmup, step, total)
-        return torch.full((), share, device=self.device)  # by a kernel: nothing is waited for
+    def _hardness_ramp(self, step: int, total: int) -> Tensor | float:
+        """How much of the hard negatives applies, in [0, 1]."""
+        config = self.recipe.loss.align
+        if config.hard_warmup == 0:
+            return 1.0
+        # A tensor: one graph does for all steps. Filled by a kernel: nothing is waited for.
+        return torch.full((), ramp(config.hard_warmup, step, total), device=self.device)
 
     @staticmethod
     def _told(result: StepResult) -> StepResult:

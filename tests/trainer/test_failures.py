@@ -30,7 +30,7 @@ from tests.trainer.conftest import (
 )
 from tests.trainer.test_run import STATEFUL, assert_same_state
 from trainer import checkpoint, data
-from trainer.checkpoint import checkpoint_path, checkpoints, last, load_model
+from trainer.checkpoint import checkpoint_path, checkpoints, load_model
 from trainer.loop import Loop
 from trainer.recorder import METRICS, Recorder, read_metrics
 from trainer.run import DIVERGED, train
@@ -72,7 +72,7 @@ def test_kill__at_random_steps_gives_the_same_curve_and_weights(
     done = subprocess.run(start, check=True, capture_output=True, text=True)
     assert "resuming from step-" in done.stderr
     assert_same_state(straight.checkpoint, checkpoint_path(out, 600))
-    assert load_model(straight.checkpoint).hash == load_model(last(out)).hash
+    assert load_model(straight.checkpoint).hash == load_model(out).hash
     assert told(out) == told(straight.run)
 
 
@@ -93,7 +93,7 @@ def test_signal__saves_and_exits_with_130(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    step = load_model(last(out)).step
+    step = load_model(out).step
     assert f"saved at step {step}; `trainer resume {out}` goes on from there" in err
     assert "Traceback" not in err
 
@@ -207,7 +207,7 @@ def test_save__without_room_leaves_the_checkpoints_before(
     out = tmp_path / "run"
     with pytest.raises(InputError, match=r"step-00000004: cannot be written .*trainer resume"):
         train([make_shards()], recipe, out, device="cpu")
-    assert load_model(last(out)).step == 2
+    assert load_model(out).step == 2
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
 
 

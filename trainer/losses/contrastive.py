@@ -60,11 +60,11 @@ def info_nce(
 def hard_negatives(logits_BG: Tensor, target_B: Tensor, hardness: Tensor | float) -> Tensor:
     """(B, G) what is added to logits so that the negatives of a row count by their likeness to it.
 
-    HN-NCE (arXiv 2301.02280, eq. 4 with alpha 1; after Robinson et al., arXiv 2010.04592): in the
-    sum over a row's n negatives the term of j has the weight
+    After HN-NCE (arXiv 2301.02280) and Robinson et al. (arXiv 2010.04592), the row's own column at
+    its full weight: in the sum over a row's n negatives the term of j has the weight
     w_j = n exp(beta l_j) / sum_k exp(beta l_k), l the logits; beta = 0 weights all alike. Added is
-    log w, 0 for the row's own column. The weights are constants: the model does not learn by
-    changing them. A column of -inf stays out.
+    log w, 0 for the row's own column. The weights are taken for constants: the model does not
+    learn by changing them. A column of -inf stays out.
     """
     own_BG = torch.zeros_like(logits_BG, dtype=torch.bool).scatter_(1, target_B[:, None], True)
     out_BG = own_BG | logits_BG.isneginf()
