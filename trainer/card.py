@@ -126,7 +126,9 @@ def _training(config: Mapping[str, Any], total: int | None) -> str:
         )
     planned = f" of {total}" if total is not None else ""
     ema = ", weights averaged over the steps" if config["ema"] else ""
-    return f"{config['step']}{planned} steps, {config['samples_seen']} samples seen{ema}"
+    init = (config.get("recipe") or {}).get("model", {}).get("init")
+    begun = f", beginning with the weights of {init}" if init else ""
+    return f"{config['step']}{planned} steps, {config['samples_seen']} samples seen{ema}{begun}"
 
 
 def _data(config: Mapping[str, Any]) -> str:

@@ -78,6 +78,8 @@ def run(
       trainer run --shards a --shards b --set data.weights=[1,4] --out runs/mixed
 
       trainer run --shards shards --recipe mrd-pointbert-72m --workers 8 --out runs/large
+
+      trainer run --shards mine --recipe tiny --set model.init=runs/mrd --out runs/mine
     """
     from trainer.config import load_recipe
 

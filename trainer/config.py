@@ -87,7 +87,15 @@ class ModelConfig(Section):
 
     backbone: str = "pointbert-32m"
     options: dict[str, Any] = Field(default_factory=dict)  # overrides of the backbone's options
+    # Weights to begin with: a run folder, checkpoint, file of OpenShape or Uni3D, or hub's model.
+    init: str = ""
     trunk: str = ""  # uni3d: file of timm weights of the trunk to begin with; "": from scratch
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> ModelConfig:
+        if self.init and self.trunk:
+            raise ValueError("init has the weights of the trunk too; leave out one of the two")
+        return self
 
 
 class AlignConfig(Section):

@@ -181,7 +181,9 @@ def fit(
     corpus = Corpus(shards, recipe)
     asked, recipe = recipe, corpus.recipe
     with _explained(out, recipe), ExitStack() as held:
-        task = DistillTask(recipe, corpus.teacher.width, device)
+        # Once there is a checkpoint, the weights that the run began with may be gone.
+        restored = resume and checkpoint.newest(out)[0] is not None
+        task = DistillTask(recipe, corpus.teacher.width, device, restored=restored)
         corpus.require_order(task.student.centroids)
         batches = _open(corpus, recipe, device)
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
@@ -261,6 +263,12 @@ def _introduce(
     """Tell the user what is about to be trained on what."""
     if corpus.left_out:
         say(f"nothing in the shards to read: {', '.join(corpus.left_out)} switched off")
+    if task.begun_with is not None:
+        differs = task.begun_with.mismatch(corpus.teacher)
+        say(
+            f"begins with the weights of {recipe.model.init}"
+            + (f", trained on another teacher than the shards' ({differs})" if differs else "")
+        )
     processes = "" if world_size() == 1 else f" in {world_size()} processes ({task.replicas.kind})"
     say(
         f"{recipe.model.backbone}: {_count(task):.2f}M parameters, {corpus.n_train} shapes to "

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from trainer import distributed, parallel
 from trainer.augment import Augment
-from trainer.backbones import Backbone, build_backbone, load_trunk
+from trainer.backbones import Backbone, build_backbone
 from trainer.backbones.layers import recompute_blocks
 from trainer.config import EmaConfig, Recipe
 from trainer.data import CloudBatch, DeviceBatch
+from trainer.initial import begin
 from trainer.losses import AlignLoss, DistillLoss, Features
 from trainer.optim import ramp
 from trainer.validate import validate
@@ -71,12 +72,20 @@ class Ema:
 class DistillTask:
     """The student of a recipe with alignment and relation distillation."""
 
-    def __init__(self, recipe: Recipe, width: int, device: torch.device) -> None:
-        """``width`` is the teacher's. The initial weights follow ``train.seed``."""
+    def __init__(
+        self, recipe: Recipe, width: int, device: torch.device, *, restored: bool = False
+    ) -> None:
+        """``width`` is the teacher's. The initial weights follow ``train.seed``.
+
+        Or they are those that the recipe names, not looked for where all are to be ``restored``.
+
+        Raises ``InputError`` as ``trainer.initial.begin``.
+        """
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
         backbone = build_backbone(recipe.model.backbone, width, recipe.model.options)
-        load_trunk(backbone, recipe.model.trunk)
+        # Whose embeddings the initial weights were trained on, where they are a checkpoint's.
+        self.begun_with = None if restored else begin(backbone, recipe.model)
         align = AlignLoss(recipe.loss.align, width)
         self.modules = nn.ModuleDict({"student": backbone, "align": align})
         if recipe.loss.distill.enabled:

@@ -1,0 +1,106 @@
+"""Runs that begin with trained weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.common import InputError
+from tests.trainer.conftest import MakeShards, small_recipe
+from trainer.backbones import build_backbone
+from trainer.checkpoint import WEIGHTS, load_model
+from trainer.config import load_recipe
+from trainer.initial import begin
+from trainer.run import RunResult, train
+
+
+def make_run(make_shards: MakeShards, out: Path, *overrides: str) -> RunResult:
+    recipe = small_recipe("train.steps=2", *overrides)
+    return train([make_shards()], recipe, out, device="cpu")
+
+
+def test_train__a_rate_of_next_to_nothing_leaves_the_weights_it_begins_with(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_run(make_shards, tmp_path / "first")
+    for name, init in (("on", f"model.init={tmp_path / 'first'}"), ("scratch", "model.init=")):
+        make_run(make_shards, tmp_path / name, init, "optim.lr=1e-12", "train.seed=7")
+    expected = load_model(first.checkpoint).backbone.state_dict()
+    on, scratch = (
+        load_file(RunResult.of(tmp_path / n).checkpoint / WEIGHTS) for n in ("on", "scratch")
+    )
+    for key, value in expected.items():
+        torch.testing.assert_close(on[key], value, rtol=1e-6, atol=1e-8)
+    assert any(not torch.allclose(scratch[key], value) for key, value in expected.items())
+    told = capsys.readouterr().err
+    assert told.count("begins with the weights of") == 1
+    assert "another teacher" not in told
+    card = (tmp_path / "on/README.md").read_text()
+    assert "beginning with the weights of" in card
+
+
+def test_resume__needs_the_first_weights_until_there_is_a_checkpoint(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    make_run(make_shards, tmp_path / "first")
+    make_run(make_shards, tmp_path / "on", f"model.init={tmp_path / 'first'}")
+    shutil.rmtree(tmp_path / "first")
+    assert train([], None, tmp_path / "on", resume=True, device="cpu").step == 2
+    shutil.rmtree(tmp_path / "on/checkpoints")
+    with pytest.raises(InputError, match="first: no such folder"):
+        train([], None, tmp_path / "on", resume=True, device="cpu")
+
+
+def test_begin__other_backbone_options_or_width_name_the_remedy(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    run = make_run(make_shards, tmp_path / "first", "model.options.grouping=ball")
+    loaded = load_model(run.checkpoint)
+    model = small_recipe(f"model.init={tmp_path / 'first'}").model
+    own = build_backbone(model.backbone, loaded.backbone.width, model.options)
+    with pytest.raises(
+        InputError, match=r"of other options .*--set model\.options\.grouping=ball$"
+    ):
+        begin(own, model)
+    with pytest.raises(InputError, match=r"a tiny, the recipe has pointbert-5m; --set model\.back"):
+        begin(own, model.model_copy(update={"backbone": "pointbert-5m"}))
+    # As the message says; what only training knows may differ.
+    same = small_recipe(
+        f"model.init={tmp_path / 'first'}",
+        "model.options.grouping=ball",
+        "model.options.drop_path=0.1",
+    ).model
+    assert begin(build_backbone(same.backbone, own.width, same.options), same) == loaded.teacher
+    wide = build_backbone(same.backbone, own.width + 1, same.options)
+    with pytest.raises(InputError, match=r"embeddings of .* numbers, those of the shards"):
+        begin(wide, same)
+
+
+def test_train__weights_of_another_teacher_are_told(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trainer import task as task_module
+
+    make_run(make_shards, tmp_path / "first")
+
+    def of_another(*given: object) -> object:
+        teacher = begin(*given)  # type: ignore[arg-type]
+        assert teacher is not None
+        return replace(teacher, fingerprint_text=[-x for x in teacher.fingerprint_text])
+
+    monkeypatch.setattr(task_module, "begin", of_another)
+    make_run(make_shards, tmp_path / "on", f"model.init={tmp_path / 'first'}")
+    assert "trained on another teacher than the shards' (" in capsys.readouterr().err
+
+
+def test_load_recipe__two_beginnings_are_refused() -> None:
+    with pytest.raises(InputError, match="leave out one of the two"):
+        load_recipe("mrd-uni3d-ti", ["model.init=a", "model.trunk=b"])
