@@ -39,8 +39,8 @@ def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
     if loaded.backbone.width != backbone.width:
         raise InputError(
             f"{source}: embeddings of {loaded.backbone.width} numbers, those of the shards' "
-            f"teacher have {backbone.width}; embed the shards with {loaded.teacher.label}, or begin "
-            "with another checkpoint"
+            f"teacher have {backbone.width}; embed the shards with {loaded.teacher.label}, or "
+            "begin with another checkpoint"
         )
     backbone.load_state_dict(loaded.backbone.state_dict())
     return loaded.teacher
