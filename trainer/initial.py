@@ -27,7 +27,10 @@ def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
     from trainer.student import find
 
     source = f"model.init {model.init}"
-    loaded = load_model(find(model.init))
+    try:
+        loaded = load_model(find(model.init))
+    except InputError as error:
+        raise InputError(f"model.init: {error}") from error
     name, options = loaded.config["backbone"]["name"], loaded.config["backbone"]["options"]
     if name != model.backbone:
         raise InputError(
