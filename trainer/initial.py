@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
 
 from pipeline.common import InputError
 from pipeline.shards import TeacherInfo
@@ -12,7 +11,7 @@ from trainer.checkpoint import load_model
 from trainer.config import ModelConfig
 
 # Options that a run may choose anew: they change how it learns, not what a weight means.
-FREE = ("patch_dropout", "drop_path")
+TRAINING_ONLY = ("patch_dropout", "drop_path")
 
 
 def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
@@ -31,12 +30,18 @@ def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
         loaded = load_model(find(model.init))
     except InputError as error:
         raise InputError(f"model.init: {error}") from error
-    name, options = loaded.config["backbone"]["name"], loaded.config["backbone"]["options"]
+    theirs = loaded.config["backbone"]
+    name = theirs["name"]
     if name != model.backbone:
         raise InputError(
             f"{source}: a {name}, the recipe has {model.backbone}; --set model.backbone={name}"
         )
-    changes = _changes(options, resolve_options(name, model.options))
+    ours = resolve_options(name, model.options)
+    changes = [
+        f"--set model.options.{key}={_shown(value)}"
+        for key, value in resolve_options(name, theirs["options"]).items()
+        if key not in TRAINING_ONLY and value != ours[key]
+    ]
     if changes:
         raise InputError(f"{source}: of other options than the recipe; {' '.join(changes)}")
     if loaded.backbone.width != backbone.width:
@@ -49,20 +54,6 @@ def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
     return loaded.teacher
 
 
-def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """``--set`` of every option that would have to be as in the checkpoint."""
-    return [
-        f"--set model.options.{key}={_toml(theirs[key])}"
-        for key in ours
-        if key not in FREE and key in theirs and _plain(theirs[key]) != _plain(ours[key])
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(_plain(value)).replace(" ", "")
+def _shown(value: object) -> str:
+    """As ``--set`` takes it in a shell: words bare, lists without spaces."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -182,7 +182,8 @@ def fit(
     asked, recipe = recipe, corpus.recipe
     with _explained(out, recipe), ExitStack() as held:
         # Once there is a checkpoint, the weights that the run began with may be gone.
-        restored = resume and checkpoint.newest(out)[0] is not None
+        begins = bool(recipe.model.init or recipe.model.trunk)
+        restored = begins and resume and checkpoint.newest(out)[0] is not None
         task = DistillTask(recipe, corpus.teacher.width, device, restored=restored)
         corpus.require_order(task.student.centroids)
         batches = _open(corpus, recipe, device)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.common import InputError
+from tests.trainer import reference
 from tests.trainer.conftest import MakeShards, small_recipe
 from trainer.backbones import build_backbone
 from trainer.checkpoint import WEIGHTS, load_model
@@ -104,3 +105,19 @@ def test_train__weights_of_another_teacher_are_told(
 def test_load_recipe__two_beginnings_are_refused() -> None:
     with pytest.raises(InputError, match="leave out one of the two"):
         load_recipe("mrd-uni3d-ti", ["model.init=a", "model.trunk=b"])
+
+
+def test_begin__a_released_file_once_the_recipe_has_its_options(tmp_path: Path) -> None:
+    state = reference.openshape_state(dim=256, depth=6, mlp=1024, local=96, width=1280)
+    file = tmp_path / "model.safetensors"
+    save_file({f"module.{key}": value for key, value in state.items()}, file)
+    wanted = [f"model.init={file}", "model.backbone=pointbert-5m"]
+    model = load_recipe("tiny", wanted).model
+    with pytest.raises(InputError, match=r"of other options than the recipe; --set ") as caught:
+        begin(build_backbone(model.backbone, 1280, model.options), model)
+    changes = str(caught.value).partition("; ")[2].replace("--set ", "").split()
+    same = load_recipe("tiny", [*wanted, *changes]).model  # as the message says
+    backbone = build_backbone(same.backbone, 1280, same.options)
+    assert begin(backbone, same) == load_model(file).teacher
+    expected = load_model(file).backbone.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in backbone.state_dict().items())
