@@ -33,7 +33,7 @@ def choose_precision(name: str, device: str) -> str:
     """What ``auto`` means on a device: ``fp32`` on CPUs, else ``bf16`` where the card has it.
 
     CPUs with the instructions for it encode pictures about twice as fast in ``bf16``, but the
-    others several times slower, so there it is left to the user. Raises ``InputError`` for a name
+    others tens of times slower, so there it is left to the user. Raises ``InputError`` for a name
     that is none, and for ``fp16`` on a CPU, which computes it slower than ``fp32``.
     """
     if name not in PRECISIONS:

@@ -12,7 +12,7 @@ from trainer.config import Recipe, load_recipe
 from trainer.data import Batches, CloudBatch, validation_batches
 from trainer.index import Corpus
 from trainer.optim import build_optimizer, learning_rate, ramp
-from trainer.task import DistillTask, choose_precision
+from trainer.task import DistillTask, bf16_slowdown, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -307,12 +307,32 @@ def test_validate__all_positives_are_measured_by_their_mean(root: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_precision__is_told_with_its_reason() -> None:
+@pytest.mark.parametrize(("slowdown", "advice"), [(0.5, False), (37.0, True)])
+def test_precision__is_told_with_its_reason(
+    slowdown: float, advice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.task.bf16_slowdown", lambda: slowdown)
     assert choose_precision("auto", CPU)[0] == torch.float32
-    assert choose_precision("bf16", CPU) == (
-        torch.bfloat16,
-        "bf16: asked for by train.precision",
-    )
+    dtype, reason = choose_precision("bf16", CPU)
+    assert dtype == torch.bfloat16
+    assert reason.startswith("bf16: asked for by train.precision")
+    assert ("37 times faster in fp32; set train.precision=fp32" in reason) == advice
+
+
+def test_bf16_slowdown__compares_the_best_rounds_after_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = iter([90.0, 12.0, 10.0, 11.0, 90.0, 3.0, 5.0, 2.0])  # bf16, then fp32
+    clock, odd = 0.0, True
+
+    def perf_counter() -> float:
+        nonlocal clock, odd
+        clock += 0 if odd else next(taken)
+        odd = not odd
+        return clock
+
+    monkeypatch.setattr("trainer.task.time.perf_counter", perf_counter)
+    assert bf16_slowdown() == 5
 
 
 def test_backward__bf16_gives_finite_float32_gradients(root: Path) -> None:
