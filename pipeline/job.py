@@ -174,6 +174,9 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     another run at work on the same folder.
     """
     begun = time.perf_counter()
+    _ = (
+        options.objects.dataset.options
+    )  # raises for a source that is not there: now, not in a minute
     with ExitStack() as stack:
         captions = stack.enter_context(CaptionJoin(options.objects.captions.files))
         # Before anything is written: a file that names no object must not leave an empty set.

@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from pipeline.common import InputError, content_hash
 from pipeline.shards import TeacherInfo
 from pipeline.shards.manifest import VECTORS as MODEL
-from pipeline.teachers.model import Teacher
+
+if TYPE_CHECKING:  # options are read with these names before torch is loaded
+    from pipeline.teachers.model import Teacher
 
 F32 = NDArray[np.float32]
 

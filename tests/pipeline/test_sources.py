@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,36 @@ def test_make__an_option_that_is_not_read_is_refused_by_its_name(source: Source)
         typed = {"cache_bytes": "--cache-size"}.get(name, f"--{name}")
         with pytest.raises(InputError, match=f"^{typed}: the source {source.name} does not read"):
             make_dataset(source.name, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--dataset", "foldr"], "--dataset foldr"),
+        (["--dataset", "folder", "--root", "nowhere"], "--root nowhere"),
+        (["--dataset", "procedural", "--count", "2", "--cameras", "rings"], "--cameras rings"),
+        (["--dataset", "procedural", "--count", "2", "--captions", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_embed__tells_wrong_options_before_it_loads_a_model(
+    options: list[str], named: str, tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from pipeline.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(sorted({'torch', 'open_clip', 'ray'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "embed", *options, "--out", "made"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert done.stdout.strip() == "[]"
+    assert not (tmp_path / "made").exists()
