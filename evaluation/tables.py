@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.published import Table, beside
 from evaluation.results import percent
 from pipeline.common import content_hash
-from pipeline.console import out, print_table
+from pipeline.console import out, print_table, table_width
 
 Record = dict[str, Any]
 WIDE = 110  # columns of a terminal from which on intervals fit
@@ -59,7 +59,7 @@ def one_table(record: Record) -> None:
 
 def comparison_tables(records: Sequence[Record]) -> None:
     """All results side by side: one table per benchmark and task, to the terminal's width."""
-    for title, columns, rows in comparisons(records, compact=out.width < WIDE):
+    for title, columns, rows in comparisons(records, compact=table_width() < WIDE):
         print_table(title, columns, rows)
 
 

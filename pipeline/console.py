@@ -39,6 +39,7 @@ _ANYWHERE = ("--debug", "--quiet")  # of a line: users add them at the end of an
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+_UNBOUNDED = 10_000  # wider than any table
 _quiet = False  # set by ``run_app``
 
 # Typer carries its own copy of click since 0.2x and used the package before: the classes are
@@ -209,6 +210,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
 
 
+def table_width() -> int:
+    """Columns that a table on stdout may take: the terminal's, or ``COLUMNS``.
+
+    A pipe or a file has no width, so that nothing is folded there.
+    """
+    return out.width if out.is_terminal or "COLUMNS" in os.environ else _UNBOUNDED
+
+
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table to stdout; numbers are right-aligned."""
     table = Table(title=Text(title), title_justify="left")
@@ -219,7 +228,8 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         table.add_row(
             *[Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row]
         )
-    out.print(table)
+    # Rich prints no wider than its console is.
+    (out if out.is_terminal else Console(file=out.file, width=table_width())).print(table)
 
 
 def tell_failed_before(count: int) -> None:
