@@ -309,7 +309,7 @@ def write_index(
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raise ``InputError`` where no index may be written; see ``pipeline.common.check_new``."""
-    check_new(out, "--out", overwrite, kind="an index", marks=FILES[:1])
+    check_new(out, "--out", overwrite, kind="an index", marks=[("manifest.json", FORMAT)])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

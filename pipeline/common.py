@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,23 +89,37 @@ def check_place(final: Path, option: str, *, folder: bool = False) -> None:
 
 
 def check_new(
-    final: Path, option: str, overwrite: bool, *, kind: str = "", marks: tuple[str, ...] = ()
+    final: Path,
+    option: str,
+    overwrite: bool,
+    *,
+    kind: str = "",
+    marks: Sequence[tuple[str, str]] = (),
 ) -> None:
     """``check_place``, and refuse what is there already unless it is to be replaced.
 
-    With ``marks`` it is a folder: one of these files is in every folder of this ``kind`` ("a shard
-    set"), and a folder without any of them is never replaced. An empty folder counts as not there.
-    Raises ``InputError``; to be called before the work starts.
+    With ``marks`` it is a folder: every folder of this ``kind`` ("a shard set") has one of these
+    JSON files with that ``format`` in it, and a folder without is never replaced: a ``config.json``
+    lies in many. An empty folder counts as not there. Raises ``InputError``; to be called before
+    the work starts.
     """
     check_place(final, option, folder=bool(marks))
     if not (any(final.iterdir()) if final.is_dir() else final.exists()):
         return
-    if marks and not any((final / mark).is_file() for mark in marks):
+    if marks and not any(_has_format(final / file, name) for file, name in marks):
         raise InputError(
             f"{option} {final}: not {kind}, so it is not replaced; name another folder"
         )
     if not overwrite:
         raise InputError(f"{option} {final}: is there already; add --overwrite to replace it")
+
+
+def _has_format(path: Path, name: str) -> bool:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("format") == name
 
 
 def _fsync(path: Path) -> None:

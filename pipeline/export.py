@@ -30,13 +30,16 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, atomic_path, check_new
+from pipeline.common import InputError, atomic_path, check_new, content_hash
 from pipeline.console import ProgressBar
 from pipeline.imports.exported import COLUMNS, KEY, MANIFEST_FILE, manifest_text, placed_texts
+from pipeline.imports.exported import FORMAT as OPENSHAPE
 from pipeline.shards import Manifest, Row, ShardSet
 
 FORMATS = ("npz", "webdataset", "openshape")
+FORMAT = "mrd3d-exported-shards"  # of manifest.json
 _FOLDER = "objaverse-processed/merged_for_training_final"  # as in the release's archives
+_LONGEST = 200  # bytes of a part of a uid; file systems take 255, with what follows
 _METADATA = (
     "uid", "dataset", "source", "category", "split", "has_color", "sha256", "n_faces",
     "n_vertices", "n_bytes",
@@ -84,7 +87,9 @@ def export(
         ProgressBar("export", total, "objects") as bar,
     ):
         folder.mkdir()
-        (folder / "manifest.json").write_text(source.manifest.to_json())
+        # By its format nobody takes it for a shard set, which has no such files in it.
+        told = {**json.loads(source.manifest.to_json()), "format": FORMAT}
+        (folder / "manifest.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         writers[layout](_rows(source, bar), source.manifest, folder, rows_per_file)
         files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return ExportSummary(total, len(files), sum(files))
@@ -97,7 +102,7 @@ def _check_out(source: ShardSet, out: Path, overwrite: bool) -> None:
         inner = Path(source.storage.path).resolve()
         if inner.is_relative_to(out.resolve()):
             raise InputError(f"--out {out}: holds the shard set itself; name another folder")
-    marks = ("manifest.json", f"meta_data/{MANIFEST_FILE}")
+    marks = [("manifest.json", FORMAT), (f"meta_data/{MANIFEST_FILE}", OPENSHAPE)]
     check_new(out, "--out", overwrite, kind="an exported set", marks=marks)
 
 
@@ -126,10 +131,15 @@ def metadata(row: Row) -> dict[str, Any]:
 def file_key(uid: str) -> str:
     """A uid as a relative path without dots: WebDataset cuts names at the first dot.
 
-    Slashes stay; everything but letters, digits, ``_`` and ``-`` is percent-encoded.
+    Slashes stay; everything but letters, digits, ``_`` and ``-`` is percent-encoded. What is then
+    too long for a file's name is cut, and a hash of the whole put behind it.
     """
     parts = [
         quote(part, safe="").replace(".", "%2E").replace("~", "%7E") for part in uid.split("/")
+    ]
+    parts = [
+        part if len(part) <= _LONGEST else f"{part[:_LONGEST]}-{content_hash(part.encode())[:16]}"
+        for part in parts
     ]
     return "/".join(part or "%" for part in parts)  # %: an empty part, which quoting never gives
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -156,9 +157,9 @@ FILES = [
     "evaluation benchmarks cc0-objects --root none --out OUT.csv",
 ]
 FOLDERS = [
-    ("trainer export none --out OUT", "config.json"),
-    ("trainer import-weights uni3d none.pt --out OUT", "config.json"),
-    ("evaluation index --embeddings none --out OUT", "index.faiss"),
+    ("trainer export none --out OUT", "config.json", "mrd3d-checkpoint"),
+    ("trainer import-weights uni3d none.pt --out OUT", "config.json", "mrd3d-checkpoint"),
+    ("evaluation index --embeddings none --out OUT", "manifest.json", "mrd3d-index"),
 ]
 # These look into their sets first, among others whether --out lies in one of them.
 ELSEWHERE = {
@@ -179,7 +180,7 @@ def refused(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_overwrite__every_command_that_has_it_is_tried() -> None:
-    tried = {" ".join(line.split()[:2]) for line in [*FILES, *(line for line, _ in FOLDERS)]}
+    tried = {" ".join(line.split()[:2]) for line in [*FILES, *(line for line, *_ in FOLDERS)]}
     has = {
         f"{parameter.values[0]} {parameter.values[1]}"
         for parameter in commands()
@@ -207,10 +208,11 @@ def test_overwrite__a_file_is_refused_before_the_work_and_kept_when_that_fails(
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
-@pytest.mark.parametrize(("line", "mark"), FOLDERS)
+@pytest.mark.parametrize(("line", "mark", "kind"), FOLDERS)
 def test_overwrite__a_folder_is_replaced_only_where_it_is_of_the_kind(
     line: str,
     mark: str,
+    kind: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -220,7 +222,10 @@ def test_overwrite__a_folder_is_replaced_only_where_it_is_of_the_kind(
     assert "none" in refused(line, monkeypatch, capsys)  # empty: as if it were not there
     Path("OUT/photo.jpg").write_text("mine")
     assert "so it is not replaced; name" in refused(f"{line} --overwrite", monkeypatch, capsys)
-    Path("OUT", mark).write_text("{}")
+    for others in ("{}", "[]", "no JSON", '{"format": "mrd3d-shards"}'):  # a web project's, a set's
+        Path("OUT", mark).write_text(others)
+        assert "so it is not replaced; name" in refused(f"{line} --overwrite", monkeypatch, capsys)
+    Path("OUT", mark).write_text(json.dumps({"format": kind}))
     assert refused(line, monkeypatch, capsys) == (
         "error: --out OUT: is there already; add --overwrite to replace it"
     )

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from trainer.backbones import build_backbone
 from trainer.card import model_card
-from trainer.checkpoint import CONFIG, FOLDER, WEIGHTS, LoadedModel, is_best, load_model
+from trainer.checkpoint import CONFIG, FOLDER, FORMAT, WEIGHTS, LoadedModel, is_best, load_model
 from trainer.grouping import without_chunks
 from trainer.student import HUB, Student, as_student
 
@@ -150,7 +150,8 @@ def export(
     there is no whole checkpoint, a result is of another one, a package is missing, or the export
     does not compute what the student does.
     """
-    check_new(out, "--out", overwrite, kind="an export or a checkpoint", marks=(CONFIG,))
+    marks = [(CONFIG, GRAPH_FORMAT), (CONFIG, FORMAT)]
+    check_new(out, "--out", overwrite, kind="an export or a checkpoint", marks=marks)
     if to not in FILES:
         raise InputError(f"--to {to}: unknown; choose {', '.join(FILES)}")
     loaded = load_model(source)

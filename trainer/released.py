@@ -186,7 +186,9 @@ def import_weights(
     weights that others trained in the same layout. Raises ``InputError`` for a file that cannot
     be read or converted, and when ``out`` is there (``overwrite`` replaces a checkpoint).
     """
-    check_new(out, "--out", overwrite, kind="a checkpoint", marks=(checkpoint.CONFIG,))
+    check_new(
+        out, "--out", overwrite, kind="a checkpoint", marks=[(checkpoint.CONFIG, checkpoint.FORMAT)]
+    )
     released = convert(layout, read_weights(path), str(path))
     config = _config(released, layout, path, teacher, axes)
     checkpoint.save(out, config, released.weights)

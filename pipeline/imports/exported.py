@@ -26,7 +26,7 @@ COLUMNS = (
     "uid", "dataset", "source", "category", "split", "has_color", "sha256", "n_faces",
     "n_vertices", "n_bytes",
 )  # fmt: skip
-_FORMAT = "mrd3d-openshape"
+FORMAT = "mrd3d-openshape"
 _SINGLE = ("blip_caption", "msft_caption")
 
 
@@ -117,7 +117,7 @@ def placed_texts(
 
 def manifest_text(manifest: Manifest) -> str:
     """Text of ``meta_data/mrd3d.json``."""
-    value = {"format": _FORMAT, "version": 1, "manifest": json.loads(manifest.to_json())}
+    value = {"format": FORMAT, "version": 1, "manifest": json.loads(manifest.to_json())}
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -132,7 +132,7 @@ def read_manifest(path: Path) -> Manifest | None:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); export the set again") from error
-    if not isinstance(value, dict) or value.get("format") != _FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"{path}: not written by `pipeline export`; remove it")
     return Manifest.from_json(json.dumps(value.get("manifest")), str(path))
 

@@ -28,7 +28,7 @@ from pipeline.shards import (
     write_failures,
     write_table,
 )
-from pipeline.shards.manifest import MANIFEST
+from pipeline.shards.manifest import FORMAT, MANIFEST
 from pipeline.shards.storage import Storage, is_uri
 
 ROWS_PER_PART = 256
@@ -195,4 +195,4 @@ def check_out(storage: Storage, sources: Sequence[ShardSet], overwrite: bool) ->
                     f"{show}: holds the shard set {source.storage.root}; name another folder"
                 )
     named = out if is_uri(storage.root) else Path(storage.root)
-    check_new(named, "--out", overwrite, kind="a shard set", marks=(MANIFEST,))
+    check_new(named, "--out", overwrite, kind="a shard set", marks=[(MANIFEST, FORMAT)])

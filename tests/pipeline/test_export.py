@@ -216,6 +216,19 @@ def test_file_key__is_safe_and_unique(uids: list[str]) -> None:
         assert key.isascii()
 
 
+@pytest.mark.parametrize("layout", ["npz", "webdataset"])
+def test_export__a_name_too_long_for_a_file_is_cut(layout: str, tmp_path: Path) -> None:
+    manifest = make_manifest()
+    uids = [f"toy/{'机' * 81}{tail}" for tail in "ab"]
+    assert len({file_key(uid) for uid in uids}) == 2
+    make_set(tmp_path / "set", manifest, [[make_row(manifest, uid) for uid in uids]])
+    export(tmp_path / "set", tmp_path / "out", layout, rows_per_file=1)
+    for path in (tmp_path / "out").rglob("*.tar"):
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path / "out", filter="data")
+    assert len(list((tmp_path / "out" / "toy").iterdir())) >= 2
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 def test_export__twice_is_the_same_to_the_byte(layout: str, tmp_path: Path) -> None:
     small_set(tmp_path / "set")
@@ -237,6 +250,10 @@ def test_export__refuses_to_overwrite_and_leaves_nothing_half_done(tmp_path: Pat
     assert list(out.glob("*.npz"))
     export(tmp_path / "set", out, "webdataset", overwrite=True)
     assert not list(out.glob("*.npz"))
+    with pytest.raises(InputError, match="not the manifest of a shard set"):
+        ShardSet.open(out)
+    export(tmp_path / "set", out, "openshape", overwrite=True)
+    export(tmp_path / "set", out, "npz", overwrite=True)
     part = next((tmp_path / "set").glob("part-*"))
     part.write_bytes(part.read_bytes()[:-100])
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -247,6 +264,7 @@ def test_export__refuses_to_overwrite_and_leaves_nothing_half_done(tmp_path: Pat
 
 def test_export__what_is_wrong_is_named(tmp_path: Path) -> None:
     small_set(tmp_path / "set")
+    small_set(tmp_path / "other")
     (tmp_path / "file").touch()
     for out, layout, message in (
         (tmp_path / "x", "csv", "--format csv: use one of npz, webdataset, openshape"),
@@ -255,6 +273,7 @@ def test_export__what_is_wrong_is_named(tmp_path: Path) -> None:
         (Path("s3://bucket/x"), "npz", "not a local folder"),
         (tmp_path, "npz", "holds the shard set itself"),
         (tmp_path / "set", "npz", "holds the shard set itself"),
+        (tmp_path / "other", "npz", "not an exported set, so it is not replaced"),
     ):
         with pytest.raises(InputError, match=message):
             export(tmp_path / "set", out, layout, overwrite=True)

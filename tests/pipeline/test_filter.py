@@ -149,6 +149,9 @@ def test_writing__what_must_not_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").touch()
+    for name, text in (("web", "{}"), ("index", '{"format": "mrd3d-index"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
     for out, message in (
         (tmp_path / "sets" / "a", "is the shard set that is read"),
         (tmp_path / "sets" / "a" / ".." / "a", "is the shard set that is read"),
@@ -157,6 +160,8 @@ def test_writing__what_must_not_be_replaced(tmp_path: Path) -> None:
         (tmp_path / "file" / "x", "file is a file, not a folder; name another place"),
         (tmp_path / "sets" / "a" / "x", "lies in the shard set"),
         (tmp_path / "photos", "not a shard set, so it is not replaced"),
+        (tmp_path / "web", "not a shard set, so it is not replaced"),
+        (tmp_path / "index", "not a shard set, so it is not replaced"),
     ):
         with pytest.raises(InputError, match=message):
             filter_set(tmp_path / "sets" / "a", "true", out, overwrite=True)
