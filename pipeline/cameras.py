@@ -93,12 +93,14 @@ def _around(name: str, directions: NDArray[np.float64], fov_y_deg: float) -> Cam
 def ring(n_views: int = 12, fov_y_deg: float = 40.0) -> Cameras:
     """``n_views`` cameras at equal azimuths, at alternating elevations of 10 and 35 degrees.
 
-    The first camera stands half a step from the front (+z), so that no view of a symmetric object
-    is exactly edge-on.
+    The first camera stands half a step from the front (+z); a single one 30 degrees from it, and of
+    two the first 45: half a step would be the back, and both profiles. Of 6, 10, 14 ... views two
+    are exact profiles, which show nothing of a sheet.
     """
     if n_views < 1:
         raise ValueError("n_views must be at least 1")
-    azimuths = (np.arange(n_views) + 0.5) * 2 * np.pi / n_views
+    step = 2 * np.pi / n_views
+    azimuths = np.arange(n_views) * step + {1: np.pi / 6, 2: np.pi / 4}.get(n_views, step / 2)
     elevations = np.radians(np.where(np.arange(n_views) % 2 == 0, 10.0, 35.0))
     return _around("ring", direction(azimuths, elevations), fov_y_deg)
 

@@ -7,11 +7,13 @@ objects, 130 interrupted.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from decimal import Decimal
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -202,12 +204,27 @@ def note(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as JSON to stdout, for pipes; bytes as hex, dates and the like as text."""
+    """Print ``value`` as JSON to stdout, for pipes.
 
-    def plain(item: object) -> str:
-        return item.hex() if isinstance(item, bytes) else str(item)
+    Bytes are hex, decimals numbers, dates and the like text. NaN and infinity, which JSON has no
+    word for, are null.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def table_width() -> int:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,12 @@ def query(root: str | Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]
 
 def _fetched(result: duckdb.DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:
     rows = result.fetchall()
-    return [column[0] for column in result.description or []], rows
+    names: list[str] = []
+    for column in result.description or []:
+        # Of a join two may have one name; in JSON the second would take the place of the first.
+        others = (f"{column[0]}_{number}" for number in count(1))
+        names.append(next(name for name in chain([column[0]], others) if name not in names))
+    return names, rows
 
 
 def interruptible(db: duckdb.DuckDBPyConnection, statement: Callable[[], T]) -> T:

@@ -69,9 +69,12 @@ def merge_sets(
         new_set(out, manifest, sources, overwrite=overwrite) as writer,
         ProgressBar("merge", total, "objects") as bar,
     ):
+        failed: set[str] = set()
         for source, keep in zip(sources, keeps, strict=True):
             writer.copy(source, bar, keep)
-            writer.copy_failures(source.failures())
+            fresh = {failure.uid: failure for failure in source.failures()}
+            writer.copy_failures([f for uid, f in fresh.items() if uid not in failed])
+            failed.update(fresh)
         written = writer.finish()
     return Merged(written, [len(k) for k in keeps], [int((~k).sum()) for k in keeps])
 

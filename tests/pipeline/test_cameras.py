@@ -19,6 +19,9 @@ from pipeline.cameras import (
     thumbnail_pose,
 )
 from pipeline.common import InputError
+from pipeline.renderers.base import RenderConfig
+from pipeline.renderers.raster import RasterRenderer
+from tests.pipeline.shapes import quad
 from tests.pipeline.shapes import sphere as sphere_mesh
 
 
@@ -47,8 +50,12 @@ def test_look_at__up_is_up() -> None:
     assert (pose[:3, :3] @ [0, 1, 0])[0] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("n_views", [1, 2, 12, 17])
-def test_ring__stands_at_equal_azimuths_and_alternating_elevations(n_views: int) -> None:
+@pytest.mark.parametrize(
+    ("n_views", "first"), [(1, 30), (2, 45), (3, 60), (12, 15), (17, 180 / 17)]
+)
+def test_ring__stands_at_equal_azimuths_and_alternating_elevations(
+    n_views: int, first: float
+) -> None:
     cameras = ring(n_views)
     assert len(cameras) == n_views
     assert cameras.poses.shape == (n_views, 4, 4)
@@ -58,7 +65,16 @@ def test_ring__stands_at_equal_azimuths_and_alternating_elevations(n_views: int)
     elevation = np.degrees(np.arcsin(positions[:, 1] / distance))
     assert elevation == pytest.approx([10.0 if i % 2 == 0 else 35.0 for i in range(n_views)])
     azimuth = np.degrees(np.arctan2(positions[:, 0], positions[:, 2])) % 360
-    assert azimuth == pytest.approx((np.arange(n_views) + 0.5) * 360 / n_views)
+    assert azimuth == pytest.approx(first + np.arange(n_views) * 360 / n_views)
+
+
+@pytest.mark.parametrize("n_views", [1, 2])
+def test_ring__few_views_show_the_front_of_a_sheet(n_views: int) -> None:
+    seen = RasterRenderer().render(quad(0.7), ring(n_views), RenderConfig(image_size=64))
+    shares = [float((view[..., :3] != 255).any(-1).mean()) for view in seen]
+    assert min(shares) > 0.2
+    front = eyes(ring(n_views).poses)[0]
+    assert front[2] > abs(front[0]) - 1e-9
 
 
 @pytest.mark.parametrize("fov", [20.0, 40.0, 75.0])

@@ -184,6 +184,14 @@ def test_query__aggregate_join_and_window_are_those_of_plain_python(
     assert [t for (t,) in found] == sorted(t for r in rows if r.split == "val" for t in r.texts)
 
 
+def test_query__columns_of_one_name_are_kept_apart(root: str, rows: list[Row]) -> None:
+    sql = "select a.uid, b.uid, 1 as uid_1 from shards a join shards b on a.uid = b.uid limit 1"
+    names, ((first, second, one),) = query(root, sql)
+    assert names == ["uid", "uid_1", "uid_1_1"]
+    assert first == second in {row.uid for row in rows}
+    assert one == 1
+
+
 def test_query__set_without_views_has_no_such_column(tmp_path: Path) -> None:
     manifest = make_manifest(n_views=0)
     make_set(tmp_path, manifest, [[make_row(manifest, "toy/1")]])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
 from datetime import date
+from decimal import Decimal
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -204,9 +207,27 @@ def test_run__reader_of_the_pipe_that_leaves_is_no_noise() -> None:
 
 def test_print_json__takes_what_a_query_gives(capsys: pytest.CaptureFixture[str]) -> None:
     print_json([{"rgb": b"\x00\xff", "day": date(2024, 5, 1), "n": 1, "none": None, "ü": [1.5]}])
-    assert json.loads(capsys.readouterr().out) == [
+    print_json(
+        {"price": Decimal("1.50"), "share": math.nan, "ratio": (math.inf, True), "at": Path("a")}
+    )
+    first, second = capsys.readouterr().out.split("\n{")
+    assert json.loads(first) == [
         {"rgb": "00ff", "day": "2024-05-01", "n": 1, "none": None, "ü": [1.5]}
     ]
+    told = {"price": 1.5, "share": None, "ratio": [None, True], "at": "a"}
+    assert json.loads("{" + second) == told
+
+
+def test_print_table__is_not_folded_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = ["x" * 150, "y" * 150]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table("", ["a", "b"], [row])
+    assert f"│ {row[0]} │ {row[1]} │" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table("", ["a", "b"], [row])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_print_table__cells_are_text_not_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,11 +36,13 @@ def test_merge__rows_of_all_sets_one_after_another(tmp_path: Path) -> None:
         for at, root in enumerate(roots)
         for row in made(root, replace(MANIFEST, dataset={"name": root.name}), 200 * at, 150)
     ]
-    write_failures(roots[1], [Failure("bad", "toy", "bad.glb", "load", "Empty", "none")])
+    for root in roots[1:]:  # of an object that failed twice one is told
+        write_failures(root, [Failure("bad", "toy", "bad.glb", "load", "Empty", root.name)])
     found = merge_sets(roots, tmp_path / "out")
+    assert found.written.failures == 1
     assert (found.given, found.left_out) == ([150, 150, 150], [0, 0, 0])
     assert_same_rows(rows_of(tmp_path / "out"), rows)
-    assert query(tmp_path / "out", "select uid from failures")[1] == [("bad",)]
+    assert query(tmp_path / "out", "select uid, message from failures")[1] == [("bad", "a")]
     assert read_manifest(tmp_path / "out").dataset == {
         "name": "merged",
         "sets": [{"name": "c"}, {"name": "a"}, {"name": "b"}],
