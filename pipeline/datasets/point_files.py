@@ -211,9 +211,11 @@ def _split(table: Array, suffix: str = "") -> tuple[Array, U8 | None, Array | No
         triple = table[:, start : start + 3]
         if triple.shape[1] < 3 or not len(triple) or not np.isfinite(triple).all():
             continue
-        if triple.min() < 0:
-            lengths = np.linalg.norm(triple.astype(np.float64), axis=1)
-            if normals is None and (np.abs(lengths - 1) < 0.05).mean() > 0.9:
+        wide = triple.astype(np.float64)
+        unit = (np.abs(np.linalg.norm(wide, axis=1) - 1) < 0.05).mean() > 0.9
+        # Of length 1 and positive are the normals of an octant; but pure red is as well.
+        if triple.min() < 0 or (unit and not np.isin(wide, (0, 1)).all()):
+            if normals is None and unit:
                 normals = triple
         elif rgb is None and triple.max() <= 255.5:
             rgb = rgb_of(triple)

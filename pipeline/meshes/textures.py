@@ -72,6 +72,9 @@ def _pixels(image: Image.Image, limits: Limits, what: str) -> U8:
     if image.mode.startswith("I"):  # 16 bit grey: convert() would clip instead of scale
         grey = np.asarray(image, np.int64) >> 8
         decoded = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8), "L")
+    elif image.mode == "F":  # 0 to 1, which convert() would take for 0 to 255
+        share = np.nan_to_num(np.asarray(image, np.float64))
+        decoded = Image.fromarray(np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8), "L")
     return _reduced(decoded.convert("RGBA"), limits)
 
 

@@ -219,11 +219,13 @@ def test_decode__large_images_are_reduced_but_not_below_half_the_side(kind: str)
     assert (texture[..., 3] == 255).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "F"])
 def test_decode__every_pixel_mode_gives_rgba(mode: str) -> None:
     grey = np.full((8, 8), 200, np.uint8)
     if mode == "I;16":
         image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(grey.astype(np.float32) / 255)
     else:
         image = Image.fromarray(grey).convert(mode)
     texture = decode_texture(encoded(image, "TIFF"), Limits(), "it")

@@ -127,6 +127,12 @@ def test_text__unnamed_columns_are_told_by_their_values(tmp_path: Path) -> None:
     label = np.full((len(XYZ), 1), 7)
     check(read_points(put(tmp_path, "f.txt", text_bytes(XYZ, NORMALS, label))), normals=True)
     check(read_points(put(tmp_path, "g.txt", text_bytes(XYZ, label))))
+    octant = read_points(put(tmp_path, "i.xyz", text_bytes(XYZ, np.abs(NORMALS))))
+    assert octant.rgb is None
+    np.testing.assert_allclose(np.asarray(octant.normals), np.abs(NORMALS), rtol=1e-5)
+    red = read_points(put(tmp_path, "j.xyz", text_bytes(XYZ, np.tile([1, 0, 0], (len(XYZ), 1)))))
+    assert red.normals is None
+    np.testing.assert_array_equal(red.rgb, np.tile([255, 0, 0], (len(XYZ), 1)))
     neither = text_bytes(XYZ, NORMALS * 7)
     check(read_points(put(tmp_path, "h.txt", neither)))
 
