@@ -31,14 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common import InputError, canonical_json, content_hash
+from pipeline.common import InputError, canonical_json, check_place, content_hash
 from pipeline.console import note
 from trainer.backbones import resolve_options
 from trainer.config import Recipe, load_recipe, parse_recipe
 from trainer.heldout import HeldOut
 from trainer.index import Corpus
+from trainer.initial import pinned
 from trainer.jobs import RESULT, Executor, Here, Job
-from trainer.run import FREE
+from trainer.run import FREE, require_points
 
 GRIDS = Path(__file__).parent / "ablations"
 AGAINST = "against"  # key of an arm that names its control
@@ -85,6 +86,7 @@ class Arm:
     steps: int
     samples: int  # of the whole run
     data: dict[str, Any]  # ``Corpus.record``
+    begins: str = ""  # hash of the weights that it begins with; "": with random ones
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,10 @@ def plan(study: Study, heldout: HeldOut) -> list[Arm]:
     """
     arms = []
     for name, recipe in arm_recipes(study.grid, study.recipe, study.sets).items():
+        require_points(recipe)
+        # Now, for all of its runs: a run that is named may be trained on meanwhile.
+        model, begins = pinned(recipe.model)
+        recipe = recipe.model_copy(update={"model": model})
         corpus = Corpus(study.shards, recipe)
         if corpus.left_out:
             raise InputError(
@@ -191,7 +197,7 @@ def plan(study: Study, heldout: HeldOut) -> list[Arm]:
             )
         order = corpus.order(recipe.train.seed)
         steps = recipe.train.steps or recipe.train.epochs * order.steps
-        arms.append(Arm(name, recipe, steps, order.rows_until(steps), corpus.record()))
+        arms.append(Arm(name, recipe, steps, order.rows_until(steps), corpus.record(), begins))
         reason = corpus.teacher.mismatch(heldout.teacher)
         if reason:
             raise InputError(
@@ -221,9 +227,14 @@ def trained_uids(corpus: Corpus, recipe: Recipe) -> list[str]:
     ]
 
 
-def run_key(recipe: Recipe, data: dict[str, Any]) -> str:
-    """Hash of all that decides a run: the recipe, and rows and embeddings of the shards."""
+def run_key(recipe: Recipe, data: dict[str, Any], begins: str = "") -> str:
+    """Hash of all that decides a run: the recipe, and rows and embeddings of the shards.
+
+    ``begins`` (hash of the weights) stands for the path of those that it begins with.
+    """
     values = recipe.model_dump(mode="json")
+    if begins:
+        values["model"] |= {"init": begins, "trunk": ""}
     for key in FREE:
         section, name = key.split(".")
         values[section].pop(name, None)
@@ -244,7 +255,7 @@ def make_runs(study: Study, arms: Sequence[Arm]) -> list[Run]:
             values = arm.recipe.model_dump(mode="json")
             values["train"]["seed"] = seed
             recipe = parse_recipe(values, arm.name)
-            key = run_key(recipe, arm.data)
+            key = run_key(recipe, arm.data, arm.begins)
             known = sorted(study.runs.glob(f"*.{key}"))
             folder = known[0] if known else study.runs / f"{arm.name}.{seed}.{key}"
             job = Job(
@@ -287,6 +298,7 @@ def ablate(
     """
     from trainer.ablate_report import check_report, summarise, write_report
 
+    check_place(study.out, "--out", folder=True)
     if study.seeds < 1:
         raise InputError(f"--seeds {study.seeds}: give at least 1, and 5 for intervals of use")
     heldout = HeldOut.open(

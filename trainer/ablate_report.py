@@ -86,6 +86,7 @@ def summarise(
             "against": grid.against.get(arm.name),
             "steps": arm.steps,
             "samples": arm.samples,
+            "begins_with": arm.begins or None,
             "parameters": next((item["parameters"] for item in own.values()), None),
             "seconds": _interval([item["seconds"] for item in own.values()]),
             "runs": [
@@ -296,6 +297,11 @@ def markdown(record: dict[str, Any]) -> str:
         "shapes; runs of one seed begin with the same weights and see the same batches and "
         "augmentations. The student after the last step is measured, no checkpoint is chosen.",
         f"Measured on {rows['n_rows']:,} objects that no run has seen ({sets}, {split})"
+        + (
+            "; what the weights were trained on that runs begin with is not known here"
+            if any(arm.get("begins_with") for arm in arms.values())
+            else ""
+        )
         + (f", {classes} categories" if classes else "")
         + (f", {means} of them by the mean of training names" if means else "")
         + (f"; text queries: {protocol['text_source']}s" if "text_source" in protocol else "")

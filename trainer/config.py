@@ -31,6 +31,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+SEEDS = 1 << 63  # torch takes no larger one
 
 
 TEMPERATURES = ("teacher_intra", "student_intra", "teacher_cross", "student_cross")
@@ -39,7 +40,7 @@ TEMPERATURES = ("teacher_intra", "student_intra", "teacher_cross", "student_cros
 class Section(BaseModel):
     """Base of all sections: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -264,7 +265,7 @@ class TrainConfig(Section):
 
     epochs: Count = 100
     steps: Whole = 0  # when positive, decides instead of epochs
-    seed: Whole = 0
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     compile: bool = False  # torch.compile of the backbone and the losses, where it works
     micro_batch: Whole = 0  # rows through the backbone at once, per process; 0: all

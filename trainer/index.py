@@ -243,23 +243,27 @@ class Corpus:
 
     def _leave_out_texts(self) -> None:
         """Switch off what reads texts. Raises ``InputError`` where nothing would align."""
-        if self.loss.align.image_weight == 0:
+        align, distill = self.loss.align, self.loss.distill
+        images_cross = distill.cross and distill.cross_image and distill.cross_rows == "same"
+        relations = distill.enabled and (distill.intra_image or images_cross)
+        if align.image_weight == 0 and (align.text_weight > 0 or not relations):
             raise InputError(
                 f"--shards {', '.join(self.roots)}: no row has a text, and the recipe aligns with "
                 "texts alone; add captions, or --set loss.align.image_weight=1"
             )
-        align, distill = self.loss.align, self.loss.distill
         changes: dict[str, dict[str, Any]] = {"align": {}, "distill": {}}
-        if align.text_weight > 0:
-            changes["align"]["text_weight"] = 0.0
+        for name in ("text_weight", "joint_weight"):
+            if getattr(align, name) > 0:
+                changes["align"][name] = 0.0
         if align.drop_same_text:
             changes["align"]["drop_same_text"] = False
-        if distill.enabled and not distill.intra_image:
+        if distill.enabled and not relations:
             changes["distill"]["enabled"] = False
         elif distill.enabled:
-            changes["distill"] |= {
-                name: False for name in ("intra_text", "cross") if getattr(distill, name)
-            }
+            wanted = {"intra_text": False, "cross": images_cross, "cross_text": False}
+            if not images_cross:
+                del wanted["cross_text"]  # a part of what is off as a whole
+            changes["distill"] |= {k: v for k, v in wanted.items() if getattr(distill, k) != v}
         self._change(changes)
 
     def _leave_out_images(self) -> None:

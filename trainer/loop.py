@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.common import InputError
 from pipeline.console import ProgressBar, note
 from trainer import distributed, parallel
-from trainer.config import OptimConfig, TrainConfig
+from trainer.config import SEEDS, OptimConfig, TrainConfig
 from trainer.data import Batches, CloudBatch, Position
 from trainer.optim import build_optimizer, learning_rate, set_learning_rate
 from trainer.recorder import Recorder
@@ -221,7 +221,8 @@ class Loop:
     def _seeded_backward(self, batch: CloudBatch) -> StepResult:
         step = self.progress.step
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(self.train.seed * STEP_STRIDE + step + distributed.rank() * RANK_STRIDE)
+        seed = self.train.seed * STEP_STRIDE + step + distributed.rank() * RANK_STRIDE
+        torch.manual_seed(seed % SEEDS)
         return self.task.backward(batch, step, self.total)
 
     def _log(self, result: StepResult, norm: Tensor, speed: dict[str, float]) -> None:
@@ -267,9 +268,11 @@ class Loop:
         if better:
             progress.best_score, progress.best_loss = score, loss
             progress.best_step = progress.step
-            self._checkpoint()  # the best must be on disk
+        # Before the checkpoint: a run that is killed after it goes on behind this record.
         if self.recorder:
             self.recorder.write("val", progress.step, {**metrics, "best": better})
+        if better:
+            self._checkpoint()  # the best must be on disk
 
     def _checkpoint(self) -> None:
         if self._saved_at != self.progress.step:

@@ -21,16 +21,17 @@ from typing import Any
 
 import torch
 
-from pipeline.common import InputError, shown_bytes, versions, write_json
+from pipeline.common import InputError, check_place, shown_bytes, versions, write_json
 from pipeline.console import note
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint, parallel
-from trainer.backbones import resolve_options
+from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
 from trainer.config import Recipe, flatten, override_recipe, parse_recipe
 from trainer.data import Batches, read_ahead, validation_batches
 from trainer.distributed import rank, world_size
 from trainer.index import Corpus
+from trainer.initial import settled
 from trainer.lock import exclusive
 from trainer.loop import DivergedError, Interrupted, Loop, Progress
 from trainer.recorder import METRICS, Recorder
@@ -137,15 +138,13 @@ def train(
         )
     if resume:
         recipe, shards = _reopen(out, recipe, shards, overrides)
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(
-            f"--out {out}: exists already; `trainer resume {out}` goes on with it, or choose "
-            "another folder"
-        )
-    elif recipe is not None:
-        recipe = override_recipe(recipe, overrides)
+    else:
+        _require_new(out)
+        recipe = None if recipe is None else override_recipe(recipe, overrides)
     if recipe is None:
         raise InputError("--recipe: missing; name one (`trainer recipes` lists all)")
+    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
+    require_points(recipe)
     if workers.count == 1:
         return fit(shards, recipe, out, resume=resume, device=target, hold=exclusive)
     corpus = Corpus(shards, recipe)
@@ -161,6 +160,29 @@ def train(
     with exclusive(out):
         launch(out, recipe, _absolute(shards), workers, target.type, order.rows_until(total))
     return RunResult.of(out)
+
+
+def _require_new(out: Path) -> None:
+    check_place(out, "--out", folder=True)
+    if (out / RUN).is_file():
+        raise InputError(
+            f"--out {out}: exists already; `trainer resume {out}` goes on with it, or choose "
+            "another folder"
+        )
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out {out}: holds other files; choose another folder")
+
+
+def require_points(recipe: Recipe) -> None:
+    """Raise ``InputError`` where clouds have fewer points than the backbone groups."""
+    model, count = recipe.model, recipe.data.n_points
+    least = least_points(model.backbone, model.options)
+    if count < least:
+        raise InputError(
+            f"data.n_points: {count} are fewer than the {least} that {model.backbone} takes as "
+            f"centroids or neighbours; --set data.n_points={least}, or lower "
+            "model.options.centroids and model.options.neighbours"
+        )
 
 
 def fit(
@@ -280,6 +302,11 @@ def _introduce(
     copies = 4 + recipe.ema.enabled
     size = copies * sum(p.numel() * p.element_size() for p in task.student.parameters())
     say(f"checkpoints of about {shown_bytes(size)} each, {recipe.train.keep} and the best are kept")
+    if recipe.optim.warmup_steps >= total:
+        say(
+            f"optim.warmup_steps is {recipe.optim.warmup_steps}, and the run has {total}: the full "
+            f"rate is never reached; --set optim.warmup_steps={total // 10} to reach it"
+        )
     if recipe.data.weights:
         shares = [quota / batches.rows_per_epoch for quota in batches.order.quota]
         told = [
@@ -456,6 +483,7 @@ def _reopen(
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: damaged ({error}); start another run") from error
     recipe = override_recipe(recipe or known, overrides)
+    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     ours, theirs = flatten(recipe), flatten(known)
     for key, now in ours.items():
         if now != theirs.get(key) and key not in RESUMABLE:

@@ -21,7 +21,7 @@ from trainer import distributed, parallel
 from trainer.augment import Augment
 from trainer.backbones import Backbone, build_backbone
 from trainer.backbones.layers import recompute_blocks
-from trainer.config import EmaConfig, Recipe
+from trainer.config import SEEDS, EmaConfig, Recipe
 from trainer.data import CloudBatch, DeviceBatch
 from trainer.initial import begin
 from trainer.losses import AlignLoss, DistillLoss, Features
@@ -200,7 +200,7 @@ class DistillTask:
         self.modules.train()
         clouds = batch.to(self.device)
         generator = torch.Generator(self.device)
-        generator.manual_seed(self.recipe.train.seed * 1_000_003 + step)
+        generator.manual_seed((self.recipe.train.seed * 1_000_003 + step) % SEEDS)
         xyz_BN3, rgb_BN3 = self.augment(
             clouds.xyz, clouds.rgb, generator, (batch.offset, batch.total)
         )
@@ -220,13 +220,15 @@ class DistillTask:
     def _micro_batches(self, n_rows: int) -> int:
         """Parts in which the rows go through the backbone: equally many on all processes.
 
-        They pass the same collectives then, where BatchNorm or ``fsdp`` has some.
+        They pass the same collectives then, where BatchNorm or ``fsdp`` has some. No part has fewer
+        rows than the backbone can do with.
         """
         size = self.recipe.train.micro_batch
         if size == 0:
             return 1
         rows = [count[0] for count in distributed.gather_counts([n_rows], self.device)]
-        return max(1, min(-(-max(rows) // size), *rows))
+        most = min(rows) // self.student.least_rows
+        return max(1, min(-(-max(rows) // size), most))
 
     def _backward_cached(
         self,

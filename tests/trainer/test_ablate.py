@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ from trainer.ablate import (
     run_key,
 )
 from trainer.ablate_report import adjust, chart_of, markdown, nice_ticks, over_objects, summarise
+from trainer.config import load_recipe
 from trainer.heldout import HeldOut
 from trainer.jobs import Done, Here, training_seconds
 from trainer.recorder import read_metrics
+from trainer.run import train
 from trainer.statistics import paired_difference, t_interval
 
 GRID = """
@@ -180,6 +183,31 @@ def test_run_key__follows_what_decides_a_run(study: Study) -> None:
     assert len({key(), key("optim.lr=2e-3"), key("train.seed=1")}) == 3
     other = {**arm.data, "uid_hash": "other"}
     assert run_key(arm.recipe, other) != run_key(arm.recipe, arm.data)
+
+
+def test_plan__weights_that_runs_begin_with_decide_them_by_content(
+    study: Study, tmp_path: Path
+) -> None:
+    def trained(*sets: str) -> Path:
+        recipe = load_recipe("tiny", [*SETS, *sets])
+        return train(list(study.shards), recipe, tmp_path / "base", device="cpu").checkpoint
+
+    def folders() -> list[str]:
+        begun = dataclasses.replace(study, sets=(*SETS, f"model.init={tmp_path / 'base'}"), seeds=1)
+        arms = plan(begun, HeldOut.open(study.shards))
+        assert {Path(arm.recipe.model.init) for arm in arms} == {checkpoint}
+        return [run.folder.name for run in make_runs(begun, arms)]
+
+    checkpoint = trained()
+    first = folders()
+    moved = tmp_path / "moved"
+    (tmp_path / "base").rename(moved)
+    checkpoint = trained("train.seed=5")
+    assert set(folders()).isdisjoint(first)
+    shutil.rmtree(tmp_path / "base")
+    moved.rename(tmp_path / "base")
+    checkpoint = checkpoint.parent / next((tmp_path / "base/checkpoints").iterdir()).name
+    assert folders() == first
 
 
 def test_make_runs__a_renamed_arm_keeps_its_runs(study: Study, grid_file: Path) -> None:

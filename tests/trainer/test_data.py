@@ -395,6 +395,19 @@ def test_corpus__without_any_text_the_terms_of_texts_are_off(make_shards: MakeSh
     assert not Corpus([mute], only_texts).loss.distill.enabled
     with pytest.raises(InputError, match="no row has a text, and the recipe aligns with texts"):
         Corpus([mute], small_recipe("loss.align.image_weight=0"))
+    joint = Corpus([mute], small_recipe("loss.align.joint_weight=1"))
+    assert "loss.align.joint_weight" in joint.left_out
+    assert not joint.loss.needs_text
+    # Relations to pictures by rows of pictures need no texts.
+    same = Corpus([mute], small_recipe("loss.distill.cross_rows=same"))
+    assert same.left_out == [
+        *("loss.align.text_weight", "loss.distill.intra_text", "loss.distill.cross_text")
+    ]
+    assert not same.loss.needs_text
+    alone = small_recipe("loss.distill.cross_rows=same", "loss.distill.intra_image=false")
+    assert Corpus([mute], alone).loss.distill.crosses("image")
+    with pytest.raises(InputError, match="no row has a text"):
+        Corpus([mute], small_recipe("loss.align.image_weight=0", "loss.distill.enabled=false"))
     # One set with texts is enough.
     both = [mute, make_shards("told", prefix="other")]
     assert Corpus(both, small_recipe()).left_out == []

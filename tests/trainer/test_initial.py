@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.trainer.conftest import MakeShards, small_recipe
 from trainer.backbones import build_backbone
 from trainer.checkpoint import WEIGHTS, load_model
 from trainer.config import load_recipe
-from trainer.initial import begin
+from trainer.initial import begin, pinned
 from trainer.run import RunResult, train
 
 
@@ -55,6 +56,38 @@ def test_resume__needs_the_first_weights_until_there_is_a_checkpoint(
     shutil.rmtree(tmp_path / "on/checkpoints")
     with pytest.raises(InputError, match=r"^model\.init: .*first: no such folder"):
         train([], None, tmp_path / "on", resume=True, device="cpu")
+
+
+def test_train__a_relative_source_is_found_from_other_folders(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(make_shards, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    make_run(make_shards, tmp_path / "on", "model.init=first")
+    shutil.rmtree(tmp_path / "on/checkpoints")  # as if it had been killed before the first
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train([], None, tmp_path / "on", resume=True, device="cpu").step == 2
+
+
+def test_pinned__names_the_weights_and_the_checkpoint_that_has_them(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_run(make_shards, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    model, weights = pinned(small_recipe("model.init=first").model)
+    assert (Path(model.init), weights) == (first.checkpoint, load_model(first.checkpoint).hash)
+    assert pinned(model) == (model, weights)
+    assert pinned(small_recipe().model) == (small_recipe().model, "")
+    demo, known = pinned(small_recipe("model.init=demo").model)
+    assert (demo.init, known) == ("demo", load_model("demo").hash)
+    Path("trunk.safetensors").write_bytes(b"some weights")
+    model, weights = pinned(small_recipe("model.trunk=trunk.safetensors").model)
+    assert model.trunk == str(tmp_path / "trunk.safetensors")
+    assert weights == hashlib.sha256(b"some weights").hexdigest()
+    for missing in ("model.init=nowhere", "model.trunk=nowhere"):
+        with pytest.raises(InputError, match="nowhere: no such"):
+            pinned(small_recipe(missing).model)
 
 
 def test_begin__other_backbone_options_or_width_name_the_remedy(

@@ -16,7 +16,7 @@ from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
 from trainer.checkpoint import load_model
 from trainer.data import Batches, CloudBatch, Position
 from trainer.index import Corpus
-from trainer.recorder import read_metrics
+from trainer.recorder import Recorder, read_metrics
 from trainer.run import train
 from trainer.task import DistillTask
 
@@ -31,6 +31,31 @@ def root(make_shards: MakeShards) -> Path:
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run) if line["kind"] == "train"]
+
+
+def test_validation__is_recorded_before_the_checkpoint_that_a_resumed_run_goes_on_from(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("train.steps=6", "train.val_every=2", "train.checkpoint_every=100")
+    train([root], small_recipe(*options), tmp_path / "whole", device="cpu")
+    write = Recorder.write
+
+    def full(self: Recorder, kind: str, step: int, values: dict[str, Any]) -> None:
+        if (kind, step) == ("val", 4):
+            raise OSError("disk full")
+        write(self, kind, step, values)
+
+    monkeypatch.setattr(Recorder, "write", full)
+    with pytest.raises((OSError, InputError)):
+        train([root], small_recipe(*options), tmp_path / "cut", device="cpu")
+    monkeypatch.undo()
+    train([], None, tmp_path / "cut", resume=True, device="cpu")
+    whole, cut = (
+        [(line["kind"], line["step"]) for line in read_metrics(tmp_path / name)]
+        for name in ("whole", "cut")
+    )
+    assert cut == whole
+    assert ("val", 4) in whole
 
 
 class Fails:

@@ -57,6 +57,26 @@ def test_queue__keeps_the_last_objects_only() -> None:
             assert torch.equal(getattr(kept, name)[ROWS + place], expected), name
 
 
+def test_queue__growing_makes_no_graph_of_each_size() -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    loss = make(queue=10 * ROWS)
+    compiled = torch.compile(loss, backend=backend)
+    for step in range(12):
+        features = other(step, 100 * step)
+        expected = loss(features)[0]
+        assert torch.allclose(compiled(features)[0], expected)
+        loss.remember(features)
+        if step == 3:
+            early = len(graphs)
+    assert len(graphs) == early
+
+
 def test_queue__of_a_larger_batch_keeps_its_last_rows() -> None:
     queue = RelationQueue(3, 6, ("image",)).double()
     queue.push(other(1, 0))

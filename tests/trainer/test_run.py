@@ -286,6 +286,9 @@ def test_train__run_folder_is_complete(make_shards: MakeShards, tmp_path: Path) 
 def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files; choose another folder"):
+        train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"`trainer resume .*run` goes on with it, or choose"):
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
 
@@ -421,7 +424,23 @@ def test_cli__run_says_how_large_its_checkpoints_get(
         (["run", "--out", "{out}", "--recipe", "tny"], "did you mean tiny?"),
         (["run", "--out", "{out}", "--set", "optim.rl=1"], "did you mean optim.lr?"),
         (["run", "--out", "{out}", "--device", "tpu"], "--device tpu: unknown"),
-        (["run", "--out", "{tmp}", "--shards", "{tmp}"], "exists already"),
+        (["run", "--out", "{tmp}", "--shards", "{tmp}"], "holds other files; choose another"),
+        (["run", "--out", "{tmp}/a.txt", "--shards", "{tmp}"], "a.txt: a file; name a folder"),
+        (["run", "--out", "{tmp}/a.txt/x", "--shards", "{tmp}"], "a.txt is a file, not a folder"),
+        (
+            ["run", "--out", "{out}", "--shards", "{tmp}", "--set", "model.backbone=pointnext-s"],
+            "data.n_points: 1024 are fewer than the 2048 that pointnext-s takes",
+        ),
+        (
+            ["run", "--out", "{out}", "--set", "model.options.neighbours=1025"],
+            "data.n_points: 1024 are fewer than the 1025 that tiny takes",
+        ),
+        (["run", "--out", "{out}", "--set", "loss.align.logit_bias=nan"], "loss.align.logit_bias"),
+        (["run", "--out", "{out}", "--set", f"train.seed={1 << 63}"], "train.seed"),
+        (
+            ["run", "--out", "{out}", "--set", "model.options.local_dims=[32.5,64]"],
+            "model.options.local_dims: (32.5, 64) is not a tuple",
+        ),
         (["resume", "{tmp}"], "no run to resume"),
         (["run", "--out", "{out}", "--workers", "0"], "give at least 1"),
         (["export", "{tmp}", "--out", "{out}"], "not a checkpoint"),
@@ -438,6 +457,7 @@ def test_cli__wrong_option_is_one_line_and_exit_code_2(
     done = cli(*words)
     assert done.code == 2
     assert message in done.err
+    assert not (tmp_path / "out").exists()
     assert len(done.err.strip().splitlines()) == 1
     assert done.out == ""
     assert not (tmp_path / "out").exists()

@@ -335,6 +335,25 @@ def test_bf16_slowdown__compares_the_best_rounds_after_the_first(
     assert bf16_slowdown() == 5
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_backward__no_micro_batch_is_too_small_for_the_batch_norm(root: Path, rows: int) -> None:
+    options = [f"model.options.{o}" for o in ("stem_dim=8", "centroids=32", "head_dim=16")]
+    recipe = load_recipe(
+        "tiny",
+        [
+            *("data.n_points=128", "data.batch_size=9", "data.val_fraction=0.2"),
+            *("model.backbone=pointnext-s", *options, f"train.micro_batch={rows}"),
+        ],
+    )
+    task = DistillTask(recipe, WIDTH, CPU)
+    result = task.backward(first_batch(root, recipe), 0, 10)
+    assert bool(torch.isfinite(result.loss))
+
+
+def test_backward__the_largest_seed_is_one(root: Path) -> None:
+    assert gradients(root, f"train.seed={(1 << 63) - 1}")[1] > 0
+
+
 def test_backward__bf16_gives_finite_float32_gradients(root: Path) -> None:
     found, loss = gradients(root, "train.precision=bf16")
     reference = gradients(root)[1]

@@ -9,8 +9,16 @@ from trainer.backbones.registry import (
     Backbone,
     backbone_names,
     build_backbone,
+    least_points,
     load_trunk,
     resolve_options,
 )
 
-__all__ = ["Backbone", "backbone_names", "build_backbone", "load_trunk", "resolve_options"]
+__all__ = [
+    "Backbone",
+    "backbone_names",
+    "build_backbone",
+    "least_points",
+    "load_trunk",
+    "resolve_options",
+]

@@ -71,6 +71,11 @@ class PointBertOptions:
         if not self.local_dims or min(*sizes, *self.local_dims) < 1 or not self.radius > 0:
             raise ValueError("every size must be positive")
 
+    @property
+    def least_points(self) -> int:
+        """Points that a cloud must have. A ball may hold fewer than K, the nearest K not."""
+        return max(self.centroids, self.neighbours if self.grouping == "knn" else 1)
+
     def build(self, width: int) -> PointBert:
         """A backbone of these sizes whose embeddings are ``width`` wide."""
         return PointBert(self, width)

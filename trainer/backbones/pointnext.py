@@ -53,6 +53,11 @@ class PointNextOptions:
         if self.points()[-1] < 1:
             raise ValueError(f"{self.centroids} centroids are too few for strides {self.strides}")
 
+    @property
+    def least_points(self) -> int:
+        """Points that a cloud must have."""
+        return self.centroids
+
     def points(self) -> list[int]:
         """Points of each stage."""
         counts = [self.centroids]
@@ -111,6 +116,7 @@ class PointNext(Backbone):
     """PointNeXt encoder; ``PRESETS`` has the sizes."""
 
     tokens = 0
+    least_rows = 2  # the head's BatchNorm
 
     def __init__(self, options: PointNextOptions, width: int) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class Backbone(nn.Module, ABC):
     centroids: int  # leading points that must be in farthest-point order
     width: int  # D, the teacher's width
     tokens: int  # that attend to one another, the CLS token included; 0: none do
+    least_rows = 1  # clouds at a time in training; 2 where a BatchNorm sees one row a cloud
 
     @abstractmethod
     def forward(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> Tensor:
@@ -71,6 +72,11 @@ def resolve_options(name: str, options: dict[str, Any] | None = None) -> dict[st
     Raises ``InputError`` for an unknown name or option.
     """
     return asdict(_resolve(name, options or {}))
+
+
+def least_points(name: str, options: dict[str, Any] | None = None) -> int:
+    """Points that a cloud must have for the backbone to group them. Raises ``InputError``."""
+    return int(getattr(_resolve(name, options or {}), "least_points", 1))
 
 
 def build_backbone(name: str, width: int, options: dict[str, Any] | None = None) -> Backbone:
@@ -121,6 +127,10 @@ def _resolve(name: str, options: dict[str, Any]) -> Any:
             )
         wanted = type(getattr(preset, key))
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if wanted is tuple and fits:
+            kinds = {type(item) for item in getattr(preset, key)} or {int, float, str}
+            kinds |= {int} if float in kinds else set()
+            fits = {type(item) for item in value} <= kinds
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise InputError(
                 f"model.options.{key}: {value!r} is not a {wanted.__name__}; correct the value"

@@ -51,6 +51,11 @@ class Uni3dOptions:
         if min(self.local_dim, self.centroids, self.neighbours) < 1 or self.depth < 0:
             raise ValueError("every size must be positive (depth 0: that of the trunk)")
 
+    @property
+    def least_points(self) -> int:
+        """Points that a cloud must have."""
+        return max(self.centroids, self.neighbours)
+
     def build(self, width: int) -> Uni3d:
         """A backbone of these sizes whose embeddings are ``width`` wide."""
         return Uni3d(self, width)

@@ -68,6 +68,8 @@ class RelationQueue(nn.Module):
         self.cursor = (self.cursor + count) % self.size
         self.filled = min(self.filled + count, self.size)
 
+    # Not compiled: at first the queue grows with every step, and each size would be a graph.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, features: Features) -> Features:
         """``features`` with the objects of the queue behind them."""
         if self.filled == 0:
