@@ -246,7 +246,9 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
             *[Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row]
         )
     # Rich prints no wider than its console is.
-    (out if out.is_terminal else Console(file=out.file, width=table_width())).print(table)
+    (out if out.is_terminal else Console(file=out.file, width=table_width(), soft_wrap=True)).print(
+        table
+    )
 
 
 def tell_failed_before(count: int) -> None:

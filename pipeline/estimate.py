@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.common import check_place, cores, shown_bytes
 from pipeline.console import print_table
 from pipeline.datasets.base import Record
 from pipeline.isolated import IsolatedProcessor, compile_all
-from pipeline.job import EmbedOptions, for_teachers, prepare
+from pipeline.job import EmbedOptions, for_teachers, listed, prepare
 from pipeline.objects import Processed
 from pipeline.shards import Manifest, Row, create_or_open
 from pipeline.shards.manifest import MANIFEST
@@ -74,8 +73,8 @@ def estimate(
     targets = prepare(options, write=False)
     objects = for_teachers(options.objects, *(t.manifest.teacher for t in targets.targets))
     options = replace(options, objects=objects)
-    with CaptionJoin(options.objects.captions.files) as captions:
-        captions.probe(islice(options.objects.dataset.records(), options.limit))
+    with CaptionJoin(options.objects.captions.files, lambda: listed(options)) as captions:
+        captions.probe()
         chosen, records, lacking = _draw(options, targets, sample)
         chosen = list(captions.join(chosen))
     to_do = lacking.total()
@@ -167,7 +166,7 @@ def _draw(
 
     def counted() -> Iterator[Record]:
         nonlocal records
-        for record in islice(options.objects.dataset.records(), options.limit):
+        for record in listed(options):
             records += 1
             yield record
 

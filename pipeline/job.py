@@ -178,9 +178,11 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         options.objects.dataset.options
     )  # raises for a source that is not there: now, not in a minute
     with ExitStack() as stack:
-        captions = stack.enter_context(CaptionJoin(options.objects.captions.files))
+        captions = stack.enter_context(
+            CaptionJoin(options.objects.captions.files, lambda: listed(options))
+        )
         # Before anything is written: a file that names no object must not leave an empty set.
-        captions.probe(islice(options.objects.dataset.records(), options.limit))
+        captions.probe()
         fresh = unstarted(set_names(options.teachers, options.out))
         targets = prepare(options)
         objects = for_teachers(options.objects, *(t.manifest.teacher for t in targets.targets))
@@ -250,6 +252,11 @@ def _check_pictures(options: EmbedOptions, manifests: list[Manifest]) -> None:
         )
 
 
+def listed(options: EmbedOptions) -> Iterator[Record]:
+    """The records of the source that a run is about."""
+    return islice(options.objects.dataset.records(), options.limit)
+
+
 @dataclass
 class Seen:
     """Records of a source that were looked at."""
@@ -270,7 +277,7 @@ def to_do(
         failed = set().union(*map(failed_uids, outs))
 
     def counted() -> Iterator[Record]:
-        for record in islice(options.objects.dataset.records(), options.limit):
+        for record in listed(options):
             seen.records += 1
             seen.failed += record.uid in failed
             yield with_split(record, options.holdout)

@@ -101,7 +101,8 @@ class FolderDataset:
         table_path = self._table_path()
         table = None
         if table_path is not None:
-            table = read_table(table_path, self._table_root(table_path), dict(self.columns))
+            root = self._table_root(table_path)
+            table = read_table(table_path, root, dict(self.columns), self.NAME)
         total = matched = 0
         used: set[int] = set()
         for folder, files in self._folders():

@@ -63,7 +63,7 @@ class PointsDataset(FolderDataset):
         for index in range(clouds):
             # Not ``Table.find``: it would take the index for a file's name.
             place = f"{shown}/{index}"
-            own = None if table is None else table.by_path.get(place) or table.by_id.get(place)
+            own = None if table is None else table.find_whole(place)
             entry = own or of_all
             record = make_record(self.NAME, place, relative, entry)
             texts = list(zip(record.texts, record.text_sources, strict=True))

@@ -3,17 +3,19 @@
 One row per object or per caption; rows of the same object are joined. Columns are recognised by
 name (``ROLES``), or named with ``columns``. A row finds its object by a path column, relative to
 the table's folder or to the root; or by an identifier: the path or file name, with or without its
-suffix, or the uid; or, where there is neither, by its ``name`` column.
+suffix, or the uid; or, where there is neither, by its ``name`` column. An identifier that is the
+path or uid of one object is not the file name of another.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +35,16 @@ ROLES: dict[str, tuple[str, ...]] = {
     "category": ("category", "class", "label"),
     "split": ("split", "subset"),
 }
+SPLITS = ("train", "val", "test")  # all that the contract has
+# As tables spell them; None: said to be in none.
+_SPLIT_WORDS: dict[str, str | None] = {
+    **{name: name for name in SPLITS},
+    "training": "train",
+    **dict.fromkeys(("valid", "validation", "dev", "development"), "val"),
+    "testing": "test",
+    **dict.fromkeys(("none", "null", "nan")),
+}
+_OFTEN_NO_SPLIT = "subset"  # of another kind as often as not: what it holds decides
 # File names that are looked for when no table is given, best first.
 AUTO_NAMES = tuple(
     f"{stem}.{suffix}"
@@ -41,7 +53,9 @@ AUTO_NAMES = tuple(
 )
 FIELD_LIMIT = 2**24  # characters in one CSV field
 _PROBED_ROWS = 1000
+_LISTED_FOLDERS = 64  # whose names are kept while paths are looked up
 _Row = dict[str, Any]
+_Names = Callable[[str], frozenset[str] | None]
 
 
 @dataclass
@@ -55,9 +69,9 @@ class Entry:
     split: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
-    """Entries by path relative to the root, and by identifier."""
+    """Entries by path relative to the root, and by identifier; for one listing of the objects."""
 
     path: Path
     columns: dict[str, str]  # role -> the column that has it
@@ -65,6 +79,9 @@ class Table:
     by_id: dict[str, Entry]
     ignored: tuple[str, ...] = ()  # columns without a role
     contradicted: int = 0  # rows whose category or split is not the one that an object had
+    source: str = "folder"  # the first part of uids
+    whole: set[str] = field(default_factory=set)  # identifiers that were an object's path or uid
+    by_name: int = 0  # files found by their names alone
 
     def told(self, found: Collection[int], objects: int, matched: int) -> str | None:
         """What of the table is not used, in a line; None where all of it is.
@@ -79,6 +96,8 @@ class Table:
             parts.append(f"says nothing of {objects - matched:,} of {objects:,} objects")
         if lost:
             parts.append(f"{len(lost):,} of its objects are not there ({lost[0]!r}, for example)")
+        if self.by_name:
+            parts.append(f"{self.by_name:,} found by their file names alone")
         if self.ignored:
             parts.append(f"columns not used: {', '.join(self.ignored)[:200]}")
         if self.contradicted:
@@ -88,15 +107,32 @@ class Table:
         return f"{self.path}: {'; '.join(parts)}" if parts else None
 
     def find(self, relative: str) -> Entry | None:
-        """The entry of a mesh file by its path relative to the root, None where there is none."""
+        """The entry of a file by its path relative to the root, None where there is none.
+
+        Files of the root are to be looked up first, as they are listed: their paths are what may
+        look like the bare name of a file in a folder.
+        """
         stem = re.sub(r"\.[^./]*$", "", relative)
         for key in (relative, stem):
             if key in self.by_path:
                 return self.by_path[key]
-        for key in (relative, stem, relative.rsplit("/", 1)[-1], stem.rsplit("/", 1)[-1]):
-            if key in self.by_id:
+        whole = [key for path in (relative, stem) for key in self._ids(path) if key in self.by_id]
+        if whole:
+            self.whole.update(whole)
+            return self.by_id[whole[0]]
+        for key in (relative.rsplit("/", 1)[-1], stem.rsplit("/", 1)[-1]):
+            if key in self.by_id and key not in self.whole:
+                self.by_name += 1
                 return self.by_id[key]
         return None
+
+    def find_whole(self, place: str) -> Entry | None:
+        """The entry of exactly this path relative to the root, or of its uid."""
+        keys = (key for key in self._ids(place) if key in self.by_id)
+        return self.by_path.get(place) or next((self.by_id[key] for key in keys), None)
+
+    def _ids(self, path: str) -> tuple[str, str]:
+        return f"{self.source}/{path}", path
 
     def example_key(self) -> str:
         """One key of the table, for messages."""
@@ -121,42 +157,46 @@ def find_table(root: Path) -> Path | None:
         try:
             columns = _roles(table, {})
             rows = itertools.islice(_rows(table), _PROBED_ROWS)
-            keys = [_path_key(str(row.get(columns["path"]) or ""), table, resolved) for row in rows]
+            values = [str(row.get(columns["path"]) or "") for row in rows]
         except (InputError, KeyError):
             continue  # not a table of ours; naming it with --metadata would say why
+        names = _kept_names()
+        keys = (_path_key(value, resolved.parent, resolved, names) for value in values)
         if any(key and (resolved / key).is_file() for key in keys):
             return table
     return None
 
 
-def read_table(path: Path, root: Path, columns: Mapping[str, str]) -> Table:
+def read_table(path: Path, root: Path, columns: Mapping[str, str], source: str = "folder") -> Table:
     """Read a table. ``columns`` names the column of a role where it is not recognised by name.
 
-    Raises ``InputError`` for a file that cannot be read, a role or column that does not exist, or
-    a table without a key or without anything to say.
+    Raises ``InputError`` for a file that cannot be read, a role or column that does not exist, a
+    split that is none, or a table without a key or without anything to say.
     """
     roles = _roles(path, columns)
     by_path: dict[str, Entry] = {}
     by_id: dict[str, Entry] = {}
     key_role = next(role for role in ("path", "id", "name") if role in roles)
-    root, contradicted = root.resolve(), 0
+    root, folder, contradicted = root.resolve(), path.resolve().parent, 0
+    names = _kept_names()
     for row in _rows(path):
         value = str(row.get(roles[key_role]) or "").strip()
         if not value:
             continue
         if key_role == "path":
-            key = _path_key(value, path, root)
+            key = _path_key(value, folder, root, names)
             if not key:
                 continue
             entry = by_path.setdefault(key, Entry())
         else:
-            entry = by_id.setdefault(value.removeprefix("folder/"), Entry())
-        contradicted += _add(entry, row, roles)
+            entry = by_id.setdefault(value, Entry())
+        split = _split(row.get(roles["split"]), path, roles["split"]) if "split" in roles else None
+        contradicted += _add(entry, row, roles, split)
     ignored = tuple(name for name in _header(path) if name and name not in roles.values())
-    return Table(path, roles, by_path, by_id, ignored, contradicted)
+    return Table(path, roles, by_path, by_id, ignored, contradicted, source)
 
 
-def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> bool:
+def _add(entry: Entry, row: _Row, roles: dict[str, str], split: str | None) -> bool:
     """Join a row to an object; whether it says another category or split than the object has."""
 
     def texts(role: str) -> list[str]:
@@ -165,9 +205,31 @@ def _add(entry: Entry, row: _Row, roles: dict[str, str]) -> bool:
     entry.captions += texts("caption")
     entry.names += [name for name in texts("name") if name not in entry.names]
     entry.tags += [tag for tag in texts("tags") if tag not in entry.tags]
-    category, split = (next(iter(texts(role)), None) for role in ("category", "split"))
+    category = next(iter(texts("category")), None)
     entry.category, entry.split = entry.category or category, entry.split or split
     return category not in (None, entry.category) or split not in (None, entry.split)
+
+
+def _split(cell: Any, path: Path, column: str) -> str | None:
+    """The split that a cell names. Raises ``InputError`` where it is none: no row must get lost."""
+    texts = cell_texts(cell)
+    found = {_SPLIT_WORDS.get(text.lower(), "") for text in texts} or {None}
+    split = found.pop()
+    if found or split == "":
+        raise InputError(
+            f"{path}: column {column!r} holds {'|'.join(texts)[:80]!r}, which is no split: write "
+            f"{', '.join(SPLITS)} or nothing, or give the column another name"
+        )
+    return split
+
+
+def _holds_splits(path: Path, column: str) -> bool:
+    """Whether all that a column holds are splits."""
+    parquet = path.suffix.lower() == ".parquet"
+    for row in parquet_rows(path, [column]) if parquet else _rows(path):
+        if not all(text.lower() in _SPLIT_WORDS for text in cell_texts(row.get(column))):
+            return False
+    return True
 
 
 def cell_texts(value: Any) -> list[str]:
@@ -187,17 +249,49 @@ def cell_texts(value: Any) -> list[str]:
     return [text for item in value if item is not None and (text := str(item).strip())]
 
 
-def _path_key(value: str, table: Path, root: Path) -> str:
-    """A path from a table, relative to the root, with ``/``; empty where it leads elsewhere."""
+def _path_key(value: str, folder: str | Path, root: Path, names: _Names) -> str:
+    """A path from a table in ``folder``, relative to the root, with ``/``; empty if it leads out.
+
+    It is relative to the folder, or to the root where nothing lies there.
+    """
     value = value.strip().replace("\\", "/")
     if not value or "\0" in value:
         return ""
-    absolute = os.path.normpath(table.resolve().parent / value)
-    relative = os.path.relpath(absolute, root).replace(os.sep, "/")
-    if not relative.startswith(".."):
-        return relative
+    absolute = os.path.normpath(f"{folder}/{value}" if value[0] != "/" else value)
+    beside = os.path.relpath(absolute, root).replace(os.sep, "/")
     plain = os.path.normpath(value).replace(os.sep, "/")
-    return "" if plain.startswith(("/", "..")) else plain
+    if plain.startswith(("/", "..")):
+        plain = ""
+    if beside.startswith("..") or (plain and plain != beside and not _is_there(absolute, names)):
+        return plain
+    return beside
+
+
+def _is_there(path: str, names: _Names) -> bool:
+    """Whether a file has this path, or has it without its suffix, or is its folder.
+
+    ``clouds.h5/12`` is a cloud of ``clouds.h5``.
+    """
+    folder, name = os.path.split(path)
+    listed = names(folder)
+    return listed is None or name in listed
+
+
+def _kept_names() -> _Names:
+    """``_file_names`` that lists a folder once for the rows of a table that lie in it."""
+    return functools.lru_cache(_LISTED_FOLDERS)(_file_names)
+
+
+def _file_names(folder: str) -> frozenset[str] | None:
+    """Names of the files of a folder, with their suffixes and without; None for a file."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [entry.name for entry in entries if not entry.is_dir()]
+    except NotADirectoryError:
+        return None
+    except (OSError, ValueError):  # also a name that no file can have
+        return frozenset()
+    return frozenset(files).union(name.rpartition(".")[0] for name in files)
 
 
 def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
@@ -207,8 +301,13 @@ def _roles(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
     roles: dict[str, str] = {}
     for role, names in ROLES.items():
         found = next((spelled[name] for name in names if name in spelled), None)
-        if found is not None:
-            roles[role] = found
+        if found is None or (
+            found == spelled.get(_OFTEN_NO_SPLIT)
+            and role not in columns
+            and not _holds_splits(path, found)
+        ):
+            continue
+        roles[role] = found
     for role, column in columns.items():
         if role not in ROLES:
             raise InputError(f"column role {role!r} is unknown: use one of {', '.join(ROLES)}")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.datasets.tables import SPLITS
 from pipeline.shards import NEUTRAL_RGB, POINT_SCALE
 
 Wrong = Iterator[tuple[int, str]]
@@ -58,6 +59,17 @@ def wrong_counts(
             yield row, f"{len(own)} texts, {len(kinds)} sources, {count} embeddings"
         if None in own or None in kinds:
             yield row, "a text or its source is null"
+
+
+def wrong_splits(splits: Iterable[str | None]) -> Wrong:
+    """Rows of a split that the contract has not: nobody trains or measures on them."""
+    for row, split in enumerate(splits):
+        if split is not None and split not in SPLITS:
+            yield (
+                row,
+                f"the split {split[:40]!r} is none of {', '.join(SPLITS)}: `pipeline split` makes "
+                "new ones",
+            )
 
 
 def wrong_prefix(xyz: NDArray[np.int16], n_fps: int) -> Wrong:

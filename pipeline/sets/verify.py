@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.shards.storage import Storage
 MAX_PROBLEMS = 1000  # kept; all are counted
 ORDER_SAMPLE = 100  # objects whose order is followed point by point
 _NAME = re.compile(r"-(\d{5,})-([0-9a-f]{16})-[0-9a-f]{8}\.parquet$")  # rows, hash of the content
+_NUMBERED = re.compile(r"^part-(\d{6,})-\d{5,}-[0-9a-f]{16}-")  # of merge, split and filter
 _BLOCK = 1 << 22
 
 
@@ -87,6 +89,7 @@ CHECKS = {
     "file": "name, size and content agree (SHA-256)",
     "columns": "every column decodes, page checksums",
     "uids": "no uid is empty or comes twice",
+    "splits": "train, val, test or none",
     "xyz": "coordinates within -1 to 1",
     "rgb": "neutral grey without colour",
     "embeddings": "finite, of length 1",
@@ -135,6 +138,7 @@ class _SetCheck:
             for part in self.shards.parts:
                 self._part(part)
                 bar.advance(1)
+        self._gaps()
         self._order()
         self._failures()
         if self.images is not None:
@@ -205,6 +209,8 @@ class _SetCheck:
         everyone = np.arange(rows)
         if "uid" in found:
             yield "uids", "uid", rows, self._uids(group.part, found["uid"].to_pylist())
+        if "split" in found:
+            yield "splits", "split", rows, checks.wrong_splits(found["split"].to_pylist())
         if not any(name in found for name in ("xyz", "rgb", "image_embeds", "text_embeds")):
             return
         batch = self._decoded(group, found)
@@ -253,6 +259,14 @@ class _SetCheck:
                 where = "in this part before" if other == part else f"in {other} too"
                 yield row, f"the uid is {where}"
             self.seen.setdefault(digest, part)
+
+    def _gaps(self) -> None:
+        """Numbers of parts that are not there; those of `embed` have none."""
+        found = {int(match[1]) for part in self.shards.parts if (match := _NUMBERED.match(part))}
+        for before, after in pairwise([-1, *sorted(found)]):
+            if after - before > 1:
+                missing = f"{after - before - 1} missing before it"
+                self.verdict.add("file", f"part-{after:06d}", f"numbered parts: {missing}")
 
     def _order(self) -> None:
         """Follow the order of a sample of objects to its end."""

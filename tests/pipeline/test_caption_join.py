@@ -40,7 +40,7 @@ def captions(tmp_path: Path, content: dict[str, str | list[str]], name: str = "c
 
 
 def joined(files: list[CaptionFile], records: list[Record]) -> list[Record]:
-    with CaptionJoin(files) as join:
+    with CaptionJoin(files, lambda: records) as join:
         return list(join.join(records))
 
 
@@ -75,6 +75,8 @@ def test_join__finds_an_identifier_in_every_way_of_writing_it(tmp_path: Path, ke
         ("folder/oak/001", "001", False),
         ("folder/001", "001", True),  # here it is the whole identifier
         ("folder/oak/chair_01", "ash/chair_01", False),
+        ("folder/oak/object0003", "object0003", True),
+        ("folder/oak/object0003", "ash/object0003", False),
         ("folder/a", "b", False),
     ],
 )
@@ -114,6 +116,7 @@ def test_join__counts_what_was_used_and_what_not(tmp_path: Path) -> None:
         assert join.counts == {
             "captions_added": 3,
             "captions_unused": 3,
+            "captions_ambiguous": 0,
             "captions_over_limit": 0,
         }
         assert join.lines() == [
@@ -146,13 +149,18 @@ def test_probe__stops_at_the_first_match_and_forgets(tmp_path: Path) -> None:
             read.append(name)
             yield record(f"d/{name}")
 
-    with CaptionJoin([captions(tmp_path, {"a": "x", "c": "y"})]) as join:
-        join.probe(records())
+    file = captions(tmp_path, {"a": "x", "c": "y"})
+    with CaptionJoin([file], records) as join:
+        join.probe()
         assert read == ["b", "a"]
         assert (join.records, join.counts["captions_added"]) == (0, 0)
-        with pytest.raises(InputError, match="names none of the 1 objects"):
-            join.probe([record("d/q")])
-        join.probe([])
+    with (
+        CaptionJoin([file], lambda: [record("d/q")]) as join,
+        pytest.raises(InputError, match="names none of the 1 objects"),
+    ):
+        join.probe()
+    with CaptionJoin([file]) as join:
+        join.probe()
 
 
 def test_join__without_files_records_pass_through() -> None:
@@ -202,32 +210,135 @@ def test_candidates__best_first_and_each_once() -> None:
     assert candidates(record("x/", "model.obj")) == ["x", "model"]
 
 
+UUID = "0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [UID, UID.upper(), UUID, "1514f187930072575629709336826443",
+     "1a04e3eab45ca15dd86060f189eb133", "B07B4DBFJY", "B07HSMVRNK",
+     "4kX9vTqLm2Pz", "x12y34z56", "a94a8fe5"],
+)  # fmt: skip
+def test_join__a_part_that_is_an_identifier_names_its_object(tmp_path: Path, name: str) -> None:
+    file = captions(tmp_path, {f"renders/{name}/view_003.png": "a chair"})
+    records = [record(f"folder/home/{name}"), record("folder/home/other")]
+    assert [r.texts for r in joined([file], records)] == [("a chair",), ()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["object0003", "building12", "chair_0012", "scene01obj03", "lod0box12", "2020chair", "12345678",
+     "LivingRoomChair01Blue2Large", "100x200x300", "deadbeef12", "2x4x8x16"],
+)  # fmt: skip
+def test_join__a_part_that_is_a_word_with_a_counter_names_none(tmp_path: Path, name: str) -> None:
+    file = captions(tmp_path, {f"scene01/{name}.glb": "a red chair", "x": "y"})
+    records = [record("d/x"), record(f"folder/kitchen/{name}"), record(f"folder/attic/{name}")]
+    assert [r.texts for r in joined([file], records)] == [("y",), (), ()]
+    there = [record(f"folder/scene01/{name}"), *records]
+    assert [r.texts for r in joined([file], there)] == [("a red chair",), ("y",), (), ()]
+
+
+def test_join__what_an_object_has_whole_is_not_that_of_another_by_a_part(tmp_path: Path) -> None:
+    file = captions(tmp_path, {f"a/{UID}.glb": "one", "chair": "two"})
+    whole = [record(f"folder/a/{UID}"), record("folder/chair")]
+    others = [record(f"folder/b/{UID}"), record("folder/oak/chair")]
+    for records in (whole + others, others + whole):  # whichever comes first
+        found = {r.uid: r.texts for r in joined([file], records) if r.texts}
+        assert found == {whole[0].uid: ("one",), whole[1].uid: ("two",)}
+    assert [r.texts for r in joined([file], others)] == [("one",), ("two",)]
+
+
+def test_join__a_part_that_fits_several_objects_is_told_and_used_for_none(tmp_path: Path) -> None:
+    file = captions(tmp_path, {f"views/{UID}/1.png": "one", "chair": "two", "oak/lamp": "three"})
+    several = [f"folder/{room}/{name}" for room in ("oak", "ash") for name in (UID, "chair")]
+    records = [record("folder/oak/lamp"), *map(record, several)]
+    with CaptionJoin([file], lambda: records) as join:
+        join.probe()
+        assert [r.texts for r in join.join(records)] == [("three",), (), (), (), ()]
+        assert join.lines() == [
+            "c.json: captions for 1 of 5 objects; 0 of its 3 texts are for others; 2 name several "
+            f"objects and went to none ('views/{UID}/1', for example): give their uids or paths"
+        ]
+        assert join.counts == {
+            "captions_added": 1,
+            "captions_unused": 2,
+            "captions_ambiguous": 2,
+            "captions_over_limit": 0,
+        }
+    # A run that goes on with the last of them finds the same.
+    with CaptionJoin([file], lambda: records) as join:
+        assert next(join.join(records[-1:])).texts == ()
+
+
+def test_probe__a_file_that_names_several_objects_each_time_is_an_error(tmp_path: Path) -> None:
+    records = [record("folder/oak/chair_01"), record("folder/ash/chair_01")]
+    with (
+        CaptionJoin([captions(tmp_path, {"chair_01": "x"})], lambda: records) as join,
+        pytest.raises(InputError, match=r"c\.json: names none of the 2 .*'chair_01'.*give uids"),
+    ):
+        join.probe()
+
+
+def test_join__a_model_of_shapenet_in_two_synsets(tmp_path: Path) -> None:
+    file = captions(tmp_path, {f"03001627_{UID}": "a chair", f"04256520_{UID}": "a sofa"})
+    records = [
+        record(f"shapenet/{synset}/{UID}", f"{synset}/{UID}/models/model_normalized.obj")
+        for synset in ("04256520", "03001627", "02828884")
+    ]
+    assert [r.texts for r in joined([file], records)] == [("a sofa",), ("a chair",), ()]
+
+
+def test_join__all_records_are_listed_once_more_and_only_where_parts_matter(
+    tmp_path: Path,
+) -> None:
+    listings = 0
+
+    def listing() -> list[Record]:
+        nonlocal listings
+        listings += 1
+        return [record(f"objaverse/{UID}"), record("objaverse/other")]
+
+    for key, expected in ((UID, 0), (f"renders/{UID}.png", 1)):
+        listings = 0
+        with CaptionJoin([captions(tmp_path, {key: "x"})], listing) as join:
+            assert [r.texts for r in join.join([*listing(), *listing()])][::2] == [("x",)] * 2
+        assert listings == 2 + expected
+
+
 def test_join__agrees_with_looking_through_all_entries(tmp_path: Path) -> None:
-    # The oracle: for every record, the first of its candidates that stands in the file.
+    # The oracle: of the first of a record's candidates that stands in the file, the texts that no
+    # other record claims as well or better.
     rng = random.Random(0)
-    keys = [f"{a}/{b}" for a in ("oak", "ash") for b in ("chair", "table", "x12y34z56", "model")]
-    keys += ["chair", "table", "x12y34z56", "d/oak/chair", "model"]
-    for _ in range(30):
-        content: dict[str, str | list[str]] = {
+    identifier = "x12y34z56"
+    keys = [f"{a}/{b}" for a in ("oak", "ash") for b in ("chair", "table", identifier, "model")]
+    keys += ["chair", "table", identifier, "d/oak/chair", "model"]
+
+    def claims(one: Record, content: dict[str, list[str]]) -> dict[str, int]:
+        """The keys of the file that a record claims, and how: 0 is best."""
+        whole = {one.uid, one.uid.partition("/")[2]}
+        for key in candidates(one):
+            part = {own for own in content if key == identifier and own.endswith("/" + key)}
+            if key in content or part:
+                found = dict.fromkeys(part, 1 if key in whole else 2)
+                return found | ({key: 0 if key in whole else 2} if key in content else {})
+        return {}
+
+    for _ in range(60):
+        content = {
             key: [f"{key} {i}" for i in range(rng.randint(1, 2))]
             for key in rng.sample(keys, rng.randint(1, len(keys)))
         }
-        records = [record(f"d/{key}") for key in keys[:8]]
-        for before, after in zip(
-            records, joined([captions(tmp_path, content)], records), strict=True
-        ):
-            wanted: tuple[str, ...] = ()
-            for key in candidates(before):
-                same = [
-                    text
-                    for own, texts in content.items()
-                    if own == key or (key == "x12y34z56" and own.endswith(key))
-                    for text in texts
-                ]
-                if same:
-                    wanted = tuple(same)
-                    break
-            assert after.texts == wanted
+        records = [record(f"d/{key}") for key in rng.sample([*keys[:11], "model"], 9)]
+        all_claims = [claims(one, content) for one in records]
+        after = joined([captions(tmp_path, {**content})], records)
+        for own, found in zip(all_claims, after, strict=True):
+            wanted: list[str] = []
+            for key, texts in content.items():
+                ways = sorted(other[key] for other in all_claims if key in other)
+                alone = ways[1:2] != ways[:1]
+                if key in own and (own[key] == 0 or (own[key] == ways[0] and alone)):
+                    wanted += texts
+            assert found.texts == tuple(wanted)
 
 
 @pytest.mark.slow

@@ -245,6 +245,91 @@ def test_table__that_cannot_be_used_is_an_input_error(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("spelled", "split"),
+    [
+        ("Train", "train"), ("training", "train"), ("VAL", "val"), ("valid", "val"),
+        ("Validation", "val"), ("dev", "val"), (" test ", "test"), ("Testing", "test"),
+        ("", None), ("none", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("column", ["split", "Subset"])
+def test_table__splits_are_those_of_the_contract(
+    tmp_path: Path, column: str, spelled: str, split: str | None
+) -> None:
+    fill(tmp_path, "a.glb", "b.glb")
+    (tmp_path / "metadata.csv").write_text(f"path,{column}\na.glb,{spelled}\nb.glb,test\n")
+    assert by_uid(FolderDataset(tmp_path))["folder/a"].split == split
+
+
+@pytest.mark.parametrize("spelled", ["furniture", "test_hard", "eval", "1", "train|test"])
+def test_table__a_split_that_is_none_is_an_input_error(tmp_path: Path, spelled: str) -> None:
+    fill(tmp_path, "a.glb", "b.glb")
+    (tmp_path / "metadata.csv").write_text(f"path,Split\na.glb,train\nb.glb,{spelled}\n")
+    with pytest.raises(InputError) as error:
+        list(FolderDataset(tmp_path).records())
+    assert str(error.value) == (
+        f"{tmp_path / 'metadata.csv'}: column 'Split' holds '{spelled}', which is no split: write "
+        "train, val, test or nothing, or give the column another name"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table__subset_is_no_split_where_it_holds_something_else(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "root", "a.glb", "b.glb")
+    rows = {"path": ["a.glb", "b.glb"], "caption": ["x", "y"], "subset": ["train", "furniture"]}
+    path = tmp_path / f"any.{suffix}"
+    if suffix == "csv":
+        path.write_text("path,caption,subset\na.glb,x,train\nb.glb,y,furniture\n")
+    else:
+        pq.write_table(pa.table(rows), path)
+    assert [r.split for r in FolderDataset(root, path).records()] == [None, None]
+    assert "columns not used: subset" in capsys.readouterr().err
+    with pytest.raises(InputError, match="column 'subset' holds 'furniture'"):
+        list(FolderDataset(root, path, columns=(("split", "subset"),)).records())
+
+
+@pytest.mark.parametrize("key", ["a", "a.glb", "folder/a"])
+def test_table__what_names_one_object_is_not_the_file_name_of_another(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, "a.glb", "sub/a.glb", "sub/b.glb")
+    (tmp_path / "metadata.csv").write_text(f"uid,name,category\n{key},Foo,1\nb,Bar,2\n")
+    found = by_uid(FolderDataset(tmp_path))
+    assert {uid: record.category for uid, record in found.items()} == {
+        "folder/a": "1",
+        "folder/sub/a": "sub",
+        "folder/sub/b": "2",
+    }
+    assert found["folder/sub/a"].texts == ("a",)
+    assert "says nothing of 1 of 3 objects; 1 found by their file names" in capsys.readouterr().err
+
+
+def test_table__a_uid_that_is_not_there_is_no_file_name(tmp_path: Path) -> None:
+    fill(tmp_path, "sub/a.glb")
+    (tmp_path / "metadata.csv").write_text("uid,caption\nfolder/a,x\n")
+    with pytest.raises(InputError, match="names none of the 1 meshes"):
+        list(FolderDataset(tmp_path).records())
+
+
+def test_table__in_a_folder_of_the_root_with_paths_of_either(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a.glb", "b.glb", "c.glb", "meta/b.glb", "meta/d.glb", "meta/sub/e.glb")
+    table = root / "meta" / "table.csv"
+    paths = ["a.glb", "b.glb", "../c", "d", "sub/e.glb"]
+    table.write_text("path,category\n" + "".join(f"{path},{path}!\n" for path in paths))
+    found = {r.source: r.category for r in FolderDataset(root, metadata=table).records()}
+    assert found == {
+        "a.glb": "a.glb!",  # there is none in the table's folder
+        "b.glb": None,
+        "c.glb": "../c!",
+        "meta/b.glb": "b.glb!",
+        "meta/d.glb": "d!",
+        "meta/sub/e.glb": "sub/e.glb!",
+    }
+
+
 def test_table__damaged_parquet_and_unknown_column(tmp_path: Path) -> None:
     fill(tmp_path, "a.glb")
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1 no")

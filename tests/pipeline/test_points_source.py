@@ -125,6 +125,29 @@ def test_records__one_row_for_a_file_is_for_all_its_clouds(tmp_path: Path) -> No
         assert record.category == "kitchen"
 
 
+def test_records__a_table_names_them_by_uid(tmp_path: Path) -> None:
+    put(tmp_path, "one.xyz")
+    put(tmp_path, "points/one.xyz")
+    np.save(tmp_path / "pots.npy", np.stack([XYZ, XYZ]))
+    put(tmp_path, "metadata.csv", b"uid,caption\npoints/one,a\npoints/pots.npy/1,b\n")
+    found = by_uid(PointsDataset(tmp_path))
+    texts = {uid: texts_for(record)[0] for uid, record in found.items() if record.texts}
+    assert texts["points/one"] == ("a", "caption")
+    assert texts["points/pots.npy/1"] == ("b", "caption")
+    assert "points/pots.npy/0" not in texts
+
+
+def test_records__a_table_in_a_folder_names_clouds_of_either(tmp_path: Path) -> None:
+    for folder in ("", "meta"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / "pots.npy", np.stack([XYZ, XYZ]))
+    np.save(tmp_path / "cups.npy", np.stack([XYZ, XYZ]))
+    put(tmp_path, "meta/t.csv", b"path,caption\npots.npy/1,a pot\ncups.npy/0,a cup\n")
+    dataset = PointsDataset(tmp_path, metadata=tmp_path / "meta" / "t.csv")
+    told = {uid: r.texts for uid, r in by_uid(dataset).items() if r.texts}
+    assert told == {"points/cups.npy/0": ("a cup",), "points/meta/pots.npy/1": ("a pot",)}
+
+
 def test_records__damaged_files_are_listed_and_fail_when_loaded(tmp_path: Path) -> None:
     put(tmp_path, "a.npy", b"not an array")
     put(tmp_path, "b.h5", b"")

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.common import InputError
+from pipeline.console import ProgressBar
 from pipeline.points import farthest_point_order
 from pipeline.sets import checks
 from pipeline.sets.verify import Verdict, verify_set
+from pipeline.sets.writing import new_set
 from pipeline.shards import Failure, Manifest, Row, ShardSet, write_failures, write_table
 from pipeline.shards.schema import row_schema
 from tests.pipeline.set_tools import ordered, sound_manifest, sound_row, write_set
@@ -67,8 +69,9 @@ def test_verify__sound_set(root: Path) -> None:
     assert verdict.notes == []
     texts = sum(len(row.texts) for row in rows_for(MANIFEST, 70) + rows_for(MANIFEST, 20, 100))
     assert verdict.looked_at == {
-        "manifest": 1, "file": 2, "columns": 3 * len(COLUMNS), "uids": 90, "xyz": 90, "order": 90,
-        "rgb": 90, "embeddings": 2 * 90 + texts + 45, "texts": 90, "order, all": 90, "failures": 1,
+        "manifest": 1, "file": 2, "columns": 3 * len(COLUMNS), "uids": 90, "splits": 90, "xyz": 90,
+        "order": 90, "rgb": 90, "embeddings": 2 * 90 + texts + 45, "texts": 90, "order, all": 90,
+        "failures": 1,
     }  # fmt: skip
     json.dumps(verdict.to_json())
 
@@ -203,6 +206,7 @@ def test_verify__values_that_break_the_contract_name_column_and_uid(root: Path) 
         ("text_sources", "texts", lambda v: [[None, "a"], *v[1:]], "a text or its source is null"),
         ("text_embeds", "texts", lambda v: [b"", *v[1:]], "2 texts, 2 sources, 0 embeddings"),
         ("uid", "uids", lambda v: ["", *v[1:]], "the uid is empty"),
+        ("split", "splits", lambda v: ["Train", *v[1:]], "the split 'Train' is none of train, val"),
         ("text_embeds", "columns", lambda v: [v[0][:-2], *v[1:]], "not a multiple of 8"),
     ]  # fmt: skip
     for column, check, change, message in cases:
@@ -311,6 +315,21 @@ def test_verify__pictures_that_are_none(tmp_path: Path, monkeypatch: pytest.Monk
     found = verify_set(tmp_path).problems
     assert [p.uid for p in found] == ["toy/000", "toy/001x", "toy/002"]
     assert "a picture does not decode" in found[0].message
+
+
+def test_verify__a_missing_part_of_a_numbered_set(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", MANIFEST, [rows_for(MANIFEST, 6)])
+    source = ShardSet.open(tmp_path / "set")
+    with (
+        new_set(tmp_path / "out", MANIFEST, [source], rows_per_part=2) as writer,
+        ProgressBar("copy", 6, "objects") as bar,
+    ):
+        writer.copy(source, bar)
+    parts = sorted((tmp_path / "out").glob("part-*"))
+    assert len(parts) == 3
+    parts[1].unlink()
+    (problem,) = verify_set(tmp_path / "out").problems
+    assert problem.line == "part-000002: numbered parts: 1 missing before it"
 
 
 def test_verify__leftovers_are_told(root: Path) -> None:
