@@ -4,7 +4,8 @@
 - ``files``: reading the file and what it refers to, never outside its folder;
 - ``textures``: decoding images under the same limits;
 - ``gltf``, ``gltf_data``: glTF 2.0 (.glb, .gltf), read directly;
-- ``wavefront`` (.obj), ``simple`` (.ply, .stl, .off), ``collada`` (.dae): on trimesh and pycollada;
+- ``wavefront`` (.obj), ``wavefront_geometry``: Wavefront, read directly;
+- ``simple`` (.ply, .stl, .off), ``collada`` (.dae): on trimesh and pycollada;
 - ``load``: the entry point; flattening, orientation, materials.
 """
 

@@ -1,33 +1,38 @@
-"""Wavefront OBJ and MTL: geometry through trimesh, materials read here.
-
-trimesh reads only the first material library, loses vertex colours beside a material, takes
-relative indices from the end of the whole file and drops lines that begin with a blank. What it
-gets is therefore normalised first, and a stand-in for the material libraries that holds only names.
-"""
+"""Wavefront OBJ and MTL: materials and parts; ``wavefront_geometry`` reads vertices and faces."""
 
 from __future__ import annotations
 
-import io
+import itertools
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.meshes.files import References
-from pipeline.meshes.parts import PLAIN, WHITE, Limits, Part, Surface, check_counts, fan, require
+from pipeline.meshes.parts import (
+    F64,
+    I64,
+    PLAIN,
+    WHITE,
+    Limits,
+    Part,
+    Surface,
+    check_counts,
+    require,
+)
 from pipeline.meshes.textures import decode_texture
+from pipeline.meshes.wavefront_geometry import Geometry, distinct_corners, read_geometry
 from pipeline.scene import U8, AlphaMode, Material, MeshError, srgb_to_linear
 
-_ODD_LINE = re.compile(rb"(?m)^[ \t]+(?=\S)|^(v|vt|vn|f|o|g|usemtl|mtllib)\t[ \t]*")
-_FACE_ZERO = re.compile(rb"(?m)^f [^\n]*?(?<![\d/-])0+(?=[/\s])")
-_RELATIVE = re.compile(rb"(?m)^f [^\n]*-\d")
-_LIBRARY = re.compile(rb"(?m)^mtllib +([^\n]+)$")
-_USED = re.compile(rb"(?m)^usemtl +([^\n]+)$")
+_COMMENT_LINE = re.compile(rb"(?m)^[ \t]*#[^\n]*\n")
+_ODD_LINE = re.compile(rb"(?m)^[ \t]*(v|vt|vn|f|o|g|usemtl|mtllib)\t[ \t]*|^[ \t]+(?=\S)")
+_LIBRARY = re.compile(rb"\nmtllib +([^\n]+)")
+_USED = re.compile(rb"\nusemtl +([^\n]+)")
 # Options of a texture statement in an MTL file, with the number of values that each may take.
 _MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2, "-bm": 1, "-imfchan": 1, "-type": 1}
 _MAP_OPTIONS |= {"-blendu": 1, "-blendv": 1, "-cc": 1, "-clamp": 1, "-texres": 1, "-boost": 1}
@@ -52,88 +57,82 @@ def quiet_parsing() -> Iterator[None]:
 
 
 def read_obj(data: bytes, references: References, limits: Limits) -> list[Part]:
-    """The parts of an OBJ file, one per material."""
-    from trimesh.exchange.obj import load_obj
-
+    """The parts of an OBJ file: one per material, two where only some faces have coordinates."""
     require(b"\0" not in data, "bad_header", "not an OBJ file: it holds binary data")
-    text = b"\n" + data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\\\n", b" ") + b"\n"
-    if _ODD_LINE.search(text):
+    text = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if b"\\\n" in text:  # a comment that ends with a backslash does not take the next line with it
+        text = _COMMENT_LINE.sub(b"", text).replace(b"\\\n", b" ")
+    text = b"\n" + text + b"\n"
+    if b"\t" in text or b"\n " in text:
         text = _ODD_LINE.sub(lambda match: (match[1] + b" ") if match[1] else b"", text)
     require(b"\nv " in text, "bad_header", "not an OBJ file: it holds no vertices")
     require(b"\nf " in text, "no_faces", "the file holds no faces")
     check_counts(limits, faces=text.count(b"\nf "), vertices=text.count(b"\nv "))
-    require(_FACE_ZERO.search(text) is None, "bad_index", "a face refers to vertex 0; 1 is first")
-    if _RELATIVE.search(text):
-        text = _absolute_indices(text)
-    surfaces = _materials(text, references, limits)
+    used = [(found.start(), _name(found[1])) for found in _USED.finditer(text)]
+    looks = _materials(text, {name for _, name in used}, references, limits)
+    geometry = read_geometry(text, limits)
 
-    with quiet_parsing():
-        # Library statements go; one for the stand-in comes first.
-        plain = b"mtllib names.mtl\n" + _LIBRARY.sub(b"", text)
-        try:
-            resolver: Any = _Names(surfaces)
-            loaded: dict[str, Any] = load_obj(io.BytesIO(plain), resolver=resolver)
-        except IndexError as error:
-            raise MeshError("bad_index", f"a face refers to what is not there: {error}") from None
-    return [_part(geometry, surfaces) for geometry in loaded.get("geometry", {}).values()]
-
-
-def _part(geometry: dict[str, Any], surfaces: dict[str, Surface]) -> Part:
-    visual, color = geometry.get("visual"), geometry.get("vertex_colors")
-    surface = PLAIN if color is None else WHITE
-    uv = None
-    if visual is not None:
-        uv = visual.uv
-        surface = surfaces.get(getattr(visual.material, "name", None) or "", surface)
-    if color is not None:
-        color = np.asarray(color, np.float64)
-        color = color / 255 if color.max(initial=0) > 1 else color
-        color = np.concatenate([srgb_to_linear(color), np.ones((len(color), 1))], axis=1)
-    return Part(
-        geometry["vertices"],
-        fan(geometry["faces"]),
-        surface,
-        geometry.get("vertex_normals"),
-        uv,
-        color,
-    )
+    # The looks by number; 0 is that of faces without a material or with one that is not defined.
+    numbers = {name: number for number, name in enumerate(looks, start=1)}
+    table = [None, *looks.values()]
+    starts = np.array([start for start, _ in used], np.int64)
+    said = np.array([0, *(numbers.get(name, 0) for _, name in used)], np.int64)
+    chosen = said[np.searchsorted(starts, geometry.places)]
+    # An image says nothing about faces without coordinates, even of the same material.
+    textured = np.array([look is not None and look.textured for look in table])
+    placed = textured[chosen] & (geometry.corners[:, :, 1] > 0).all(axis=1) & bool(len(geometry.uv))
+    groups = 2 * chosen + placed
+    order = np.argsort(groups, kind="stable")
+    bounds = np.flatnonzero(np.diff(groups[order])) + 1
+    return [
+        _part(geometry, geometry.corners[rows], table[groups[rows[0]] // 2], bool(placed[rows[0]]))
+        for rows in np.split(order, bounds)
+        if len(rows)
+    ]
 
 
-def _absolute_indices(text: bytes) -> bytes:
-    """Faces with negative indices, which count back from the line they stand in, made positive."""
-    counts = {b"v": 0, b"vt": 0, b"vn": 0}
-    lines = text.split(b"\n")
-    for number, line in enumerate(lines):
-        word = line.split(b" ", 1)[0]
-        if word in counts:
-            counts[word] += 1
-        elif word == b"f" and b"-" in line:
-            corners = []
-            for corner in line.split()[1:]:
-                fields = corner.split(b"/")
-                for place, (field, total) in enumerate(zip(fields, counts.values(), strict=False)):
-                    if field.startswith(b"-"):
-                        index = total + 1 + int(field)
-                        require(index > 0, "bad_index", f"a face refers to {int(field)} too early")
-                        fields[place] = b"%d" % index
-                corners.append(b"/".join(fields))
-            lines[number] = b"f " + b" ".join(corners)
-    return b"\n".join(lines)
+def _part(geometry: Geometry, corners: I64, look: _Look | None, with_uv: bool) -> Part:
+    """The faces of one look, all with texture coordinates or all without."""
+    corners[:, :, 1] *= with_uv
+    highest, there = int(corners[:, :, 1].max()), len(geometry.uv)
+    require(highest <= there, "bad_index", f"a face refers to vt {highest}, there are {there}")
+    corners[:, :, 2] *= corners[:, :, 2] <= len(geometry.normals)
+    indices, faces = distinct_corners(corners)
+    vertex, at, normal = indices.T
+    uv = normals = None
+    if with_uv:
+        assert look is not None
+        uv = look.placing.apply(geometry.uv[at - 1])
+    if normal.any():
+        # NaN where a corner has none: ``load_mesh`` puts what its faces say there.
+        normals = np.where(normal[:, None] > 0, geometry.normals[normal - 1], np.nan)
+    color = None if geometry.colors is None else geometry.colors[vertex - 1]
+    surface = look.surface if look else PLAIN if color is None else WHITE
+    return Part(geometry.positions[vertex - 1], faces, surface, normals, uv, color)
 
 
-class _Names:
-    """A stand-in for the resolver of trimesh: one library in which every material is a name."""
+@dataclass(frozen=True)
+class _Placing:
+    """How a texture lies on the coordinates of a face: the options ``-s`` and ``-o``."""
 
-    def __init__(self, names: dict[str, Surface]) -> None:
-        self._library = "".join(f"newmtl {name}\n" for name in names).encode()
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
 
-    def __getitem__(self, key: str) -> bytes:
-        return self.get(key)
+    def apply(self, uv: F64) -> F64:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return uv * self.scale + self.offset
 
-    def get(self, key: str) -> bytes:
-        if key == "names.mtl":
-            return self._library
-        raise FileNotFoundError(key)
+
+@dataclass(frozen=True)
+class _Look:
+    """A surface, and where its texture lies."""
+
+    surface: Surface
+    placing: _Placing
+
+    @property
+    def textured(self) -> bool:
+        return self.surface.material.texture is not None
 
 
 @dataclass
@@ -144,17 +143,20 @@ class _Entry:
     alpha: float = 1.0
     map_diffuse: str | None = None
     map_alpha: str | None = None
+    diffuse_placing: _Placing = _Placing()
+    alpha_placing: _Placing = _Placing()
 
 
-def _materials(text: bytes, references: References, limits: Limits) -> dict[str, Surface]:
-    """Surfaces by name, only of the materials that faces use."""
-    used = {" ".join(name.decode(errors="replace").split()) for name in _USED.findall(text)}
+def _materials(
+    text: bytes, used: set[str], references: References, limits: Limits
+) -> dict[str, _Look]:
+    """The looks of the materials named in ``used``, by name, of those that a library defines."""
     if not used:
         return {}
     entries: dict[str, _Entry] = {}
     read: set[str] = set()  # a file may name one library as often as it likes
     for statement in dict.fromkeys(_LIBRARY.findall(text)):
-        whole_line = statement.decode(errors="replace").strip()
+        whole_line = _unquoted(statement.decode(errors="replace").strip())
         for name in dict.fromkeys(_library_names(whole_line)):
             if name in read:
                 continue
@@ -170,7 +172,14 @@ def _materials(text: bytes, references: References, limits: Limits) -> dict[str,
             entries.update(_parse_mtl(library))
             if name == whole_line:
                 break
-    mapped = [entries[name] for name in sorted(used) if name in entries]
+    chosen = {}
+    for name in sorted(used):
+        # A name may hold " #" (3ds Max says "Material #25"); otherwise a comment begins there.
+        for spelling in (name, name.rsplit(" #", 1)[0], name.split(" #", 1)[0]):
+            if spelling in entries:
+                chosen[name] = entries[spelling]
+                break
+    mapped = list(chosen.values())
     if references.texture and not any(entry.map_diffuse for entry in mapped):
         for entry in mapped:
             entry.map_diffuse = references.texture
@@ -179,16 +188,21 @@ def _materials(text: bytes, references: References, limits: Limits) -> dict[str,
         missing="missing_texture",
     )
     images: dict[tuple[str | None, str | None], U8] = {}
-    return {
-        name: _surface(entries[name], references, limits, images)
-        for name in sorted(used)
-        if name in entries
-    }
+    return {name: _look(entry, references, limits, images) for name, entry in chosen.items()}
 
 
 def _library_names(statement: str) -> list[str]:
-    """A file name may hold blanks, and one statement may name several files."""
-    return [statement] if " " not in statement else [statement, *statement.split()]
+    """A file name may hold blanks, and one statement may name several files before a comment."""
+    words = itertools.takewhile(lambda word: not word.startswith("#"), statement.split())
+    return [statement] if " " not in statement else [statement, *words]
+
+
+def _name(written: bytes) -> str:
+    return " ".join(written.decode(errors="replace").split())
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name
 
 
 def _parse_mtl(data: bytes) -> dict[str, _Entry]:
@@ -205,32 +219,53 @@ def _parse_mtl(data: bytes) -> dict[str, _Entry]:
             red, green, blue = (min(max(float(word), 0.0), 1.0) for word in words[1:4])
             current.diffuse = (red, green, blue)
         elif keyword == "d":
-            current.alpha = float(words[-1])
+            current.alpha = float(line.split("#")[0].split()[-1])
         elif keyword == "tr":
-            current.alpha = 1 - float(words[-1])
+            current.alpha = 1 - float(line.split("#")[0].split()[-1])
         elif keyword == "map_kd":
-            current.map_diffuse = _map_name(line.split(None, 1)[1])
+            statement = line.split(None, 1)[1]
+            current.map_diffuse = _map_name(statement)
+            current.diffuse_placing = _map_placing(statement)
         elif keyword == "map_d":
-            current.map_alpha = _map_name(line.split(None, 1)[1])
+            statement = line.split(None, 1)[1]
+            current.map_alpha = _map_name(statement)
+            current.alpha_placing = _map_placing(statement)
     return entries
 
 
 def _map_name(statement: str) -> str:
     """The file name of a texture statement, which may be preceded by options."""
     words = statement.split()
+    at, _ = _map_options(words)
+    # Blanks inside the name are kept as they are where no option stood before it.
+    return _unquoted(" ".join(words[at:]) if at else statement.strip())
+
+
+def _map_placing(statement: str) -> _Placing:
+    _, options = _map_options(statement.split())
+    # The second number may be left out; the third is for textures in space.
+    width, height = [*map(float, options.get("-s", [])), 1.0, 1.0][:2]
+    right, up = [*map(float, options.get("-o", [])), 0.0, 0.0][:2]
+    return _Placing((width, height), (right, up))
+
+
+def _map_options(words: list[str]) -> tuple[int, dict[str, list[str]]]:
+    """Where the options of a texture statement end, and the values of each, the last ones given."""
+    options: dict[str, list[str]] = {}
     at = 0
     while at < len(words) and words[at] in _MAP_OPTIONS:
-        values = _MAP_OPTIONS[words[at]]
-        at += 1
+        option, start = words[at], at + 1
+        values = _MAP_OPTIONS[option]
+        at = start
         if values == 1:  # a number or a word
             at += 1
-            continue
-        # The second and the third number may be left out.
-        end = min(at + values, len(words))
-        while at < end and _is_number(words[at]):
-            at += 1
-    # Blanks inside the name are kept as they are where no option stood before it.
-    return " ".join(words[at:]) if at else statement.strip()
+        else:
+            # The second and the third number may be left out.
+            end = min(start + values, len(words))
+            while at < end and _is_number(words[at]):
+                at += 1
+        options[option] = words[start:at]
+    return at, options
 
 
 def _is_number(word: str) -> bool:
@@ -241,12 +276,12 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _surface(
+def _look(
     entry: _Entry,
     references: References,
     limits: Limits,
     images: dict[tuple[str | None, str | None], U8],
-) -> Surface:
+) -> _Look:
     """An MTL material. ``map_Kd`` stands in for ``Kd``, which exporters often leave black then."""
     # Exporters disagree on whether d or Tr is the opacity: a material that is wholly invisible
     # is one that was written the other way round.
@@ -264,7 +299,15 @@ def _surface(
         linear = srgb_to_linear(np.array(entry.diffuse or (0.8, 0.8, 0.8)))
         red, green, blue = (float(value) for value in linear)
     explicit = entry.diffuse is not None and not entry.map_diffuse
-    return Surface(Material((red, green, blue, alpha), texture, mode), explicit)
+    surface = Surface(Material((red, green, blue, alpha), texture, mode), explicit)
+    # A mesh has one set of coordinates: beside map_Kd, map_d lies as that does.
+    placing = entry.diffuse_placing if entry.map_diffuse else entry.alpha_placing
+    require(
+        texture is None or all(map(math.isfinite, placing.scale + placing.offset)),
+        "not_finite",
+        "the options of a texture hold NaN or infinity",
+    )
+    return _Look(surface, placing)
 
 
 def _texture(entry: _Entry, references: References, limits: Limits) -> U8:
