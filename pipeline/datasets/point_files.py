@@ -6,8 +6,8 @@ What columns and arrays mean is told by their names where there are any, and by 
   ``data`` ... of shape (P, 3 or more), or (n, P, 3 or more) for n clouds in one file.
 - **Colours** are sRGB. Integers are 0-255 (above that, 16-bit ones 0-65535). Floats are 0-1 where
   none is above 1, and 0-255 else. Anything below 0 or above 255 is refused (``bad_color``).
-- **Columns without names** after x, y and z, taken three at a time: with negative values and unit
-  lengths they are normals; without, and within 0-255, colours; else they are ignored. A seven-
+- **Columns without names** after x, y and z, taken three at a time: of unit length they are
+  normals; without negative values and within 0-255, colours; else they are ignored. A seven-
   column ``.pts`` file is ``x y z intensity r g b``.
 """
 
@@ -34,6 +34,7 @@ from pipeline.datasets.point_stores import Header, Store, open_store
 from pipeline.meshes import UP_AXES, Limits
 from pipeline.meshes.files import read_file
 from pipeline.meshes.parts import check_counts, require
+from pipeline.meshes.ply import COLOR_NAMES, Lists, read_elements, read_header
 from pipeline.scene import U8, MeshError
 
 Array = NDArray[Any]
@@ -51,11 +52,7 @@ _FEATURE_NAMES = ("features", "feature", "feat", "feats")  # colours where they 
 _NORMAL_NAMES = ("normals", "normal")
 _COLUMN_NAMES = {
     "xyz": (("x", "y", "z"), ("px", "py", "pz")),
-    "rgb": (
-        ("red", "green", "blue"),
-        ("r", "g", "b"),
-        ("diffuse_red", "diffuse_green", "diffuse_blue"),
-    ),
+    "rgb": COLOR_NAMES,
     "normals": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
 }
 _KNOWN_COLUMNS = {name for triples in _COLUMN_NAMES.values() for names in triples for name in names}
@@ -345,28 +342,18 @@ def _from_store(path: Path, index: int | None, limits: Limits) -> RawPoints:
 
 
 def _from_ply(data: bytes, limits: Limits) -> tuple[Array, U8 | None, Array | None]:
-    from trimesh.exchange.ply import load_ply
-
-    from pipeline.meshes.simple import check_ply_header
-    from pipeline.meshes.wavefront import quiet_parsing
-
-    check_ply_header(data, limits)
-    with quiet_parsing():
-        loaded: dict[str, Any] = load_ply(io.BytesIO(data), skip_materials=True)
-    faces = loaded.get("faces")
+    header = read_header(data, limits)
+    found = {element.name: element for element in header.elements if element.count}
     require(
-        faces is None or not len(faces),
+        "face" not in found and "tristrips" not in found,
         "has_faces",
         "the file holds faces: it is a mesh, for --dataset folder",
     )
-    vertices = loaded["metadata"]["_ply_raw"].get("vertex")
-    require(bool(vertices) and vertices["length"] > 0, "no_points", "the PLY file has no vertices")
-    raw = vertices["data"]
-    names = raw.dtype.names if isinstance(raw, np.ndarray) else tuple(raw)
-    # Columns of ASCII files come as (P, 1); lists have other sizes.
-    columns = {name: np.asarray(raw[name]) for name in names or ()}
-    count = int(vertices["length"])
-    return _named({name: c.reshape(-1) for name, c in columns.items() if c.size == count})
+    require("vertex" in found, "no_points", "the PLY file has no vertices")
+    names = [column.name for column in found["vertex"].properties]
+    known = frozenset(name for name in names if name.lower() in _KNOWN_COLUMNS)
+    columns = read_elements(data, header, {"vertex": known}).get("vertex", {})
+    return _named({name: c for name, c in columns.items() if not isinstance(c, Lists)})
 
 
 def _cells(line: bytes) -> list[bytes]:

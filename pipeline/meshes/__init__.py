@@ -5,7 +5,8 @@
 - ``textures``: decoding images under the same limits;
 - ``gltf``, ``gltf_data``: glTF 2.0 (.glb, .gltf), read directly;
 - ``wavefront`` (.obj), ``wavefront_geometry``: Wavefront, read directly;
-- ``simple`` (.ply, .stl, .off), ``collada`` (.dae): on trimesh and pycollada;
+- ``simple`` (.ply, .stl, .off), ``ply``: what their columns mean; STL is parsed by trimesh;
+- ``collada`` (.dae): on pycollada;
 - ``load``: the entry point; flattening, orientation, materials.
 """
 

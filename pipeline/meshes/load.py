@@ -70,7 +70,7 @@ def _dae(data: bytes, references: References, limits: Limits) -> tuple[Sequence[
     return read_dae(data, references, limits)
 
 
-# Readers on trimesh and pycollada are imported when the first such file comes.
+# trimesh (STL) and pycollada are imported when the first such file comes.
 _READERS: dict[str, Reader] = {
     ".glb": _glb,
     ".gltf": _gltf,

@@ -1,4 +1,4 @@
-"""PLY and STL through trimesh, their headers checked first; OFF read here."""
+"""PLY, STL and OFF: what their columns mean. STL is read by trimesh, its counts checked first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import itertools
 import re
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.meshes.files import References
 from pipeline.meshes.parts import (
     F64,
-    PLAIN,
+    I64,
     WHITE,
     Limits,
     Part,
@@ -23,99 +25,234 @@ from pipeline.meshes.parts import (
     fan,
     require,
 )
+from pipeline.meshes.ply import (
+    COLOR_NAMES,
+    Column,
+    Element,
+    Lists,
+    fan_lists,
+    read_elements,
+    read_header,
+    strip_triangles,
+    whole,
+)
 from pipeline.meshes.textures import decode_texture
 from pipeline.meshes.wavefront import quiet_parsing
 from pipeline.scene import Material, MeshError, srgb_to_linear
 
-_PLY_SIZES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2}
-_PLY_SIZES |= {"int16": 2, "uint16": 2, "int": 4, "uint": 4, "int32": 4, "uint32": 4, "float": 4}
-_PLY_SIZES |= {"float32": 4, "double": 8, "float64": 8}
-_PLY_HEADER_BYTES = 2**16
+_NORMALS = ("nx", "ny", "nz")
+_UV_NAMES = (("texture_u", "texture_v"), ("u", "v"), ("s", "t"))
+_INDICES = ("vertex_index", "vertex_indices")
+_ALPHAS = ("alpha", "alpha", "diffuse_alpha")  # beside each of COLOR_NAMES
+_COLORS = frozenset(name for names in (*COLOR_NAMES, _ALPHAS) for name in names)
+_VERTEX = _COLORS.union(("x", "y", "z"), _NORMALS, *_UV_NAMES)
 
 
 def read_ply(data: bytes, references: References, limits: Limits) -> list[Part]:
-    """The part of a PLY file, with vertex or face colours (sRGB) or a texture."""
-    from trimesh.exchange.ply import load_ply
+    """The parts of a PLY file: with textures, else vertex or face colours (sRGB), or plain.
 
-    image_name = check_ply_header(data, limits)
-    with quiet_parsing():
-        # The texture is read here, under the limits, and not by the library.
-        loaded: dict[str, Any] = load_ply(io.BytesIO(data), skip_materials=True)
-    if loaded.get("faces") is None:
-        raise MeshError("no_faces", "the file holds points without faces")
-    vertices, faces = np.asarray(loaded["vertices"]), fan(loaded["faces"])
-    visual, normals = loaded.get("visual"), loaded.get("vertex_normals")
-    uv = None if visual is None else visual.uv
-    if image_name is not None and uv is not None:
-        encoded = references.read(image_name, missing="missing_texture", search=True)
-        texture = decode_texture(encoded, limits, f"texture {image_name[:80]!r}")
-        surface = Surface(Material((1.0, 1.0, 1.0, 1.0), texture))
-        return [Part(vertices, faces, surface, normals, uv)]
-    color = loaded.get("vertex_colors")
-    if color is not None and len(color) == len(vertices):
-        return [Part(vertices, faces, WHITE, normals, None, _linear_rgba(np.asarray(color)))]
-    color = loaded.get("face_colors")
-    if color is not None and len(color) == len(faces):
-        split = np.arange(3 * len(faces)).reshape(-1, 3)
-        rgba = np.repeat(_linear_rgba(np.asarray(color)), 3, axis=0)
-        require(
-            bool(len(faces)) and faces.min() >= 0 and faces.max() < len(vertices),
-            "bad_index",
-            f"a face refers to vertex {faces.max(initial=0)}, there are {len(vertices)}",
-        )
-        return [Part(vertices[faces.ravel()], split, WHITE, None, None, rgba)]
-    return [Part(vertices, faces, PLAIN, normals)]
+    Polygons and strips become triangles. Several textures are told apart by ``texnumber``, as
+    MeshLab does; ``unsupported_feature`` without it.
+    """
+    header = read_header(data, limits)
+    corners = {element.name: _corners(element) for element in header.elements}
+    polygons, strips = corners.get("face", ""), corners.get("tristrips", "")
+    wanted = {"vertex": _VERTEX, "tristrips": frozenset((strips,))}
+    wanted["face"] = _COLORS.union((polygons, "texcoord", "texnumber"))
+    found = read_elements(data, header, wanted)
+    tables = []
+    if "face" in found:
+        tables.append((_lists(found["face"], polygons), found["face"]))
+    if "tristrips" in found:
+        triangles = strip_triangles(_lists(found["tristrips"], strips), limits)
+        tables.append((Lists(np.full(len(triangles), 3), triangles.reshape(-1)), {}))
+    require(bool(tables), "no_faces", "the file holds points without faces")
 
-
-def check_ply_header(data: bytes, limits: Limits) -> str | None:
-    """Compare what the header claims with the bytes that follow; the texture's name if any."""
-    require(data[:4].strip() == b"ply", "bad_header", "not a PLY file: it does not start with ply")
-    end = re.search(rb"\nend_header[ \t\r]*\n", data[:_PLY_HEADER_BYTES])
-    if end is None:
-        raise MeshError("bad_header", "the PLY header has no end_header")
-    body = len(data) - end.end()
-    lines = data[: end.start()].decode("ascii", "replace").split("\n")
-    ascii_body = any(line.split()[:2] == ["format", "ascii"] for line in lines)
-    image_name = None
-    needed, count = 0, 0
-    for line in lines:
-        words = line.split()
-        if "texturefile" in line.lower():
-            image_name = line[line.lower().index("texturefile") + 11 :].strip()
-        if not words:
-            raise MeshError("bad_header", "the PLY header has an empty line")
-        if words[0] == "element":
-            if len(words) != 3 or not words[2].isdigit():
-                raise MeshError("bad_header", f"the PLY header says {line.strip()[:80]!r}")
-            count = int(words[2])
-            if words[1] == "vertex":
-                check_counts(limits, vertices=count)
-            elif words[1] == "face":
-                check_counts(limits, faces=count)
-        elif words[0] == "property":
-            # The least that one value takes: a digit and a blank, or the type's bytes; of a list
-            # its count alone.
-            kind = words[2] if words[1:2] == ["list"] and len(words) == 5 else words[1]
-            require(kind in _PLY_SIZES, "bad_header", f"the PLY header has a type {kind[:40]!r}")
-            needed += count * (2 if ascii_body else _PLY_SIZES[kind])
-    require(
-        needed <= body + 1,  # the last ASCII value needs no blank
-        "bad_header",
-        f"the PLY header claims at least {needed:,} bytes of data, {body:,} follow",
+    columns = found.get("vertex", {})
+    vertices = _stacked(columns, ("x", "y", "z"))
+    if vertices is None:
+        raise MeshError("bad_header", "the PLY file has no vertices with x, y and z")
+    uvs = [uv for names in _UV_NAMES if (uv := _stacked(columns, names)) is not None]
+    points = Part(
+        vertices,
+        np.zeros((0, 3), np.int64),
+        normals=_stacked(columns, _NORMALS),
+        uv=uvs[0] if uvs else None,
+        color=_ply_color(columns),
     )
-    return image_name
+    images = _Images(header.textures, references, limits)
+    return [part for each in tables for part in _ply_parts(points, *each, images, limits)]
 
 
-def _linear_rgba(color: NDArray[Any]) -> F64:
-    """sRGB colours as uint8 or floats, with or without alpha, to linear RGBA."""
-    values = np.asarray(color, np.float64)
-    if color.dtype.kind in "iu" or values.max(initial=0) > 1:
-        values = values / 255
-    rgba = np.ones((len(values), 4))
-    rgba[:, :3] = srgb_to_linear(np.clip(values[:, :3], 0, 1))
-    if values.shape[1] > 3:
-        rgba[:, 3] = values[:, 3]
+def _corners(element: Element) -> str:
+    """The list with the corners of faces: its name matters only where there are several lists."""
+    lists = [each.name for each in element.properties if each.count_kind]
+    return next((name for name in _INDICES if name in lists), lists[0] if len(lists) == 1 else "")
+
+
+def _lists(columns: dict[str, Column], name: str) -> Lists:
+    lists = columns.get(name)
+    if not isinstance(lists, Lists):
+        raise MeshError("bad_header", "the faces of the PLY file have no list vertex_indices")
+    return lists
+
+
+def _stacked(columns: dict[str, Column], names: Sequence[str]) -> NDArray[Any] | None:
+    """Columns side by side (N, names); None where one is missing."""
+    found = [each for name in names if isinstance(each := columns.get(name), np.ndarray)]
+    return np.stack(found, axis=1) if len(found) == len(names) else None
+
+
+def _ply_color(columns: dict[str, Column]) -> F64 | None:
+    """Linear RGBA (N, 4) of vertices or faces; None where they have no colour."""
+    for names, opacity in zip(COLOR_NAMES, _ALPHAS, strict=True):
+        color, alpha = _stacked(columns, names), columns.get(opacity)
+        if color is not None:
+            return _linear_rgba(color, alpha if isinstance(alpha, np.ndarray) else None)
+    return None
+
+
+def _ply_parts(
+    points: Part, polygons: Lists, table: dict[str, Column], images: _Images, limits: Limits
+) -> list[Part]:
+    """The parts of polygons; ``points`` has the vertices with what they know."""
+    faces, polygon, corner = fan_lists(polygons, limits)
+    color = _ply_color(table) if points.color is None else None
+    bare = replace(points, uv=None)
+    texcoord = table.get("texcoord")
+    texcoord = texcoord if isinstance(texcoord, Lists) else None
+    if not images.names or (points.uv is None and texcoord is None):
+        return [_colored(bare, faces, None if color is None else color[polygon])]
+
+    number = images.numbers(table, polygons.lengths, texcoord)[polygon]
+    parts = []
+    if (number < 0).any():
+        rest = number < 0
+        parts.append(_colored(bare, faces[rest], None if color is None else color[polygon[rest]]))
+    at = np.flatnonzero(number >= 0)
+    faces, number = faces[at], number[at]
+    if texcoord is not None:
+        begins = np.cumsum(texcoord.lengths) - texcoord.lengths
+        places = begins[polygon[at], None] + 2 * corner[at]
+        values = texcoord.values.reshape(-1)
+        uv = np.stack([values[places], values[places + 1]], axis=2)
+        points, faces = _parted(points, faces, uv)
+    used = np.unique(number).tolist()
+    for each, surface in zip(used, images.surfaces(used), strict=True):
+        chosen = faces[number == each]
+        parts.append(replace(points, faces=chosen, surface=surface, color=None))
+    return parts
+
+
+def _colored(points: Part, faces: I64, color: F64 | None) -> Part:
+    """Faces with the colours of the vertices, else with their own (F, 4), else plain."""
+    if points.color is not None:
+        return replace(points, faces=faces, surface=WHITE)
+    if color is None:
+        return replace(points, faces=faces)
+    _check_indices(faces, len(points.vertices))
+    return replace(
+        points,
+        vertices=points.vertices[faces.ravel()],
+        normals=None if points.normals is None else points.normals[faces.ravel()],
+        faces=np.arange(faces.size).reshape(-1, 3),
+        surface=WHITE,
+        color=np.repeat(color, 3, axis=0),
+    )
+
+
+def _parted(points: Part, faces: I64, uv: NDArray[Any]) -> tuple[Part, I64]:
+    """Vertices with coordinates of corners (F, 3, 2), doubled where their corners have several."""
+    _check_indices(faces, len(points.vertices))
+    corners, uv = faces.reshape(-1), uv.reshape(-1, 2)
+    own = np.zeros((len(points.vertices), 2))
+    own[corners] = uv
+    # One of its corners has a vertex itself, so that only those along seams are sorted.
+    seam = np.flatnonzero((own[corners] != uv).any(axis=1))
+    seam = seam[np.lexsort((uv[seam, 1], uv[seam, 0], corners[seam]))]
+    keys = np.concatenate([corners[seam, None], uv[seam]], axis=1)
+    fresh = np.ones(len(seam), bool)
+    fresh[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    origin = np.concatenate([np.arange(len(own)), corners[seam[fresh]]])
+    corners = corners.copy()
+    corners[seam] = len(own) - 1 + np.cumsum(fresh)
+    normals = None if points.normals is None else points.normals[origin]
+    both = np.concatenate([own, uv[seam[fresh]]])
+    return replace(points, vertices=points.vertices[origin], normals=normals, uv=both), (
+        corners.reshape(-1, 3)
+    )
+
+
+@dataclass
+class _Images:
+    """The textures that a header names, in its order; they are read when faces have them."""
+
+    names: list[str]
+    references: References
+    limits: Limits
+
+    def numbers(self, table: dict[str, Column], corners: I64, texcoord: Lists | None) -> I64:
+        """Which texture each polygon of so many corners has (F,); -1 for none."""
+        number = np.zeros(len(corners), np.int64)
+        if len(set(self.names)) > 1:
+            said = table.get("texnumber")
+            if not isinstance(said, np.ndarray):
+                raise MeshError(
+                    "unsupported_feature",
+                    f"{len(self.names)} textures without a texnumber of each face",
+                )
+            number = whole(said)
+            last = int(number.max(initial=0))
+            require(
+                last < len(self.names),
+                "bad_index",
+                f"a face refers to texture {last}, there are {len(self.names)}",
+            )
+        if texcoord is not None:
+            number = np.where(texcoord.lengths == 0, -1, number)
+            fits = (number < 0) | (texcoord.lengths == 2 * corners)
+            require(bool(fits.all()), "parse_error", "a texcoord is not two numbers for a corner")
+        return number
+
+    def surfaces(self, numbers: Sequence[int]) -> list[Surface]:
+        """The surfaces of textures by number."""
+        names = [self.names[number] for number in numbers]
+        self.references.require(names, missing="missing_texture")
+        read: dict[str, Surface] = {}
+        for name in dict.fromkeys(names):
+            encoded = self.references.read(name, missing="missing_texture", search=True)
+            texture = decode_texture(encoded, self.limits, f"texture {name[:80]!r}")
+            read[name] = Surface(Material((1.0, 1.0, 1.0, 1.0), texture))
+        return [read[name] for name in names]
+
+
+def _check_indices(faces: I64, count: int) -> None:
+    if len(faces):
+        lowest, highest = int(faces.min()), int(faces.max())
+        require(
+            lowest >= 0 and highest < count,
+            "bad_index",
+            f"a face refers to vertex {lowest if lowest < 0 else highest}, there are {count}",
+        )
+
+
+def _linear_rgba(color: NDArray[Any], alpha: NDArray[Any] | None = None) -> F64:
+    """sRGB colours (N, 3), and opacity if any, of integers or floats to linear RGBA."""
+    rgba = np.ones((len(color), 4))
+    rgba[:, :3] = srgb_to_linear(np.clip(_unit(color), 0, 1))
+    if alpha is not None:
+        rgba[:, 3] = _unit(alpha)
     return rgba
+
+
+def _unit(values: NDArray[Any]) -> F64:
+    """Colours as floats 0-1: integers are 0-255, or of 16 bits; floats are 0-1, or 0-255."""
+    highest = np.fmax.reduce(values, axis=None, initial=0)
+    if values.dtype.kind in "iu":
+        full = 65535 if values.dtype.itemsize == 2 and highest > 255 else 255
+    else:
+        full = 255 if highest > 1.001 else 1  # interpolation may leave the range by a little
+    return np.asarray(values, np.float64) / full
 
 
 def read_stl(data: bytes, limits: Limits) -> list[Part]:
@@ -210,23 +347,22 @@ def _off_parts(vertices: F64, rows: list[list[bytes]], color: F64 | None) -> lis
     faces = np.concatenate(pieces) if pieces else np.zeros((0, 3), np.int64)
     if color is not None:
         return [Part(vertices, faces, WHITE, color=color)]
-    if trailing and all(len(row) in (3, 4) for row in trailing):
-        require(
-            int(faces.min()) >= 0 and int(faces.max()) < len(vertices),
-            "bad_index",
-            f"a face refers to vertex {int(faces.max())}, there are {len(vertices)}",
-        )
-        rgba = np.repeat(_off_colors(trailing), 3, axis=0)
-        split = np.arange(3 * len(faces)).reshape(-1, 3)
-        return [Part(vertices[faces.ravel()], split, WHITE, color=rgba)]
-    return [Part(vertices, faces)]
+    # Other faces have no colour, or the index of one in a map that is not here.
+    colored = np.array([len(row) in (3, 4) for row in trailing], bool)
+    if not colored.any():
+        return [Part(vertices, faces)]
+    rgba = _off_colors([row for row in trailing if len(row) in (3, 4)])
+    points = Part(vertices, np.zeros((0, 3), np.int64))
+    parts = [_colored(points, faces[colored], rgba)]
+    return parts if colored.all() else [*parts, _colored(points, faces[~colored], None)]
 
 
 def _off_colors(rows: list[list[bytes]]) -> F64:
     """Colours of an OFF file: integers 0-255, or floats 0-1 where a decimal point says so."""
     width = min(len(row) for row in rows)
     require(width in (3, 4), "parse_error", "the OFF file has colours of an unknown form")
-    values = np.array([row[:width] for row in rows], np.float64)
+    values: NDArray[Any] = np.array([row[:width] for row in rows], np.float64)
     require(bool(np.isfinite(values).all()), "not_finite", "colours hold NaN or infinity")
     floats = any(b"." in word for row in rows[:1000] for word in row)
-    return _linear_rgba(values if floats else np.clip(values, 0, 255).astype(np.int64))
+    values = values if floats else np.clip(values, 0, 255).astype(np.int64)
+    return _linear_rgba(values[:, :3], values[:, 3] if width == 4 else None)
