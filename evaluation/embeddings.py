@@ -8,7 +8,7 @@ Key-value metadata ``mrd3d.embeddings``: JSON with teacher, model, data, count, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,8 @@ KEY = b"mrd3d.embeddings"
 REMEDY = "make it again with `evaluation encode`"
 
 DType = Literal["float32", "float16"]
+LISTS = ("uid", "source", "category", "split", "texts", "text_sources")
+_READ_ROWS = 4096  # at a time
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,20 @@ def write_embeddings(
 ) -> int:
     """Write ``batches`` as they come, atomically, and return the number of rows.
 
-    Raises ``InputError`` when there are no rows, and ``ValueError`` when a vector has the wrong
-    width or norm.
+    Raises ``InputError`` when there are no rows or two of one uid, and ``ValueError`` when a vector
+    has the wrong width or norm.
     """
     width = meta.teacher.width
     schema = _schema(width, dtype)
     count = 0
+    known: set[str] = set()
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="lz4") as writer,
     ):
         for batch in batches:
             _check_vectors(batch, width)
+            require_distinct(batch.uid, str(path), known)
             raw = np.ascontiguousarray(batch.vectors, np.dtype(dtype).newbyteorder("<"))
             embed = pa.FixedSizeBinaryArray.from_buffers(
                 schema.field("embed").type, len(batch), [None, pa.py_buffer(raw)]
@@ -128,6 +132,20 @@ def write_embeddings(
     return count
 
 
+def require_distinct(uids: Iterable[str], name: str, known: set[str] | None = None) -> None:
+    """Raise ``InputError`` where a uid of ``name`` is there twice, or is ``known``; they become so.
+
+    An index finds, replaces and removes objects by uid.
+    """
+    known = set() if known is None else known
+    for uid in uids:
+        if uid in known:
+            raise InputError(
+                f"{name}: two objects have the uid {uid}; give every object one of its own, once"
+            )
+        known.add(uid)
+
+
 def _check_vectors(batch: EmbeddingRows, width: int) -> None:
     if batch.vectors.shape != (len(batch), width):
         raise ValueError(f"vectors have shape {batch.vectors.shape}, not {(len(batch), width)}")
@@ -148,43 +166,53 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         with pq.ParquetFile(path) as file:
             raw_meta = (file.metadata.metadata or {}).get(KEY)
-            table = file.read() if raw_meta else None
-        if table is not None:
-            table.validate(full=True)  # text that is not UTF-8
+            if raw_meta is None:
+                raise InputError(f"{path}: Parquet, but not an embeddings file; {REMEDY}")
+            record = parse_record(raw_meta, str(path), FORMAT, VERSION, REMEDY)
+            meta = meta_from_record(record, str(path), REMEDY)
+            dtype = record.get("dtype")
+            if dtype not in ("float32", "float16"):
+                raise InputError(f"{path}: unknown dtype {dtype!r}; {REMEDY}")
+            width, count = meta.teacher.width, file.metadata.num_rows
+            if not file.schema_arrow.equals(_schema(width, dtype), check_metadata=False):
+                raise InputError(
+                    f"{path}: columns do not fit its record (teacher width {width}, {dtype}); "
+                    f"{REMEDY}"
+                )
+            if count != record.get("count"):
+                raise InputError(
+                    f"{path}: holds {count} rows, its record says {record.get('count')}; {REMEDY}"
+                )
+            return Embeddings(meta, _rows(file, width, dtype, path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: truncated or not Parquet; {REMEDY}") from error
-    if raw_meta is None or table is None:
-        raise InputError(f"{path}: Parquet, but not an embeddings file; {REMEDY}")
-    record = parse_record(raw_meta, str(path), FORMAT, VERSION, REMEDY)
-    meta = meta_from_record(record, str(path), REMEDY)
-    dtype = record.get("dtype")
-    if dtype not in ("float32", "float16"):
-        raise InputError(f"{path}: unknown dtype {dtype!r}; {REMEDY}")
-    if not table.schema.equals(_schema(meta.teacher.width, dtype), check_metadata=False):
-        raise InputError(
-            f"{path}: columns do not fit its record (teacher width {meta.teacher.width}, {dtype}); "
-            f"{REMEDY}"
-        )
-    if table.num_rows != record.get("count"):
-        raise InputError(
-            f"{path}: holds {table.num_rows} rows, its record says {record.get('count')}; {REMEDY}"
-        )
-    return Embeddings(meta, _rows(table, meta.teacher.width, dtype, path))
 
 
-def _rows(table: pa.Table, width: int, dtype: str, path: Path) -> EmbeddingRows:
-    column = table.column("embed").combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    itemsize = np.dtype(dtype).itemsize * width
-    raw = np.frombuffer(array.buffers()[1], np.uint8)
-    raw = raw[array.offset * itemsize : (array.offset + len(array)) * itemsize]
-    vectors = raw.view(np.dtype(dtype).newbyteorder("<")).reshape(-1, width).astype(np.float32)
-    norms = np.linalg.norm(vectors, axis=1)
-    if not np.all(np.abs(norms - 1) < 1e-2):
-        raise InputError(f"{path}: holds vectors that are not L2-normalised; {REMEDY}")
-    names = ("uid", "source", "category", "split", "texts", "text_sources")
-    values: dict[str, Any] = {name: table.column(name).to_pylist() for name in names}
-    return EmbeddingRows(**values, vectors=vectors / norms[:, None])
+def _rows(file: pq.ParquetFile, width: int, dtype: DType, path: Path) -> EmbeddingRows:
+    """All rows, read a part at a time: the whole file beside its vectors is several times them."""
+    count, done = file.metadata.num_rows, 0
+    vectors = np.empty((count, width), np.float32)
+    lists: dict[str, list[Any]] = {name: [] for name in LISTS}
+    for batch in _batches(file):
+        batch.validate(full=True)  # text that is not UTF-8
+        array = batch.column("embed")
+        raw = np.frombuffer(array.buffers()[1], np.dtype(dtype).newbyteorder("<"))
+        part = vectors[done : done + len(array)]
+        part[:] = raw.reshape(-1, width)[array.offset : array.offset + len(array)]
+        norms = np.linalg.norm(part, axis=1, keepdims=True)
+        if not np.all(np.abs(norms - 1) < 1e-2):
+            raise InputError(f"{path}: holds vectors that are not L2-normalised; {REMEDY}")
+        part /= norms
+        for name, values in lists.items():
+            values += batch.column(name).to_pylist()
+        done += len(array)
+    return EmbeddingRows(**lists, vectors=vectors)
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Some rows at a time. Asked for all row groups at once, Arrow holds what it has read."""
+    for group in range(file.metadata.num_row_groups):
+        yield from file.iter_batches(_READ_ROWS, row_groups=[group])
 
 
 def parse_record(raw: bytes, name: str, wanted: str, version: int, remedy: str) -> dict[str, Any]:
@@ -229,7 +257,6 @@ def _build(owner: Any, value: Any, name: str, field: str, remedy: str) -> Any:
 def concatenate(batches: Sequence[EmbeddingRows]) -> EmbeddingRows:
     """Join rows of equal width (at least one batch)."""
     lists: dict[str, Any] = {
-        name: [item for batch in batches for item in getattr(batch, name)]
-        for name in ("uid", "source", "category", "split", "texts", "text_sources")
+        name: [item for batch in batches for item in getattr(batch, name)] for name in LISTS
     }
     return EmbeddingRows(**lists, vectors=np.concatenate([b.vectors for b in batches]))

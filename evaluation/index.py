@@ -26,6 +26,7 @@ from evaluation.embeddings import (
     meta_from_record,
     normalise,
     parse_record,
+    require_distinct,
 )
 from evaluation.index_choice import Wanted, choose
 from evaluation.teachers import require_same_teacher
@@ -50,6 +51,7 @@ IDS_SCHEMA = pa.schema(
 )
 _REACH = 8.0  # how much wider a search among some rows may look
 RECALL_QUERIES = 500
+QUERY_GROUPS = 64  # row groups that they are taken from
 
 F32 = NDArray[np.float32]
 
@@ -114,6 +116,9 @@ class Index:
         from evaluation.queries import compose, parse_parts
         from evaluation.search import Embedder
 
+        if k < 1:
+            raise InputError(f"k {k}: no object is asked for; give 1 or more")
+
         def given(value: str | Path | None) -> list[str]:
             return [] if value is None else [str(value)]
 
@@ -134,6 +139,11 @@ class Index:
         if self._alive is None:
             return uids
         return [uid if alive else None for uid, alive in zip(uids, self._alive, strict=True)]
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """(rows,) whether the object of a row is still there."""
+        return np.ones(self.ids.num_rows, np.bool_) if self._alive is None else self._alive
 
     def item(self, row: int) -> Item:
         """The object of a row."""
@@ -163,12 +173,10 @@ class Index:
                 )
             wanted = uids_where(connect(opened), "shards", where, seconds)
         else:
-            wanted = uids_where(
-                table_database("objects", self.ids.drop_columns(["removed"])),
-                "objects",
-                where,
-                seconds,
-            )
+            # Without removed rows: what an object was before it was replaced has the same uid.
+            there = self.ids if self._alive is None else self.ids.filter(pa.array(self._alive))
+            objects = table_database("objects", there.drop_columns(["removed"]))
+            wanted = uids_where(objects, "objects", where, seconds)
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():
             raise InputError(f"--where {where}: no object of {self.path} is left")
@@ -178,6 +186,8 @@ class Index:
         self, queries: F32, k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[F32, NDArray[np.int64]]:
         """Scores and rows, each (Q, min(k, size)), best first; equal scores by row number.
+
+        Nothing allowed gives no columns.
 
         ``allowed`` (rows,) leaves only those rows; where an approximate index finds fewer, the
         last rows are -1. Raises ``InputError`` when the queries have another width than the index.
@@ -191,6 +201,9 @@ class Index:
         if self._alive is not None:
             allowed = self._alive if allowed is None else allowed & self._alive
         k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
+        if not k:  # FAISS takes no k of 0
+            empty = (len(queries), 0)
+            return np.zeros(empty, np.float32), np.zeros(empty, np.int64)
         if allowed is None:
             scores, rows = self.engine.search(queries, k)
         else:
@@ -251,10 +264,11 @@ def build_index(
     ``wanted`` says what kind of index, or what it is to reach. ``queries`` are (Q, D) vectors by
     modality (``text``, ``image``) on which recall and time are measured, beside shapes drawn from
     the rows. Atomic; an earlier index at ``out`` is replaced. Raises ``InputError`` when ``out`` is
-    anything else, or no index reaches what is wanted.
+    anything else, two rows have one uid, or no index reaches what is wanted.
     """
     check_target(out, overwrite=True)
     rows = embeddings.rows
+    require_distinct(rows.uid, "the embeddings")
     drawn = np.random.default_rng(seed).permutation(len(rows))[:RECALL_QUERIES]
     samples = {"shape": rows.vectors[np.sort(drawn)], **(queries or {})}
     built = choose(rows.vectors, samples, wanted or Wanted(), seed)
@@ -323,6 +337,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return parse_record(manifest_path.read_bytes(), str(manifest_path), FORMAT, VERSION, REMEDY)
 
 
+def indexed_uids(path: Path) -> set[str]:
+    """uids of the objects of an index, without its vectors and unchecked.
+
+    Raises ``InputError`` when there is no index.
+    """
+    read_manifest(path)
+    try:
+        ids = pq.read_table(path / FILES[1], columns=["uid", "removed"])
+        uids, removed = (ids.column(name).to_pylist() for name in ids.column_names)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path / FILES[1]}: missing or damaged; {REMEDY}") from error
+    return {uid for uid, gone in zip(uids, removed, strict=True) if not gone}
+
+
 def load_index(path: Path, *, writable: bool = False) -> Index:
     """Open an index folder after checking it against its manifest.
 
@@ -364,18 +392,32 @@ def load_index(path: Path, *, writable: bool = False) -> Index:
 
 
 def sample_queries(shards: ShardSet, limit: int = RECALL_QUERIES) -> dict[str, F32]:
-    """Up to ``limit`` text and image embeddings of a shard set, spread over its row groups."""
-    columns = ["text_embeds"] + (["image_embeds"] if shards.manifest.n_views else [])
-    stride = max(1, len(shards.row_groups) * 64 // limit)
+    """Up to ``limit`` embeddings of distinct texts, and of images, from all over a shard set.
+
+    Sets lie in the order of their sources, so a part of one is often of one kind.
+    """
+    columns = ["texts", "text_embeds"] + (["image_embeds"] if shards.manifest.n_views else [])
+    groups = _evenly(len(shards.row_groups), QUERY_GROUPS)
     texts, images = [], []
-    for batch in shards.batches(columns, shards.row_groups[::stride]):
-        if batch.text_embeds is not None:
-            texts.append(batch.text_embeds)
+    known: set[str] = set()
+    for batch in shards.batches(columns, [shards.row_groups[group] for group in groups]):
+        if batch.texts is not None and batch.text_embeds is not None:
+            fresh = []
+            for place, text in enumerate(text for row in batch.texts for text in row):
+                if text not in known:
+                    known.add(text)
+                    fresh.append(place)
+            texts.append(batch.text_embeds[fresh])
         if batch.image_embeds is not None and batch.image_embeds.shape[1]:
             images.append(batch.image_embeds[:, 0])
-    named = {"text": texts, "image": images}
-    return {
-        name: normalise(np.concatenate(parts)[:limit])
-        for name, parts in named.items()
-        if parts and sum(map(len, parts))
-    }
+    found = {}
+    for name, parts in (("text", texts), ("image", images)):
+        count = sum(map(len, parts))
+        if count:
+            found[name] = normalise(np.concatenate(parts)[_evenly(count, limit)])
+    return found
+
+
+def _evenly(count: int, limit: int) -> NDArray[np.int64]:
+    """Up to ``limit`` of the numbers below ``count``, at equal distances."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64))

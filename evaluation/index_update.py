@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from evaluation.embeddings import Embeddings
+from evaluation.embeddings import Embeddings, require_distinct
 from evaluation.index import Index, ids_table, load_index, read_manifest, write_index
 from pipeline.common import InputError
 
@@ -45,8 +45,8 @@ def update_index(
     """Change an index in place, atomically.
 
     ``replace`` lets rows of ``add`` take the place of objects of the same uid. Raises
-    ``InputError`` for embeddings of another teacher or checkpoint, uids that are not there, or that
-    are there already without ``replace``, and when nothing would be left.
+    ``InputError`` for embeddings of another teacher, checkpoint or choice of views, uids that are
+    not there, or that are there already without ``replace``, and when nothing would be left.
     """
     index = load_index(path, writable=True)
     place = {uid: row for row, uid in enumerate(index.uids()) if uid is not None}
@@ -104,17 +104,19 @@ def _check(index: Index, add: Embeddings, place: dict[str, int], gone: Collectio
     """uids that are in both, if the new embeddings fit at all. Raises ``InputError``."""
     index.require_teacher(add.meta.teacher, "the new embeddings")
     ours, theirs = index.meta.model, add.meta.model
+    if ours.kind == theirs.kind == "teacher-views" and ours.name != theirs.name:
+        # They have no weights to compare: which views were taken stands in the name.
+        raise InputError(
+            f"{index.path}: its vectors are of {ours.name}, the new ones of {theirs.name}; encode "
+            "them with the same --views"
+        )
     if (ours.kind, ours.hash) != (theirs.kind, theirs.hash):
         raise InputError(
             f"{index.path}: its vectors are of {ours.name} (step {ours.step}), the new ones of "
             f"{theirs.name} (step {theirs.step}); encode them with the checkpoint of the index"
         )
-    uids = add.rows.uid
-    if len(set(uids)) < len(uids):
-        once: set[str] = set()
-        double = next(uid for uid in uids if uid in once or once.add(uid))  # type: ignore[func-returns-value]
-        raise InputError(f"the new embeddings hold {double} twice; encode the objects once")
-    return {uid for uid in uids if uid in place and place[uid] not in gone}
+    require_distinct(add.rows.uid, "the new embeddings")
+    return {uid for uid in add.rows.uid if uid in place and place[uid] not in gone}
 
 
 def _changed(manifest: dict[str, Any]) -> float:

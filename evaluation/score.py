@@ -20,6 +20,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from pipeline.renderers.base import RenderConfig
 FORMAT = "mrd3d-scores"
 VERSION = 1
 F32 = NDArray[np.float32]
+KNOWN_TEXTS = 1024  # whose embeddings are kept: a server is asked for ever new ones
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,25 @@ class Asked:
     path: Path
     text: str | None = None
     image: Path | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A mesh that could not be scored."""
+
+    place: int  # among all that were asked for
+    asked: Asked
+    reason: str
+
+    @property
+    def line(self) -> dict[str, str | None]:
+        """What was asked, in the columns of ``Scores``."""
+        image = self.asked.image
+        return {
+            "mesh": self.asked.name,
+            "text": self.asked.text,
+            "image": None if image is None else str(image),
+        }
 
 
 @dataclass(frozen=True)
@@ -114,7 +135,9 @@ class Scorer:
         self._call = call
         self._size = teacher_size(teacher.info)
         self._distractors = list(dict.fromkeys(distractors))
-        self._known: dict[str, F32] = {}
+        self._compared = [_same(text) for text in self._distractors]
+        self._wrong: F32 | None = None  # the distractors' embeddings, once they are needed
+        self._text = lru_cache(maxsize=KNOWN_TEXTS)(self._encoded)
 
     def look(self, path: Path) -> Seen:
         """Read a mesh. It may take long, and may be done in several threads.
@@ -161,10 +184,13 @@ class Scorer:
     def _precision(
         self, text: str, vector: F32, views: F32, shapes: F32 | None
     ) -> dict[str, float | int]:
-        others = [other for other in self._distractors if _same(other) != _same(text)]
+        wanted = _same(text)
+        others = [i for i, other in enumerate(self._compared) if other != wanted]
         if not others:
             return {}
-        wrong = np.stack([self._text(other) for other in others])
+        if self._wrong is None:
+            self._wrong = np.asarray(self._teacher.encode_texts(self._distractors), np.float32)
+        wrong = self._wrong[others]
         found: dict[str, float | int] = {
             "n_distractors": len(others),
             "view_rank": _rank(views.mean(0), vector, wrong),
@@ -185,12 +211,8 @@ class Scorer:
             np.array([cloud.has_color for cloud in seen.clouds]),
         )
 
-    def _text(self, text: str) -> F32:
-        if text not in self._known:
-            fresh = list(dict.fromkeys([text, *self._distractors]))
-            vectors = self._teacher.encode_texts(fresh)
-            self._known.update(zip(fresh, np.asarray(vectors, np.float32), strict=True))
-        return self._known[text]
+    def _encoded(self, text: str) -> F32:
+        return np.asarray(self._teacher.encode_texts([text])[0], np.float32)
 
     def _image(self, path: Path) -> F32:
         picture = load_image(path, self._config.background)
@@ -210,15 +232,15 @@ def _rank(vector: F32, right: F32, wrong: F32) -> int:
 def score_all(
     asked: Sequence[Asked],
     scorer: Callable[[Asked], Scores],
-    failures: list[tuple[str, str]],
+    failures: list[Failure],
     advance: Advance | None = None,
 ) -> Iterator[Scores]:
-    """Scores of every mesh in order; the reason of each that failed is added to ``failures``."""
-    for one in asked:
+    """Scores of every mesh in order; those that failed are added to ``failures``."""
+    for place, one in enumerate(asked):
         try:
             yield scorer(one)
         except InputError as error:
-            failures.append((one.name, str(error)))
+            failures.append(Failure(place, one, str(error)))
         if advance:
             advance(1)
 
@@ -251,7 +273,7 @@ def summarise(scores: Sequence[Scores]) -> dict[str, Any]:
 
 def record(
     scores: Sequence[Scores],
-    failures: Sequence[tuple[str, str]],
+    failures: Sequence[Failure],
     teacher: QueryTeacher,
     model: ModelInfo | None,
     protocol: dict[str, Any],
@@ -266,21 +288,28 @@ def record(
         "protocol": protocol,
         "summary": summarise(scores),
         "scores": [asdict(one) for one in scores],
-        "failures": [{"mesh": name, "reason": reason} for name, reason in failures],
+        "failures": [{**failure.line, "reason": failure.reason} for failure in failures],
         "versions": versions("mrd3d", "torch", "numpy", "open_clip_torch"),
     }
 
 
-def write_csv(path: Path, scores: Sequence[Scores], failures: Sequence[tuple[str, str]]) -> None:
-    """One line a mesh, in the columns of ``Scores``; ``error`` tells why a line is empty."""
+def write_csv(path: Path, scores: Sequence[Scores], failures: Sequence[Failure]) -> None:
+    """One line a mesh, in the columns of ``Scores`` and the order in which they were asked for.
+
+    ``error`` tells why a line has no figures.
+    """
+    failed = {failure.place: failure for failure in failures}
+    scored = iter(scores)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*COLUMNS, "error"], restval="")
         writer.writeheader()
-        for one in scores:
-            values = {k: "" if v is None else v for k, v in asdict(one).items()}
-            writer.writerow(values)
-        for name, reason in failures:
-            writer.writerow({"mesh": name, "error": reason})
+        for place in range(len(scores) + len(failed)):
+            failure = failed.get(place)
+            if failure is None:
+                values = asdict(next(scored))
+            else:
+                values = {**failure.line, "error": failure.reason}
+            writer.writerow({k: "" if v is None else v for k, v in values.items()})
 
 
 def read_distractors(path: Path | None) -> list[str]:

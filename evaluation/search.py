@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evaluation import student as students
 from evaluation import teachers
@@ -38,16 +38,18 @@ def image_query(path: Path, teacher: QueryTeacher, background: tuple[int, int, i
 def load_image(path: Path, background: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Read a picture as (S, S, 3) sRGB; ``background`` shows through and pads it to a square.
 
-    Padding rather than cropping: a cut object is another object. Raises ``InputError`` when the
-    file is missing, not a picture, or too large to be meant as one.
+    It is turned as its EXIF says. Padding rather than cropping: a cut object is another object.
+    Raises ``InputError`` when the file is missing, not a picture, or too large to be meant as one.
     """
     remedy = "give a PNG, JPEG or WebP file"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of what a damaged EXIF lacks
             with Image.open(path) as file:
-                file.thumbnail((MAX_SIDE, MAX_SIDE))
-                picture = file.convert("RGBA")
+                shallow = _eight_bits(file)
+                shallow.thumbnail((MAX_SIDE, MAX_SIDE))
+                picture = _upright(shallow).convert("RGBA")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; {remedy}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -59,6 +61,24 @@ def load_image(path: Path, background: tuple[int, int, int]) -> NDArray[np.uint8
     corner = ((side - picture.width) // 2, (side - picture.height) // 2)
     square.alpha_composite(picture, corner)
     return np.array(square.convert("RGB"), np.uint8)  # a copy: torch wants it writable
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8: Pillow clips it, and all but black would be white."""
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.clip(np.asarray(picture, np.int64), 0, 65535)
+    if picture.mode == "I" and values.max() < 256:  # 8 bits in wider integers
+        return picture
+    return Image.fromarray(np.asarray((values + 128) // 257, np.uint8))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says: cameras store it as the sensor lay, viewers turn it."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # a damaged EXIF raises anything; the pixels are fine
+        return picture
 
 
 def index_background(index: Index) -> tuple[int, int, int]:

@@ -6,7 +6,9 @@ the teacher from the stored view embeddings.
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from evaluation.shapes import Caller, here
 from evaluation.student import Student
 from evaluation.teachers import require_same_teacher
 from pipeline.common import InputError, content_hash
+from pipeline.datasets.layouts import SKIPPED_FOLDERS, printable
 from pipeline.shards import Batch, ShardSet, decode_xyz
 
 F32 = NDArray[np.float32]
@@ -248,21 +251,39 @@ def embedding_rows(batch: Batch, rows: NDArray[np.int64], vectors: F32) -> Embed
     )
 
 
-def find_meshes(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """(relative name, file) of every mesh file given or below a folder given, sorted per folder.
+@dataclass(frozen=True)
+class MeshFile:
+    """A mesh file, and what it is called."""
+
+    uid: str
+    name: str  # relative to the folder that all lie in
+    path: Path
+
+
+def find_meshes(paths: Sequence[Path]) -> list[MeshFile]:
+    """Every mesh file given or below a folder given, sorted per folder.
+
+    Names are relative to the folder given, or else to the one that all paths have in common: many
+    meshes are called ``mesh.glb``. A uid is that of the dataset ``folder`` with it as its root, so
+    that an object is the same one whether it was read from shards or from its file.
 
     Raises ``InputError`` for a path that is not there, or when no mesh is found.
     """
     from pipeline.meshes import SUFFIXES
 
-    found: dict[Path, str] = {}
+    found: dict[Path, Path] = {}  # by where it really is in the tree; as it was given
+    bases = []
     for path in paths:
+        whole = Path(os.path.abspath(path))  # noqa: PTH100 (links stay; .. goes)
         if path.is_dir():
+            bases.append(whole)
             for file in sorted(path.rglob("*")):
-                if file.suffix.lower() in SUFFIXES and file.is_file():
-                    found.setdefault(file, file.relative_to(path).as_posix())
+                below = file.relative_to(path)
+                if file.suffix.lower() in SUFFIXES and not _hidden(below) and file.is_file():
+                    found.setdefault(whole / below, file)
         elif path.is_file():
-            found.setdefault(path, path.name)
+            bases.append(whole.parent)
+            found.setdefault(whole, path)
         else:
             raise InputError(f"{path}: no such file or folder; give meshes or a folder of them")
     if not found:
@@ -270,7 +291,30 @@ def find_meshes(paths: Sequence[Path]) -> list[tuple[str, Path]]:
             f"{', '.join(map(str, paths))}: holds no mesh file ({', '.join(SUFFIXES)}); "
             "give another folder"
         )
-    return [(name, file) for file, name in found.items()]
+    root = Path(os.path.commonpath(bases))
+    names = [file.relative_to(root) for file in found]
+    uids = _folder_uids(names)
+    return [
+        MeshFile(uid, printable(name.as_posix()), path)
+        for uid, name, path in zip(uids, names, found.values(), strict=True)
+    ]
+
+
+def _hidden(path: Path) -> bool:
+    """Whether the dataset ``folder`` passes over a path relative to its root."""
+    return any(part[0] == "." or part in SKIPPED_FOLDERS for part in path.parts)
+
+
+def _folder_uids(names: Sequence[Path]) -> list[str]:
+    """uids as ``pipeline.datasets.folder`` gives them; see ``FolderDataset``."""
+    stems = Counter(name.with_suffix("") for name in names)
+    files = set(names)
+    found = []
+    for name in names:
+        stem = name.with_suffix("")
+        alone = stems[stem] == 1 and stem not in files
+        found.append(f"folder/{printable((stem if alone else name).as_posix())}")
+    return found
 
 
 @dataclass
@@ -281,7 +325,7 @@ class MeshSource:
     """
 
     student: Student
-    files: list[tuple[str, Path]]
+    files: list[MeshFile]
     up_axis: str = "auto"
     seed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # (name, message)
@@ -289,20 +333,20 @@ class MeshSource:
 
     def rows(self, advance: Advance | None = None) -> Iterator[EmbeddingRows]:
         """One row per readable file. Its only text is the file's name, as words."""
-        for name, path in self.files:
+        for file in self.files:
             try:
-                vector = self.student.embed_mesh(path, self.up_axis, self.seed, self.call)
+                vector = self.student.embed_mesh(file.path, self.up_axis, self.seed, self.call)
                 yield EmbeddingRows(
-                    uid=[f"meshes/{name}"],
-                    source=[name],
+                    uid=[file.uid],
+                    source=[file.name],
                     category=[None],
                     split=[None],
-                    texts=[[file_words(path)]],
+                    texts=[[printable(file_words(file.path))]],
                     text_sources=[["name"]],
                     vectors=vector[None],
                 )
             except InputError as error:
-                self.failures.append((name, str(error)))
+                self.failures.append((file.name, str(error)))
             if advance:
                 advance(1)
 

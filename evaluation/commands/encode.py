@@ -92,6 +92,9 @@ def encode(
         raise InputError("give either --shards SET or --meshes DIR_OR_FILES")
     if dtype not in ("float32", "float16"):
         raise InputError(f"--dtype {dtype}: use float32 or float16")
+    _check_options(
+        *(shards is not None, teacher_views, split, views, up_axis, seed, timeout, max_failures)
+    )
     kind: Any = dtype
     failures: list[tuple[str, str]] = []
     if shards is not None:
@@ -107,7 +110,7 @@ def encode(
             raise InputError("--meshes needs --checkpoint RUN")
         files = find_meshes(meshes or [])
         student = load_student(checkpoint, pick_device(device), batch_size)
-        data = {"kind": "meshes", "name": files[0][1].parent.name, "config_hash": ""}
+        data = {"kind": "meshes", "name": files[0].path.parent.name, "config_hash": ""}
         meta = EmbeddingsMeta(student.teacher, student.model, data)
         _introduce(f"{len(files):,} meshes", meta, dtype, len(files), out)
         with (
@@ -115,9 +118,14 @@ def encode(
             ProgressBar("encode", len(files), "meshes") as bar,
         ):
             source = MeshSource(student, files, up_axis, seed, failures, call)
-            count = write_embeddings(out, meta, source.rows(counted(bar, failures)), kind)
+            try:
+                count = write_embeddings(out, meta, source.rows(counted(bar, failures)), kind)
+            except InputError:
+                if len(failures) < len(files):
+                    raise
+                count = 0  # nothing to write: why is told below
     summary = {
-        "out": str(out),
+        "out": str(out) if count else None,
         "rows": count,
         "width": meta.teacher.width,
         "model": meta.model.name,
@@ -129,13 +137,43 @@ def encode(
     else:
         for name, reason in failures[:20]:
             note(f"failed: {name}: {reason}")
-        stdout.print(
-            f"{count} embeddings of width {meta.teacher.width} by {meta.model.name} "
-            f"in {out}" + (f", {len(failures)} meshes failed" if failures else ""),
-            highlight=False,
-        )
-    if failures and len(failures) > max_failures * (count + len(failures)):
+        if count:
+            told = f"{count} embeddings of width {meta.teacher.width} by {meta.model.name} in {out}"
+            told += f", {len(failures)} meshes failed" if failures else ""
+        else:
+            told = f"all {len(failures)} meshes failed: {out} was not written"
+        stdout.print(told, highlight=False)
+    if failures and (not count or len(failures) > max_failures * (count + len(failures))):
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)
+
+
+def _check_options(
+    of_shards: bool,
+    teacher_views: bool,
+    split: str | None,
+    views: str,
+    up_axis: str,
+    seed: int,
+    timeout: float,
+    max_failures: float,
+) -> None:
+    """Raise ``InputError`` for an option that would do nothing with what is embedded."""
+    if of_shards:
+        given = {
+            "--up-axis": up_axis != "auto",
+            "--seed": seed != 0,
+            "--timeout": timeout != TIMEOUT_S,
+            "--max-failures": max_failures != MAX_FAILURES,
+        }
+        why = "is of mesh files, and the clouds of a shard set are made"
+    else:
+        given = {"--split": split is not None, "--teacher-views": teacher_views}
+        why = "is of a shard set, and mesh files have none"
+    for option, there in given.items():
+        if there:
+            raise InputError(f"{option}: {why}; leave it out")
+    if views != "mean" and not teacher_views:
+        raise InputError(f"--views {views}: is of --teacher-views; leave it out")
 
 
 def _introduce(what: str, meta: EmbeddingsMeta, dtype: str, count: int, out: Path) -> None:

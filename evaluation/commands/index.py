@@ -170,9 +170,8 @@ def update(
 
     if add is None and not remove:
         raise InputError("nothing to do: give --add EMBEDDINGS, --remove UID, or both")
-    done = update_index(
-        index, read_embeddings(add) if add else None, _uids(remove or []), replace=replace
-    )
+    gone = _uids(index, remove or [])
+    done = update_index(index, read_embeddings(add) if add else None, gone, replace=replace)
     if json_output:
         print_json({**_short(done.manifest), "stale": done.stale})
         return
@@ -185,20 +184,34 @@ def update(
         note("much has changed since the index was made: make it again with `evaluation index`")
 
 
-def _uids(given: list[str]) -> set[str]:
-    """uids as they stand, and those in files."""
-    found: set[str] = set()
-    for value in given:
-        path = Path(value)
-        if not path.is_file():
-            found.add(value)
-            continue
+def _uids(index: Path, given: list[str]) -> set[str]:
+    """uids as they stand, and those in files; what is a uid of the index is no file.
+
+    uids look like paths, and the mesh may lie there.
+    """
+    from evaluation.index import indexed_uids
+
+    files = {value for value in given if _is_file(value)}
+    if files:
+        files -= indexed_uids(index)
+    found = set(given) - files
+    for value in files:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"--remove {path}: not a text file; one uid a line") from error
+            lines = Path(value).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--remove {value}: neither a uid of {index} nor a readable text file; give a uid, "
+                "or a file of one a line"
+            ) from error
         found |= {line.strip() for line in lines if line.strip()}
     return found
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # a uid longer than a name may be
+        return False
 
 
 def milliseconds(text: str) -> float:

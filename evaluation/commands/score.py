@@ -35,7 +35,7 @@ from pipeline.console import (
 from pipeline.console import out as stdout
 
 if TYPE_CHECKING:
-    from evaluation.score import Asked, Scores
+    from evaluation.score import Asked, Failure, Scores
     from evaluation.student import Student
     from evaluation.teachers import QueryTeacher
 
@@ -139,7 +139,7 @@ def score(
     asked = _asked(meshes or [], text, image, prompts)
     wrong = scoring.read_distractors(distractors)
     cameras = ring(views)
-    failures: list[tuple[str, str]] = []
+    failures: list[scoring.Failure] = []
     with isolated.IsolatedCalls(timeout) as call:
         call.start()  # while the models are loaded
         tower, student = _models(checkpoint, teacher, device)
@@ -197,7 +197,7 @@ def _asked(
     if image is not None and not image.is_file():
         raise InputError(f"--image {image}: no such file; give a PNG, JPEG or WebP file")
     wanted = text.strip() if text else None
-    return [Asked(name, path, wanted, image) for name, path in find_meshes(meshes)]
+    return [Asked(mesh.name, mesh.path, wanted, image) for mesh in find_meshes(meshes)]
 
 
 def _models(
@@ -219,12 +219,12 @@ def _models(
 
 
 def _show(
-    scores: list[Scores], summary: dict[str, Any], failures: list[tuple[str, str]], most: int = 30
+    scores: list[Scores], summary: dict[str, Any], failures: list[Failure], most: int = 30
 ) -> None:
     from evaluation.results import percent
 
-    for name, reason in failures[:20]:
-        note(f"failed: {name}: {reason}")
+    for failure in failures[:20]:
+        note(f"failed: {failure.asked.name}: {failure.reason}")
     kinds = [k for k in ("shape_text", "view_text", "shape_image", "view_image") if k in summary]
     ranked = [k for k in ("shape_rank", "view_rank") if any(getattr(s, k) for s in scores)]
     rows = []

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.embeddings import normalise
 from evaluation.gallery import PICTURE_POINTS
 from evaluation.index import Index, load_index
 from evaluation.isolated import IsolatedCalls
@@ -141,7 +142,8 @@ class SearchService:
         if like is not None:
             self._known(like)
             asked.append(Part("shape", f"row {like}"))
-            vectors[len(asked) - 1] = self.index.engine.reconstruct(like)
+            # What is had back from codes is no unit vector.
+            vectors[len(asked) - 1] = normalise(self.index.engine.reconstruct(like))
         if not asked:
             raise InputError("the query is empty: say what to look for, or give a picture or shape")
         clouds = [self._cloud_of(p) if i not in vectors else None for i, p in enumerate(asked)]
@@ -170,7 +172,8 @@ class SearchService:
     def _allowed(self, category: str | None, where: str | None) -> NDArray[np.bool_] | None:
         allowed = None
         if category:
-            allowed = self._categories == category
+            # An object that was removed, or replaced, keeps its row.
+            allowed = (self._categories == category) & self.index.alive
             if not allowed.any():
                 raise InputError(f"category {category}: no object is of it")
         if where and where.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.datasets.folder import FolderDataset
+from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.evaluation.running import Cli, run
 
 
 def test_retrieve__text_finds_its_class(command: Cli, indexed: Path) -> None:
@@ -368,6 +371,91 @@ def test_update__adds_and_removes_by_uid(
     assert "has no object nobody, which" in command.refused(
         "update", "--index", indexed, "--remove", "nobody"
     )
+
+
+def test_update__what_is_a_uid_is_one_though_a_file_lies_there(
+    command: Cli, indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "001").write_bytes(b"glTF \xff")
+    (tmp_path / "tiny" / "gone").write_text("tiny/002\n")
+    (tmp_path / "x.glb").write_bytes(b"glTF \xff")
+    asked = ("update", "--index", indexed, "--remove")
+    told = command.refused(*asked, "x.glb")
+    assert f"--remove x.glb: neither a uid of {indexed} nor a readable text file" in told
+    assert command.json(*asked, "tiny/001", "--remove", "tiny/gone")["count"] == 38
+    # No longer a uid: the file is meant.
+    assert "--remove tiny/001: neither" in command.refused(*asked, "tiny/001")
+    assert "no index there" in command.refused("update", "--index", "no", "--remove", "x.glb")
+    assert "has no object " + "u" * 300 in command.refused(*asked, "u" * 300)
+
+
+def test_encode__a_folder_has_the_uids_of_its_shard_set(
+    command: Cli, fakes: Path, meshes: Path, tmp_path: Path
+) -> None:
+    (meshes / "001.glb").unlink()
+    records = FolderDataset(meshes, auto_metadata=False).records()
+    root, made = tmp_path / "set", world.manifest()
+    create_or_open(root, made)
+    first = ShardSet.open(world.make_shards(tmp_path / "one", 1))
+    (row,) = first.rows(first.row_groups[0])
+    write_part(root, made, [replace(row, uid=r.uid, source=r.source) for r in records])
+    common = ("encode", "--checkpoint", fakes)
+    command.ok(*common, "--shards", root, "--out", tmp_path / "a.parquet")
+    command.ok("index", "--embeddings", tmp_path / "a.parquet", "--out", tmp_path / "idx")
+    command.ok(*common, "--meshes", meshes, "--out", tmp_path / "b.parquet")
+    update = ("update", "--index", tmp_path / "idx", "--add", tmp_path / "b.parquet")
+    assert "are there already (folder/000); give --replace" in command.refused(*update)
+    done = command.json(*update, "--replace")
+    assert (done["count"], done["updates"]) == (1, [{"added": 0, "replaced": 1, "removed": 0}])
+
+
+def test_encode__meshes_that_all_fail_are_told_and_exit_with_3(
+    fakes: Path,
+    meshes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (meshes / "000.glb").write_bytes(b"")
+    out = tmp_path / "x.parquet"
+    line = ("encode", "--checkpoint", fakes, "--meshes", meshes, "--out", out)
+    for options in ((), ("--max-failures", 1)):
+        assert run(monkeypatch, *line, *options) == 3
+        printed = capsys.readouterr()
+        assert "failed: 000.glb: " in printed.err
+        assert "empty_file" in printed.err
+        assert "failed: 001.glb: " in printed.err
+        assert "all 2 meshes failed" in printed.out
+        assert "Traceback" not in printed.err
+        assert not out.exists()
+    assert run(monkeypatch, *line, "--json") == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["out"]) == (0, None)
+    assert [one["mesh"] for one in told["failures"]] == ["000.glb", "001.glb"]
+
+
+def test_encode__options_that_would_do_nothing_are_refused(
+    command: Cli, fakes: Path, shards: Path, meshes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.parquet"
+    student = ("encode", "--checkpoint", fakes, "--out", out)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("--meshes", meshes, "--split", "test"), "--split: is of a shard set"),
+        (("--meshes", meshes, "--teacher-views"), "--teacher-views: is of a shard set"),
+        (("--meshes", meshes, "--views", "first"), "--views first: is of --teacher-views"),
+        (("--shards", shards, "--views", "first"), "--views first: is of --teacher-views"),
+        (("--shards", shards, "--seed", 1), "--seed: is of mesh files"),
+        (("--shards", shards, "--up-axis", "+z"), "--up-axis: is of mesh files"),
+        (("--shards", shards, "--timeout", 5), "--timeout: is of mesh files"),
+        (("--shards", shards, "--max-failures", 0.5), "--max-failures: is of mesh files"),
+    ]
+    for arguments, told in cases:
+        error = command.refused(*student, *arguments)
+        assert told in error
+        assert error.endswith("; leave it out")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

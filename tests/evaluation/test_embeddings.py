@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -73,6 +74,51 @@ def test_write__no_rows_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to write"):
         write_embeddings(tmp_path / "e.parquet", META, [])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batches", [[rows(2), rows(2, 1), rows(1)], [rows(1), rows(1)]])
+def test_write__a_uid_that_is_there_is_refused_and_nothing_written(
+    tmp_path: Path, batches: list[EmbeddingRows]
+) -> None:
+    with pytest.raises(InputError, match=r"e\.parquet: two objects have the uid u/0-0; give every"):
+        write_embeddings(tmp_path / "e.parquet", META, batches)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_read__parts_of_groups_are_put_together_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: DType
+) -> None:
+    write_embeddings(tmp_path / "e.parquet", META, [rows(7, 1), rows(3, 2), rows(4, 3)], dtype)
+    whole = read_embeddings(tmp_path / "e.parquet").rows
+    monkeypatch.setattr(embeddings, "_READ_ROWS", 3)
+    found = read_embeddings(tmp_path / "e.parquet").rows
+    assert (found.uid, found.texts) == (whole.uid, whole.texts)
+    np.testing.assert_array_equal(found.vectors, whole.vectors)
+
+
+def test_read__takes_little_beside_the_vectors(tmp_path: Path) -> None:
+    count, width = 6000, 512
+    meta = replace(META, teacher=world.teacher_info(width))
+    vectors = normalise(np.random.default_rng(0).normal(size=(count, width)))
+    parts = (
+        replace(
+            rows(60, at), vectors=vectors[at : at + 60], texts=[[]] * 60, text_sources=[[]] * 60
+        )
+        for at in range(0, count, 60)
+    )
+    write_embeddings(tmp_path / "e.parquet", meta, parts)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        found = read_embeddings(tmp_path / "e.parquet")
+        peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+    assert len(found.rows) == count
+    assert peak < 1.5 * vectors.nbytes
 
 
 @pytest.mark.parametrize("factor", [2.0, np.nan])

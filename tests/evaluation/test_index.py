@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from evaluation import index as index_module
 from evaluation.embeddings import EmbeddingRows, Embeddings, EmbeddingsMeta, ModelInfo, normalise
-from evaluation.index import build_index, load_index
+from evaluation.index import build_index, load_index, sample_queries
 from evaluation.index_choice import Wanted, width_of
 from pipeline.common import InputError
+from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
 
 
@@ -124,6 +126,81 @@ def test_load__manifest_of_another_index(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match="not JSON"):
         load_index(tmp_path / "idx")
+
+
+def test_search__nothing_allowed_finds_nothing(tmp_path: Path) -> None:
+    data = embeddings(20)
+    for kind in ("flat", "hnsw"):
+        build_index(data, tmp_path / "idx", wanted=Wanted(kind))
+        index = load_index(tmp_path / "idx")
+        assert index.search(data.rows.vectors[0], 5, np.zeros(20, np.bool_)) == []
+        scores, rows = index.search_rows(data.rows.vectors[:3], 5, np.zeros(20, np.bool_))
+        assert scores.shape == rows.shape == (3, 0)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_query__of_no_object_is_refused_before_a_model_is_loaded(tmp_path: Path, k: int) -> None:
+    build_index(embeddings(20), tmp_path / "idx")
+    with pytest.raises(InputError, match=f"k {k}: no object is asked for; give 1 or more"):
+        load_index(tmp_path / "idx").query("a mug", k=k)
+
+
+def test_build__two_rows_of_one_uid_are_refused(tmp_path: Path) -> None:
+    data = embeddings(3)
+    twice = Embeddings(data.meta, replace(data.rows, uid=["a", "b", "a"]))
+    with pytest.raises(InputError, match="the embeddings: two objects have the uid a; give every"):
+        build_index(twice, tmp_path / "idx")
+    assert not list(tmp_path.iterdir())
+
+
+def many_groups(folder: Path, groups: int, rows: int = 5) -> ShardSet:
+    """A set of row groups whose rows have a text of their own, one of the group and one of all."""
+    one = ShardSet.open(world.make_shards(folder / "one", 1))
+    (plain,) = one.rows(one.row_groups[0])
+    create_or_open(folder / "set", one.manifest)
+    for group in range(groups):
+        made = []
+        for row in range(rows):
+            texts = [f"a {group}-{row}", f"of {group}", "thing"]
+            made.append(
+                replace(
+                    plain,
+                    uid=f"x/{group:04d}-{row}",
+                    texts=texts,
+                    text_sources=["name"] * 3,
+                    text_embeds=np.stack([world.text_vector(text) for text in texts]),
+                    image_embeds=np.tile(world.unit_vector(group * rows + row), (3, 1)),
+                )
+            )
+        write_part(folder / "set", one.manifest, made)
+    return ShardSet.open(folder / "set")
+
+
+def test_samples__are_distinct_and_from_all_over_the_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "QUERY_GROUPS", 8)
+    opened = many_groups(tmp_path, 16)
+    order = {uid: at for at, uid in enumerate(opened.uids())}
+    vectors = {
+        f"a {group}-{row}": order[f"x/{group:04d}-{row}"] for group in range(16) for row in range(5)
+    }
+    found = sample_queries(opened, limit=20)
+    assert found["text"].shape == found["image"].shape == (20, world.D)
+    near: dict[int, int] = {}
+    for text, at in vectors.items():
+        scores = found["text"] @ world.text_vector(text)
+        near[at // 5] = near.get(at // 5, 0) + int((scores > 0.9999).sum())
+    assert len([group for group, count in near.items() if count]) == 8  # all that were read
+    assert np.triu(found["text"] @ found["text"].T, 1).max() < 0.9999
+    places = [
+        int(np.argmax([image @ world.unit_vector(int(u[2:6]) * 5 + int(u[7:])) for u in order]))
+        for image in found["image"]
+    ]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0, 79)
+    assert len({place // 5 for place in places}) == 8
+    assert len(sample_queries(opened, limit=1000)["image"]) == 40
 
 
 def test_search__another_width_or_teacher_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_choose__above_the_limit_is_hnsw_with_its_recall_measured(
     data = embeddings(2000)
     queries = sample_queries(ShardSet.open(shards))
     assert {name: value.shape for name, value in queries.items()} == {
-        "text": (80, world.D),
+        "text": (24, world.D),  # 4 names and 20 captions, on 40 objects
         "image": (40, world.D),
     }
     wanted = Wanted(flat_limit=1000)
@@ -56,7 +56,7 @@ def test_choose__above_the_limit_is_hnsw_with_its_recall_measured(
     recall = manifest["recall_against_exact"]
     assert set(recall) == {"shape", "text", "image"}
     assert all(0.95 <= value["recall"] <= 1 for value in recall.values())
-    assert recall["text"]["queries"] == 80
+    assert recall["text"]["queries"] == 24
     assert manifest["latency_ms"] > 0
     index = load_index(tmp_path / "idx")
     assert index.search(data.rows.vectors[17], 1)[0].item.uid == "u/17"

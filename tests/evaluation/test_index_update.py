@@ -11,7 +11,9 @@ from evaluation.embeddings import Embeddings, normalise
 from evaluation.index import build_index, load_index
 from evaluation.index_choice import Wanted
 from evaluation.index_update import update_index
+from evaluation.sources import Views, ViewsEncoder
 from pipeline.common import InputError
+from pipeline.shards import ShardSet
 from tests.evaluation import world
 from tests.evaluation.test_index import embeddings
 
@@ -83,6 +85,37 @@ def test_update__conditions_see_no_removed_object(tmp_path: Path) -> None:
         index.rows_where("uid = 'u/2'")
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_update__conditions_see_a_replaced_object_as_it_is_now(tmp_path: Path, kind: str) -> None:
+    data = embeddings(6000)
+    old: list[str | None] = ["wrong" if i == 5 else "other" for i in range(6000)]
+    data = Embeddings(data.meta, replace(data.rows, category=old))
+    build_index(data, tmp_path / "idx", wanted=Wanted(kind, recall=0))
+    new = some(1, 8, ["u/5"])
+    fixed = Embeddings(new.meta, replace(new.rows, category=["right"]))
+    update_index(tmp_path / "idx", fixed, replace=True)
+    index = load_index(tmp_path / "idx")
+    assert np.flatnonzero(index.rows_where("category = 'right'")).tolist() == [6000]
+    assert int(index.rows_where("category <> 'other'").sum()) == 1
+    with pytest.raises(InputError, match=r"no object of .* is left"):
+        index.rows_where("category = 'wrong'")
+
+
+@pytest.mark.parametrize("views", [("mean", "first"), ("first", "mean")])
+def test_update__views_of_another_choice_are_refused(
+    tmp_path: Path, shards: Path, views: tuple[Views, Views]
+) -> None:
+    opened = ShardSet.open(shards)
+    kept, other = (ViewsEncoder(opened, one).model for one in views)
+    data = embeddings(20)
+    build_index(Embeddings(replace(data.meta, model=kept), data.rows), tmp_path / "idx")
+    new = some(1, 3, ["new"])
+    told = f"of teacher fake, {views[0]} view, the new ones of teacher fake, {views[1]} view"
+    with pytest.raises(InputError, match=told + "; encode them with the same --views"):
+        update_index(tmp_path / "idx", Embeddings(replace(data.meta, model=other), new.rows))
+    update_index(tmp_path / "idx", Embeddings(replace(data.meta, model=kept), new.rows))
+
+
 def test_update__a_removed_object_can_come_again(tmp_path: Path) -> None:
     path, _ = build(tmp_path, "hnsw")
     update_index(path, None, {"u/1"})
@@ -105,7 +138,7 @@ def test_update__other_embeddings_and_uids_are_refused_and_nothing_changes(tmp_p
     for add, remove, told in [
         (Embeddings(other, new.rows), (), r"of s \(step 0\), the new ones of late \(step 9\)"),
         (Embeddings(replace(data.meta, teacher=world.teacher_info(9)), new.rows), (), "width"),
-        (some(2, 3, ["new", "new"]), (), "hold new twice"),
+        (some(2, 3, ["new", "new"]), (), "embeddings: two objects have the uid new;"),
         (None, {"u/1", "nobody", "noone"}, "has no object nobody and 1 others that --remove names"),
         (None, set(data.rows.uid), "nothing would be left"),
     ]:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from evaluation.isolated import IsolatedCalls
-from evaluation.score import Asked, Scorer, score_all
+from evaluation.score import Asked, Failure, Scorer, score_all
 from evaluation.shapes import here, load_shape
 from pipeline.cameras import ring
 from pipeline.common import InputError
@@ -54,7 +54,7 @@ def test_score__goes_on_past_meshes_that_hang_crash_or_eat_memory(
 ) -> None:
     monkeypatch.setattr("evaluation.score.look", trouble.look)
     scorer = Scorer(world.FakeTeacher(), world.student(), ring(2), call=strict)
-    failures: list[tuple[str, str]] = []
+    failures: list[Failure] = []
     asked = [Asked(name, files / f"{name}.glb", "a mug") for name in names]
     scores = list(score_all(asked, scorer, failures))
     reasons = {
@@ -70,7 +70,9 @@ def test_score__goes_on_past_meshes_that_hang_crash_or_eat_memory(
     assert [one.mesh for one in scores] == [name for name in names if name not in reasons]
     assert scores[0].shape_text == scores[-1].shape_text
     assert failures == [
-        (name, f"{files / name}.glb: {reasons[name]}") for name in names if name in reasons
+        Failure(place, asked[place], f"{files / name}.glb: {reasons[name]}")
+        for place, name in enumerate(names)
+        if name in reasons
     ]
 
 

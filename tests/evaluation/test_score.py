@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,40 @@ def test_scorer__a_tie_with_a_distractor_is_lost(
     scorer = Scorer(world.FakeTeacher(), world.student(), ring(2), distractors=["x"], config=SMALL)
     found = scorer(Asked("box", mesh, "y"))
     assert (found.shape_rank, found.view_rank, found.shape_precision) == (2, 2, 0.0)
+
+
+class CountingTeacher(world.FakeTeacher):
+    """Keeps what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def encode_texts(self, texts: Sequence[str], /) -> world.F32:
+        self.texts += texts
+        return super().encode_texts(texts)
+
+
+def test_scorer__every_text_is_encoded_once(mesh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = CountingTeacher()
+    scorer = Scorer(teacher, None, ring(1), distractors=["a chair", "a fish"], config=SMALL)
+    seen = scorer.look(mesh)
+    for text in ("a mug", "a box", "a mug", "a chair"):
+        scorer(Asked("box", mesh, text), seen)
+    assert sorted(teacher.texts) == ["a box", "a chair", "a chair", "a fish", "a mug"]
+
+
+def test_scorer__keeps_no_more_texts_than_it_may(
+    mesh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.score.KNOWN_TEXTS", 2)
+    teacher = CountingTeacher()
+    scorer = Scorer(teacher, None, ring(1), distractors=["a fish"], config=SMALL)
+    seen = scorer.look(mesh)
+    for text in ("a", "b", "a", "c", "a", "b"):  # c takes the place of b
+        scorer(Asked("box", mesh, text), seen)
+    assert [text for text in teacher.texts if text != "a fish"] == ["a", "b", "c", "b"]
+    assert teacher.texts.count("a fish") == 1
 
 
 def test_scorer__without_a_student_only_views_are_looked_at(mesh: Path) -> None:
@@ -202,6 +237,39 @@ def test_command__a_folder_to_csv_with_what_failed(
     assert rows[3]["shape_text"] == ""
 
 
+def test_command__failures_keep_their_line_and_what_was_asked(
+    command: Cli, fakes: Path, mesh: Path, tmp_path: Path
+) -> None:
+    picture = write_picture(tmp_path / "ref.png", 50)
+    table, out = tmp_path / "prompts.csv", tmp_path / "scores.csv"
+    table.write_text(
+        "mesh,text,image\nno.glb,a cat,\nbox.glb,a mug,\nno2.glb,,ref.png\nbox.glb,x,\n"
+    )
+    asked = ("score", "--prompts", table, "--checkpoint", fakes, "--views", 1, "--out", out)
+    command.ok(*asked, "--max-failures", 1)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["mesh"], row["text"], row["image"]) for row in rows] == [
+        *(("no.glb", "a cat", ""), ("box.glb", "a mug", "")),
+        *(("no2.glb", "", str(picture)), ("box.glb", "x", "")),
+    ]
+    assert [bool(row["error"]) for row in rows] == [True, False, True, False]
+    assert [bool(row["shape_text"]) for row in rows] == [False, True, False, True]
+
+
+def test_command__meshes_of_one_name_are_told_apart(
+    command: Cli, fakes: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        write_mesh(tmp_path / "out" / name / "mesh.glb")
+    meshes = [tmp_path / "out" / name / "mesh.glb" for name in ("a", "b")]
+    common = ("--text", "a mug", "--checkpoint", fakes, "--views", 1)
+    found = command.json("score", *meshes, *common)
+    assert [one["mesh"] for one in found["scores"]] == ["a/mesh.glb", "b/mesh.glb"]
+    assert "b/mesh.glb" in command.ok("score", *meshes, *common)
+
+
 def test_command__json_and_table(command: Cli, fakes: Path, mesh: Path, tmp_path: Path) -> None:
     out, common = tmp_path / "s.json", ("--checkpoint", fakes, "--views", 2)
     printed = command.json("score", mesh, "--text", "a mug", *common, "--out", out)
@@ -232,7 +300,7 @@ def test_command__a_mesh_that_is_not_there_fails_and_the_others_are_scored(
     found = command.json(*asked, "--max-failures", 1)
     assert [one["mesh"] for one in found["scores"]] == [str(mesh)]
     (failure,) = found["failures"]
-    assert failure["mesh"] == "none.glb"
+    assert (failure["mesh"], failure["text"], failure["image"]) == ("none.glb", "a mug", None)
     assert "cannot be scored" in failure["reason"]
 
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fastapi.testclient import TestClient
 from httpx import ASGITransport, AsyncClient, Response
 from PIL import Image
 
+from evaluation.embeddings import LISTS, EmbeddingRows
 from evaluation.index_choice import Wanted
 from evaluation.isolated import IsolatedCalls
 from evaluation.queries import Part
@@ -212,6 +214,69 @@ def test_removed_objects__are_gone_from_everything(
     found = client.post("/api/search", data={"text": "a chair", "k": 100}).json()["hits"]
     assert len(found) == 39
     assert "tiny/001" not in {hit["uid"] for hit in found}
+
+
+def part_of(rows: EmbeddingRows, row: int) -> EmbeddingRows:
+    lists = {name: getattr(rows, name)[row : row + 1] for name in LISTS}
+    return EmbeddingRows(**lists, vectors=rows.vectors[row : row + 1])
+
+
+def changed_index(indexed: Path, embedded: Path, kind: str) -> Path:
+    """The index as ``kind``, with its oak trees gone and tiny/001, a chair, replaced by a fish."""
+    from evaluation.embeddings import Embeddings, read_embeddings
+    from evaluation.index import build_index
+    from evaluation.index_update import update_index
+
+    data = read_embeddings(embedded)
+    build_index(data, indexed, wanted=Wanted(kind))
+    trees = {u for u, c in zip(data.rows.uid, data.rows.category, strict=True) if c == "oak_tree"}
+    one = replace(part_of(data.rows, 1), category=["fish"])
+    update_index(indexed, Embeddings(data.meta, one), trees, replace=True)
+    return indexed
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_search__a_category_whose_objects_are_gone_is_none(
+    indexed: Path, embedded: Path, kind: str
+) -> None:
+    service = SearchService(changed_index(indexed, embedded, kind))
+    client = TestClient(make_app(service), base_url=HOST)
+    answer = client.post("/api/search", data={"text": "a mug", "category": "oak_tree"})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "category oak_tree: no object is of it"
+    assert "oak_tree" not in client.get("/api/info").json()["categories"]
+
+
+@pytest.mark.parametrize("asked", [{"category": "{}"}, {"where": "category = '{}'"}])
+def test_search__a_replaced_object_is_found_as_what_it_is_now(
+    fakes: Path, indexed: Path, embedded: Path, asked: dict[str, str]
+) -> None:
+    service = SearchService(changed_index(indexed, embedded, "hnsw"))
+    client = TestClient(make_app(service), base_url=HOST)
+
+    def found(category: str) -> set[str]:
+        filled = {name: value.format(category) for name, value in asked.items()}
+        answer = client.post("/api/search", data={"text": "a mug", "k": 50, **filled})
+        return {hit["uid"] for hit in answer.json()["hits"]}
+
+    chairs, fish = ({f"tiny/{i:03d}" for i in range(n, 39, 4)} for n in (1, 3))
+    assert found("chair") == chairs - {"tiny/001"}
+    assert found("fish") == fish | {"tiny/001"}
+
+
+def test_search__more_like_this_by_codes_has_scores_that_are_cosines(tmp_path: Path) -> None:
+    from evaluation.index import build_index
+    from tests.evaluation.test_index import embeddings
+
+    build_index(embeddings(6000), tmp_path / "idx", wanted=Wanted("ivfpq", recall=0))
+    service = SearchService(tmp_path / "idx")
+    hits = service.search(like=5, k=5)
+    coded = service.index.engine.reconstruct(5)
+    assert abs(float(np.linalg.norm(coded)) - 1) > 1e-4  # or this would tell nothing
+    expected = service.index.search(coded / np.linalg.norm(coded), 6)
+    assert [hit["score"] for hit in hits] == pytest.approx(
+        [hit.score for hit in expected if hit.row != 5][:5], abs=1e-5
+    )
 
 
 def test_classify__probabilities_sum_to_one_and_the_right_class_leads(client: TestClient) -> None:
@@ -433,8 +498,6 @@ def test_plain__an_upload_has_no_folder() -> None:
 def test_service__shards_and_meshes_that_do_not_fit(
     fakes: Path, indexed: Path, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     from pipeline.shards import ShardSet, create_or_open, write_part
 
     other = ShardSet.open(world.make_shards(tmp_path / "a", 2))
