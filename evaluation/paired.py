@@ -1,12 +1,14 @@
 """Comparing models on the same objects, query by query.
 
-Two results of the same objects and protocol are paired: their difference has a narrower interval
-than two intervals side by side suggest, and McNemar's test (1947) says whether the objects on which
-they disagree split evenly. The first result is the control.
+Two results of the same objects, right answers, questions, protocol and teacher are paired: their
+difference has a narrower interval than two intervals side by side suggest, and McNemar's test
+(1947) says whether the objects on which they disagree split evenly. The first result is the
+control.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.published import Table
-from evaluation.tables import by_benchmark, title_of
+from evaluation.tables import groups, teacher_of
 from trainer.statistics import holm, t_interval
 
 Record = dict[str, Any]
@@ -23,7 +25,7 @@ Record = dict[str, Any]
 def paired_tables(records: Sequence[Record]) -> list[Table]:
     """A table for each benchmark that several models were measured on; in percent."""
     found = []
-    for group in by_benchmark(records).values():
+    for heading, group in _of_one_teacher(records):
         control, others = group[0], group[1:]
         rows = []
         for other in others:
@@ -37,10 +39,19 @@ def paired_tables(records: Sequence[Record]) -> list[Table]:
                 [model, name, *_cells(difference, p)]
                 for (model, name, difference), p in zip(rows, adjusted, strict=True)
             ]
-            title = f"Differences to {control['model']['name']} on {title_of(control)}, percent"
+            title = f"Differences to {control['model']['name']} on {heading}, percent"
             columns = ["model", "hits at", "difference", "95 %", "won", "lost", "p", "p (Holm)"]
             found.append((title, columns, cells))
     return found
+
+
+def _of_one_teacher(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """``groups``, parted by teacher: others ask by other vectors, and may be what differs."""
+    return [
+        (heading, [record for record in group if teacher_of(record) == teacher])
+        for heading, group in groups(records)
+        for teacher in dict.fromkeys(map(teacher_of, group))
+    ]
 
 
 def hits(record: Record) -> dict[str, NDArray[np.bool_]]:
@@ -60,7 +71,8 @@ def hits(record: Record) -> dict[str, NDArray[np.bool_]]:
 def compare(control: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, float]:
     """Difference of two shares over the same queries, its interval, and McNemar's exact test.
 
-    ``low`` and ``high`` are NaN where all queries agree.
+    ``low`` and ``high`` are within [-1, 1], and NaN where the difference is the same on every
+    query: where all agree, or one is right on all and the other on none.
     """
     from scipy.stats import binomtest
 
@@ -69,8 +81,8 @@ def compare(control: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, f
     p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     return {
         "difference": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
+        "low": float(np.clip(interval.low, -1, 1)),
+        "high": float(np.clip(interval.high, -1, 1)),
         "won": won,
         "lost": lost,
         "p": p,
@@ -79,9 +91,11 @@ def compare(control: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, f
 
 def _cells(found: dict[str, float], adjusted: float) -> list[str]:
     told = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+    if math.isnan(found["low"]):
+        told = "-" if found["won"] + found["lost"] else "all agree"
     return [
         f"{100 * found['difference']:+.1f}",
-        told if found["low"] == found["low"] else "all agree",
+        told,
         f"{found['won']:g}",
         f"{found['lost']:g}",
         f"{found['p']:.3f}",

@@ -18,7 +18,7 @@ from evaluation.gallery import GalleryRow
 from evaluation.paired import paired_tables
 from evaluation.results import read_result
 from evaluation.student import run_name
-from evaluation.tables import by_benchmark, comparisons, title_of
+from evaluation.tables import comparisons, groups, title_of
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.pages import render_page
 
@@ -100,8 +100,11 @@ def write_report(
 
 def _protocol(record: Record) -> tuple[str, str]:
     """Heading and text of everything needed to repeat one result."""
-    kept = ("task", "model", "teacher", "data", "count", "uid_hash", "protocol", "versions")
-    shown = {key: record[key] for key in kept}
+    kept = [
+        *("task", "model", "teacher", "data", "count", "uid_hash", "label_hash", "query_hash"),
+        *("protocol", "versions"),
+    ]
+    shown = {key: record[key] for key in kept if key in record}
     return (
         f"{record['task']} of {record['model']['name']} on {title_of(record)}",
         json.dumps(shown, indent=1, ensure_ascii=False),
@@ -111,8 +114,8 @@ def _protocol(record: Record) -> tuple[str, str]:
 def class_sections(records: Sequence[Record]) -> list[ClassSection]:
     """Per-class bars and confusion of every classification benchmark."""
     sections = []
-    for key, group in by_benchmark(records).items():
-        if key[0] != "zeroshot":
+    for heading, group in groups(records):
+        if group[0]["task"] != "zeroshot":
             continue
         rows = [
             BarRow(
@@ -134,7 +137,7 @@ def class_sections(records: Sequence[Record]) -> list[ClassSection]:
             heats.append((record["model"]["name"], heat_map(matrix, classes), left_out))
         sections.append(
             ClassSection(
-                title_of(group[0]),
+                heading,
                 [record["model"]["name"] for record in group],
                 rows[:MAX_BAR_CLASSES],
                 max(0, len(rows) - MAX_BAR_CLASSES),

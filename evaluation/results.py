@@ -17,6 +17,37 @@ FORMAT = "mrd3d-result"
 VERSION = 1
 REMEDY = "give a file that `evaluation zeroshot` or `evaluation recall` wrote"
 
+# What tables and pages take from a result, as paths: ``*`` is every entry, ``?`` is one that may be
+# absent. What came later than version 1 of the format is not among it.
+_SHARES = ("recall@1.value", "recall@5.value", "recall@10.value")
+_FIGURES = (*_SHARES, "median_rank", "map", "n_queries", "chance_recall@1")
+_SHARED = (
+    *("task", "benchmark", "variant", "count", "uid_hash", "model.name", "model.kind"),
+    *("teacher.model", "data", "protocol", "versions"),
+)
+_NEEDED = {
+    "zeroshot": (
+        *("protocol.n_classes", "confusion.classes.*", "confusion.matrix.*"),
+        *("metrics.top1.value", "metrics.top3.value", "metrics.top5.value"),
+        *("metrics.class_mean", "metrics.macro_f1", "metrics.chance_top1"),
+        *("per_class.*.name", "per_class.*.count", "per_class.*.recall"),
+    ),
+    "recall": (
+        "protocol.text_source",
+        *(f"directions.*.{name}" for name in _FIGURES),
+        *(f"teacher_ceiling?.*.{name}" for name in _FIGURES),
+    ),
+    "probe": (
+        *("protocol.classifier", "protocol.n_train", "protocol.n_classes", "linear.top1.value"),
+        *("few_shot.*.shots", "few_shot.*.top1.value", "knn.*.k", "knn.*.top1.value"),
+    ),
+    "parts": (
+        *("protocol.classifier", "protocol.n_train", "protocol.n_classes", "protocol.n_parts"),
+        *("metrics.instance_miou.value", "metrics.class_miou"),
+        *("per_class.*.name", "per_class.*.miou"),
+    ),
+}
+
 
 def result_record(
     task: str,
@@ -56,6 +87,12 @@ def result_record(
     }
 
 
+def labels_hash(uids: Sequence[str], labels: Sequence[object]) -> str:
+    """Hash of what is right for whom, as a result keeps it: ``uid_hash`` says only of whom."""
+    pairs = sorted(f"{uid}\t{label}" for uid, label in zip(uids, labels, strict=True))
+    return content_hash("\n".join(pairs))[:16]
+
+
 def by_uid(uids: Sequence[str], values: Sequence[int]) -> list[int]:
     """Values in the order of their uids, so that those of two results can be paired."""
     return [value for _, value in sorted(zip(uids, values, strict=True))]
@@ -89,7 +126,7 @@ def _dump(value: Any, indent: str = "") -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result file. Raises ``InputError`` when it is missing or something else."""
+    """Read a result file. Raises ``InputError`` for one that is missing, incomplete, or no such."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -100,13 +137,31 @@ def read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a result file; {REMEDY}")
     if not isinstance(record.get("version"), int) or record["version"] > VERSION:
         raise InputError(f"{path}: of a newer version than this installation reads; upgrade mrd3d")
+    for needed in (*_SHARED, *_NEEDED.get(str(record.get("task")), ())):
+        if not _holds(record, needed.split(".")):
+            raise InputError(f"{path}: incomplete, {needed} is not in it; measure again")
     return record
+
+
+def _holds(value: Any, steps: Sequence[str]) -> bool:
+    """Whether the path leads somewhere, for every entry where it forks."""
+    if not steps:
+        return True
+    step, rest = steps[0].removesuffix("?"), steps[1:]
+    if step == "*":
+        entries = value.values() if isinstance(value, dict) else value
+        return isinstance(value, dict | list) and all(_holds(entry, rest) for entry in entries)
+    if not isinstance(value, dict):
+        return False
+    if step not in value:
+        return steps[0].endswith("?")
+    return _holds(value[step], rest)
 
 
 def percent(share: dict[str, Any]) -> str:
     """``{"value": .5, "low": .4, "high": .6}`` as ``50.0 [40.0, 60.0]``; a dash for no value."""
     if share.get("value") is None:
         return "-"
-    if share.get("low") is None:  # runs that agree exactly have no interval
+    if None in (share.get("low"), share.get("high")):  # runs that agree exactly have no interval
         return f"{100 * share['value']:.1f}"
     return f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"

@@ -167,9 +167,11 @@ def run_name(path: Path) -> str:
     """A short name of a run or checkpoint for tables: its folder's name, with its run's if inside.
 
     Example: ``runs/mrd`` gives ``mrd``; ``runs/mrd/checkpoints/step-000100`` gives
-    ``mrd/step-000100``.
+    ``mrd/step-000100``, and ``runs/mrd/best`` gives ``mrd/best``.
     """
     path = path.expanduser().absolute()
     if path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}/{path.name}"
+    if path.name == "best" and not path.exists():  # a folder is a run of that name
+        return f"{path.parent.name}/{path.name}"
     return path.name

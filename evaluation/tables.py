@@ -76,28 +76,77 @@ def comparisons(records: Sequence[Record], compact: bool = False) -> list[Table]
         "parts": _parts_comparison,
     }
     found = []
-    for key, group in by_benchmark(records).items():
-        found.append(tables[key[0]](group, compact))
+    for heading, group in groups(records):
+        found.append(tables[group[0]["task"]](group, heading, compact))
         others = beside(group[0])
         if others is not None:
             found.append(others)
     return found
 
 
-def by_benchmark(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
-    """Results by task, benchmark, set of objects and class or text choice, in order."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
+def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Results that can be compared with each other, in order, each with its ``title_of``.
+
+    Where several have the same title, it is followed by what sets them apart.
+    """
+    found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        classes = record.get("confusion", {}).get("classes", [])
-        protocol = record["protocol"]
-        detail = content_hash(*classes) + str(protocol.get("text_source", ""))
-        detail += str(protocol.get("image_queries", ""))
-        detail += str(protocol.get("name", ""))
-        if record["task"] in ("probe", "parts"):
-            detail += f"{protocol['classifier']} on {protocol['n_train']}"
-        key = (record["task"], record["benchmark"], record["uid_hash"], detail)
-        groups.setdefault(key, []).append(record)
-    return groups
+        key = (record["task"], record["benchmark"], record["uid_hash"], *details(record).values())
+        found.setdefault(key, []).append(record)
+    headed: dict[tuple[str, str], list[list[Record]]] = {}
+    for group in found.values():
+        headed.setdefault((group[0]["task"], title_of(group[0])), []).append(group)
+    result = []
+    for group in found.values():
+        title = title_of(group[0])
+        alike = [details(other[0]) for other in headed[group[0]["task"], title]]
+        told = [
+            f"{name} {value or 'not recorded'}"
+            for name, value in details(group[0]).items()
+            if len({other[name] for other in alike}) > 1
+        ]
+        result.append((", ".join([title, *told]), group))
+    return result
+
+
+def details(record: Record) -> dict[str, str]:
+    """What two results of the same objects must share to be compared, apart from the model.
+
+    The teacher is not among it: a model is measured with its own. Older results do not tell of
+    their labels and queries, and are comparable with their like.
+    """
+    protocol, task = record["protocol"], record["task"]
+    found = {
+        "protocol": str(protocol.get("name", "")),
+        "images of": str(protocol.get("image_queries", "")),
+        "texts": str(protocol.get("text_source", "")),
+        "queries": str(record.get("query_hash", "")),
+        "labels": str(record.get("label_hash", "")),
+    }
+    if task == "zeroshot":
+        found["classes"] = content_hash("\n".join(record["confusion"]["classes"]))[:8]
+        if not found["labels"]:  # next to nothing is known of them, but how many are of which
+            counts = str([row["count"] for row in record["per_class"]])
+            found["labels"] = f"not recorded (counts {content_hash(counts)[:8]})"
+        found["class texts"] = _class_texts(protocol.get("templates"))
+    if task in ("probe", "parts"):
+        found["classifier"] = f"{protocol['classifier']} on {protocol['n_train']}"
+        found["neighbours"] = str(protocol.get("neighbours", ""))
+    return found
+
+
+def _class_texts(templates: list[str] | None) -> str:
+    if not templates:
+        return "" if templates is None else "of the data"
+    if len(templates) == 1:
+        return f"by template {templates[0]!r}"
+    return f"by {len(templates)} templates ({content_hash(chr(10).join(templates))[:8]})"
+
+
+def teacher_of(record: Record) -> tuple[str, str]:
+    """The teacher of a result, by its names."""
+    teacher = record["teacher"]
+    return str(teacher.get("model")), str(teacher.get("pretrained"))
 
 
 def title_of(record: Record) -> str:
@@ -107,12 +156,17 @@ def title_of(record: Record) -> str:
     count = str(record["count"])
     if record["count"] not in whole:
         count += f" of {' or '.join(f'{number:,}' for number in whole)}"
+    classes_told = ""
+    classes, known = record["protocol"].get("n_classes"), record.get("benchmark_classes")
+    if None not in (classes, known) and classes != known:
+        classes_told = f", {classes:,} of {known:,} classes"
     protocol = record["protocol"].get("name", "ours")
     told = "" if protocol == "ours" else f", protocol of {protocol}"
-    return f"{record['benchmark']}{variant}, {count} objects (set {record['uid_hash']}){told}"
+    size = f"{count} objects{classes_told}"
+    return f"{record['benchmark']}{variant}, {size} (set {record['uid_hash']}){told}"
 
 
-def _zeroshot_comparison(group: list[Record], compact: bool) -> Table:
+def _zeroshot_comparison(group: list[Record], heading: str, compact: bool) -> Table:
     first = group[0]
     classes, chance = first["protocol"]["n_classes"], first["metrics"]["chance_top1"]
     rows = [
@@ -125,26 +179,30 @@ def _zeroshot_comparison(group: list[Record], compact: bool) -> Table:
         ]
         for record in group
     ]
-    title = (
-        f"Zero-shot on {title_of(first)}: {classes} classes, chance {100 * chance:.1f} %, percent"
-    )
+    title = f"Zero-shot on {heading}: {classes} classes, chance {100 * chance:.1f} %, percent"
     return title, ["model", "top-1", "top-3", "top-5", "class mean", "macro F1"], rows
 
 
-def _recall_comparison(group: list[Record], compact: bool) -> Table:
+def _recall_comparison(group: list[Record], heading: str, compact: bool) -> Table:
     first = group[0]
     rows = [
         _recall_row(record["model"]["name"], name, figures, compact)
         for record in group
         for name, figures in record["directions"].items()
     ]
-    # The ceiling is the same for every student: it depends on the objects and the teacher alone.
-    # Where the teacher's own result is among the records it says the same, so it is left out.
-    ceiling: dict[str, Any] = {}
-    if all(record["model"]["kind"] != "teacher-views" for record in group):
-        ceiling = next((r["teacher_ceiling"] for r in group if r.get("teacher_ceiling")), {})
-    rows += [_recall_row("teacher", name, figures, compact) for name, figures in ceiling.items()]
-    title = f"Retrieval on {title_of(first)}, texts: {first['protocol']['text_source']}, percent"
+    # The ceiling is the same for every student of a teacher: it depends on the objects and the
+    # teacher alone. Where the teacher's own result is among the records it says the same, so it is
+    # left out.
+    shown = {teacher_of(r) for r in group if r["model"]["kind"] == "teacher-views"}
+    several = len({teacher_of(record) for record in group}) > 1
+    for record in group:
+        teacher = teacher_of(record)
+        if record.get("teacher_ceiling") and teacher not in shown:
+            shown.add(teacher)
+            told = f"teacher {' '.join(teacher)}" if several else "teacher"
+            ceiling = record["teacher_ceiling"].items()
+            rows += [_recall_row(told, name, figures, compact) for name, figures in ceiling]
+    title = f"Retrieval on {heading}, texts: {first['protocol']['text_source']}, percent"
     columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]
     return title, columns if compact else [*columns, "nDCG", "chance"], rows
 
@@ -163,7 +221,7 @@ def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bo
     return row if compact else [*row, *more]
 
 
-def _probe_comparison(group: list[Record], compact: bool) -> Table:
+def _probe_comparison(group: list[Record], heading: str, compact: bool) -> Table:
     first = group[0]
     shots = [entry["shots"] for entry in first["few_shot"]]
     rows = []
@@ -176,7 +234,7 @@ def _probe_comparison(group: list[Record], compact: bool) -> Table:
         )
     protocol = first["protocol"]
     title = (
-        f"Probes on {title_of(first)}: {protocol['n_classes']} classes, "
+        f"Probes on {heading}: {protocol['n_classes']} classes, "
         f"{protocol['n_train']} training objects, top-1 in percent"
     )
     names = [f"{k} shot{'s' if k > 1 else ''}" for k in shots]
@@ -184,7 +242,7 @@ def _probe_comparison(group: list[Record], compact: bool) -> Table:
     return title, ["model", *names, "linear", *nearest_names], rows
 
 
-def _parts_comparison(group: list[Record], compact: bool) -> Table:
+def _parts_comparison(group: list[Record], heading: str, compact: bool) -> Table:
     first = group[0]
     names = [row["name"] for row in first["per_class"]]
     rows = [
@@ -198,7 +256,7 @@ def _parts_comparison(group: list[Record], compact: bool) -> Table:
     ]
     protocol = first["protocol"]
     title = (
-        f"Parts of {title_of(first)}: {protocol['n_parts']} parts of {protocol['n_classes']} "
+        f"Parts of {heading}: {protocol['n_parts']} parts of {protocol['n_classes']} "
         f"categories, {protocol['n_train']} training shapes, mIoU in percent"
     )
     columns = ["model", "instance mIoU", "class mIoU"]

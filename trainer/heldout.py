@@ -10,7 +10,7 @@ teacher embedded them. What is measured, all by cosine, exact, ties counting as 
   spells out, the mean of the names of its objects that are not held out. Classes with neither are
   left out with their objects, and counted.
 - ``text_recall@1``, ``@5``: one query per distinct text (captions, or names where there are no
-  captions); every held-out object that carries the text is right.
+  captions); every held-out object that carries its words is right.
 - ``image_recall@1``, ``@5``: view 0 of an object; its own shape is right.
 - ``shape_map``: mean average precision over the other objects of the same category.
 
@@ -21,6 +21,7 @@ Shape suffixes: B rows, N points, C classes, D width.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +57,16 @@ def category_key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Texts:
-    """The distinct texts of a set and which object carries which."""
+    """The distinct texts of a set and which object carries which.
+
+    The same words from two sources are two texts, as they are embedded differently (templates or
+    none), but who carries the words carries both.
+    """
 
     embeds: F32  # (K, D)
-    rows_of: list[I64]  # for each text the rows that carry it
-    texts_of: list[I64]  # for each row its texts
+    rows_of: list[I64]  # for each text the rows that carry its words, rising
+    texts_of: list[I64]  # for each row the texts of its words, in an order that no other row sets
+    words: list[str]  # (K,) lower case, single spaces
 
 
 class TextGatherer:
@@ -70,37 +76,45 @@ class TextGatherer:
         self.sources = _ALSO.get(source, (source,))
         self.number: dict[tuple[str, str], int] = {}
         self.embeds: list[NDArray[np.float16]] = []
-        self.rows_of: list[list[int]] = []
-        self.texts_of: list[list[int]] = []
+        self.words_of: list[list[str]] = []  # of each row
 
     def add(self, batch: Batch, row: int) -> None:
         """Take in the texts of the next object: ``row`` of a batch with all text columns."""
         assert batch.texts is not None
         assert batch.text_sources is not None
         embeds = batch.texts_of(row)
-        mine: list[int] = []
+        mine: dict[str, None] = {}
         pairs = zip(batch.texts[row], batch.text_sources[row], strict=True)
         for place, (text, source) in enumerate(pairs):
             if ALL_TEXTS not in self.sources and source not in self.sources:
                 continue
-            # The same words from two sources are embedded differently (templates or none).
-            key = (" ".join(text.casefold().split()), source)
-            number = self.number.setdefault(key, len(self.number))
+            words = sys.intern(" ".join(text.casefold().split()))
+            number = self.number.setdefault((words, source), len(self.number))
             if number == len(self.embeds):
                 self.embeds.append(embeds[place])
-                self.rows_of.append([])
-            if number not in mine:
-                mine.append(number)
-                self.rows_of[number].append(len(self.texts_of))
-        self.texts_of.append(mine)
+            mine[words] = None
+        self.words_of.append(list(mine))
 
     def finish(self, width: int) -> Texts:
         """All texts that were taken in."""
         embeds = np.stack(self.embeds) if self.embeds else np.zeros((0, width), np.float16)
+        numbers: dict[str, list[int]] = {}
+        for (words, _), number in sorted(self.number.items()):  # equal words by their source
+            numbers.setdefault(words, []).append(number)
+        carriers: dict[str, list[int]] = {}
+        for row, mine in enumerate(self.words_of):
+            for words in mine:
+                carriers.setdefault(words, []).append(row)
+        rows = {words: np.asarray(found, np.int64) for words, found in carriers.items()}
+        said = [words for words, _ in self.number]
         return Texts(
             normalise(embeds),
-            [np.asarray(rows, np.int64) for rows in self.rows_of],
-            [np.asarray(texts, np.int64) for texts in self.texts_of],
+            [rows[words] for words in said],
+            [
+                np.asarray([n for words in mine for n in numbers[words]], np.int64)
+                for mine in self.words_of
+            ],
+            said,
         )
 
 

@@ -4,7 +4,9 @@ Shape suffixes: Q queries, G gallery items, B rows, C classes, D width, R releva
 
 Ties are **pessimistic** everywhere: an item counts as found only when it scores higher than every
 wrong one. Of equal scores the wrong ones come first, so constant embeddings get the worst number
-and never a lucky one; ``tied`` counts say how often that decided. Ranks start at 1.
+and never a lucky one; ``tied`` counts say how often that decided. Scores that differ by at most
+``TIE`` are equal: one matrix product gives equal vectors cosines that differ in the last bits, as
+its blocks fall. Ranks start at 1.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+# Products of equal unit vectors, in float32 and of 64 to 1280 dimensions, differ by up to 7e-7.
+TIE = 2e-6
 FEW = 8  # limits up to which counting beats sorting
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -36,7 +40,7 @@ def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson score interval of a proportion, both ends in [0, 1]; (0, 1) for no trials.
 
     Wilson (1927). Unlike the normal approximation it stays in [0, 1] and has a width at 0 and 1.
-    Example: 8 of 10 gives (0.490, 0.943).
+    None of n begins at 0 and all of n ends at 1, exactly. Example: 8 of 10 gives (0.490, 0.943).
     """
     if n == 0:
         return 0.0, 1.0
@@ -44,7 +48,9 @@ def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
     denominator = 1 + z * z / n
     centre = (p + z * z / (2 * n)) / denominator
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = max(0.0, centre - half) if successes > 0 else 0.0  # else what rounding leaves
+    high = min(1.0, centre + half) if successes < n else 1.0
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class ClassRanks:
 
     rank: I64  # (B,) rank of the true class, 1..C
     predicted: I64  # (B,) the true class where rank is 1, else the best wrong class
-    tied: int  # rows in which a wrong class scores exactly as the true one
+    tied: int  # rows in which a wrong class scores as the true one
 
 
 def class_ranks(scores_BC: NDArray[np.floating], labels: I64) -> ClassRanks:
@@ -66,10 +72,15 @@ def class_ranks(scores_BC: NDArray[np.floating], labels: I64) -> ClassRanks:
     own = scores_BC[rows, labels][:, None]
     wrong = np.ones(scores_BC.shape, np.bool_)
     wrong[rows, labels] = False
-    rank = 1 + np.count_nonzero((scores_BC >= own) & wrong, axis=1)
-    tied = int(np.any((scores_BC == own) & wrong, axis=1).sum())
-    predicted = np.where(wrong, scores_BC, -np.inf).argmax(1) if scores_BC.shape[1] else labels
-    predicted = np.where(rank == 1, labels, predicted)
+    at_least = (scores_BC >= own - TIE) & wrong
+    rank = 1 + np.count_nonzero(at_least, axis=1)
+    tied = int(np.any(at_least & (scores_BC <= own + TIE), axis=1).sum())
+    predicted = labels
+    if scores_BC.shape[1]:
+        others = np.where(wrong, scores_BC, -np.inf)
+        # The first of equal ones, whatever the last bits say.
+        best = (others >= others.max(1, keepdims=True) - TIE).argmax(1)
+        predicted = np.where(rank == 1, labels, best)
     return ClassRanks(rank.astype(np.int64), predicted.astype(np.int64), tied)
 
 
@@ -155,7 +166,10 @@ def bootstrap(
     """Intervals by drawing the rows anew, with replacement (Efron 1979, percentile method).
 
     For means over classes, which no binomial interval fits. In a resample a class that was not
-    drawn is left out, as in ``class_mean``. Raises ``ValueError`` for no rows.
+    drawn is left out, as in ``class_mean``. An interval always holds its figure. With fewer than
+    about five rows a class those of the means over classes are too narrow: simulated, of nominal
+    95 % they held the truth 87 % of the time at one row a class, 90 % at two. Raises ``ValueError``
+    for no rows.
     """
     if not len(labels):
         raise ValueError("there are no rows to draw from")
@@ -173,6 +187,10 @@ def bootstrap(
         found[2, draw] = (2 * hits[present] / (count + guesses)[present]).mean()
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, [tail, 1 - tail], axis=1)
+    # Of many small classes F1 is higher in a resample, as some that were mistaken are not drawn.
+    matrix = confusion(labels, predicted, n_classes)
+    figure = np.array([right.mean(), class_mean(matrix), macro_f1(matrix)])
+    low, high = np.minimum(low, figure), np.maximum(high, figure)
     top1, mean, f1 = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return Bootstrap(top1, mean, f1, resamples)
 
@@ -232,7 +250,7 @@ class Ranking:
     ndcg: F64  # (Q,) over the whole gallery, relevance 0 or 1
     n_relevant: I64  # (Q,)
     n_candidates: int  # gallery size that a query sees (without itself where that is excluded)
-    tied: int  # queries in which a wrong item scores exactly as the best relevant one
+    tied: int  # queries in which a wrong item scores as the best relevant one
 
     @property
     def answerable(self) -> NDArray[np.bool_]:
@@ -246,16 +264,16 @@ class RowRank(NamedTuple):
     first: int
     average_precision: float
     ndcg: float
-    tied: bool  # a wrong item scores exactly as the best relevant one
+    tied: bool  # a wrong item scores as the best relevant one
 
 
 def rank_row(scores_G: NDArray[np.floating], relevant: I64, exclude: int | None = None) -> RowRank:
     """Where the relevant items of one query stand.
 
     With the relevant scores in falling order and I(s) the number of wrong items that score at
-    least s, the j-th relevant item has rank r_j = j + I(s_j), so first rank = 1 + I(s_1) and
-    AP = mean_j j / r_j; nDCG = sum_j 1 / log2(1 + r_j) over the same sum with r_j = j (Jarvelin
-    and Kekalainen 2002, relevance 0 or 1). No sort of the gallery by item is needed.
+    least s (within ``TIE``), the j-th relevant item has rank r_j = j + I(s_j), so first rank = 1 +
+    I(s_1) and AP = mean_j j / r_j; nDCG = sum_j 1 / log2(1 + r_j) over the same sum with r_j = j
+    (Jarvelin and Kekalainen 2002, relevance 0 or 1). No sort of the gallery by item is needed.
     """
     if exclude is not None:
         relevant = relevant[relevant != exclude]
@@ -274,14 +292,14 @@ def rank_row(scores_G: NDArray[np.floating], relevant: I64, exclude: int | None 
 
 
 def _counts(scores: NDArray[np.floating], limits: NDArray[np.floating]) -> tuple[I64, I64]:
-    """How many scores are at least, and how many are above, each of the limits."""
+    """How many scores are at least, and how many are above, each of the limits, within ``TIE``."""
+    low, high = limits - TIE, limits + TIE
     if len(limits) <= FEW:
-        at_least = [np.count_nonzero(scores >= limit) for limit in limits]
-        return np.asarray(at_least), np.asarray([np.count_nonzero(scores > x) for x in limits])
+        at_least = [np.count_nonzero(scores >= limit) for limit in low]
+        return np.asarray(at_least), np.asarray([np.count_nonzero(scores > x) for x in high])
     rising = np.sort(scores)
-    places = (np.searchsorted(rising, limits, side) for side in ("left", "right"))
-    left, right = (len(rising) - place for place in places)
-    return left, right
+    left, right = np.searchsorted(rising, low, "left"), np.searchsorted(rising, high, "right")
+    return len(rising) - left, len(rising) - right
 
 
 def rank_queries(

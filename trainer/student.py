@@ -69,8 +69,8 @@ class Student:
 
         Each cloud is centred at the middle of its bounding box, scaled into the unit sphere, put
         into farthest-point order as far as the backbone takes centroids, and cut or repeated to
-        ``n_points``. (Shards order more points: embeddings of the same cloud from there agree to a
-        cosine of 0.99 in the mean, of the demo student.) ``prepared`` says that the clouds are so already, as those of shards are: then
+        ``n_points``. Shards order more points: embeddings of the same clouds from there agree to a
+        cosine of 0.99 in the mean (``demo``). ``prepared`` says that they are so already: then
         N must be at least ``n_points``, of which the first are used. Equal clouds give equal
         embeddings.
 

@@ -59,12 +59,18 @@ def from_file(path: Path) -> LabelSet:
         raise InputError(f"--labels {path}: holds no class name; write one a line")
     by_category: dict[str, int] = {}
     classes: dict[str, int] = {}
+    names: list[str] = []
     for category, name in pairs:
         if key(category) in by_category:
             raise InputError(f"--labels {path}: {category!r} is there twice; remove one")
-        # Categories of one name are one class: two equal classes could not be told apart.
-        by_category[key(category)] = classes.setdefault(name, len(classes))
-    return LabelSet(list(classes), by_category, path.name)
+        if not key(name):
+            raise InputError(f"--labels {path}: {category!r} has an empty name; write one")
+        # Categories of one name are one class: two equal classes could not be told apart. Its
+        # first spelling is what the teacher is given.
+        by_category[key(category)] = classes.setdefault(key(name), len(classes))
+        if len(names) < len(classes):
+            names.append(name)
+    return LabelSet(names, by_category, path.name)
 
 
 def _line_pairs(text: str) -> list[tuple[str, str]]:

@@ -84,7 +84,9 @@ def parts_probe(
             if advance:
                 advance(1)
     parts = {category: np.asarray(sorted(found), np.int64) for category, found in parts_of.items()}
-    probe = fit(np.concatenate(features), np.concatenate(labels), epochs, seed)
+    # A part may be in no point that was drawn; what is told of it is then that it is rare.
+    n_parts = 1 + max(int(known.max()) for known in parts.values())
+    probe = fit(np.concatenate(features), np.concatenate(labels), epochs, seed, n_parts)
     uids, by_category = [], dict[str, list[float]]()
     for shape in data.shapes(split, limit):
         known = parts.get(shape.category)
@@ -185,16 +187,22 @@ def spread(points: F32, centroids: F32, features: F32, nearest: int = NEAREST) -
     return np.asarray(found, np.float32)
 
 
-def fit(features: NDArray[np.floating], labels: I64, epochs: int = EPOCHS, seed: int = 0) -> Probe:
+def fit(
+    features: NDArray[np.floating],
+    labels: I64,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    n_parts: int | None = None,
+) -> Probe:
     """Multinomial logistic regression by AdamW with a cosine rate; deterministic in ``seed``.
 
-    ``features`` are (N, C), ``labels`` (N,). Few points are gone over more often than ``epochs``.
+    ``features`` are (N, C), ``labels`` (N,) below ``n_parts`` (None: up to the largest). Few points
+    are gone over more often than ``epochs``.
     """
     mean = features.mean(0, dtype=np.float64).astype(np.float32)
     scale = np.maximum(features.std(0, dtype=np.float64), 1e-6).astype(np.float32)
     generator = torch.Generator().manual_seed(seed)
-    n_parts = int(labels.max()) + 1
-    model = torch.nn.Linear(features.shape[1], n_parts)
+    model = torch.nn.Linear(features.shape[1], n_parts or int(labels.max()) + 1)
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=1e-4)

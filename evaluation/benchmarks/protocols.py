@@ -15,6 +15,7 @@ Read in their public code (OpenShape_code ``src/data.py`` and ``train.py``, Uni3
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from pipeline.common import InputError
 from pipeline.shards import Batch, ShardSet
 
 F32 = NDArray[np.float32]
+IMPORTED = "openshape"  # the dataset of every set that ``pipeline import`` makes of a release
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,13 @@ def protocol(name: str) -> Protocol:
 
 
 def stored_class_texts(shards: ShardSet, labels: LabelSet) -> F32 | None:
-    """(C, D) features of the class names that the set holds; None unless it holds them all.
+    """(C, D) features of the class names that came with a release; None unless it has them all.
 
-    They are texts of source ``category``, which ``pipeline import`` takes over from a release.
+    They are texts of source ``category`` of a set that ``pipeline import`` made. In any other set
+    such texts are our own, made of the manifest's templates.
     """
+    if not _imported(shards.manifest.dataset):
+        return None
     found: dict[str, F32] = {}
     wanted = {key(name) for name in labels.names}
     for batch in shards.batches(["texts", "text_sources", "text_embeds"]):
@@ -70,6 +75,13 @@ def stored_class_texts(shards: ShardSet, labels: LabelSet) -> F32 | None:
         if len(found) == len(wanted):
             return normalise(np.stack([found[key(name)] for name in labels.names]))
     return None
+
+
+def _imported(dataset: dict[str, Any]) -> bool:
+    """Whether a set was imported, or merged of such sets alone."""
+    if dataset.get("name") == "merged":
+        return all(map(_imported, dataset.get("sets") or [{}]))
+    return dataset.get("name") == IMPORTED
 
 
 def _take(batch: Batch, wanted: set[str], found: dict[str, F32]) -> None:

@@ -2,8 +2,8 @@
 
 Directions, each with the student and, as a ceiling, with the teacher's mean view in its place:
 
-- ``text->3d``: one query per distinct text; every object that carries the text is right, so a
-  repeated caption counts as a hit wherever it is found;
+- ``text->3d``: one query per distinct text; every object that carries its words is right, so a
+  repeated caption counts as a hit wherever it is found, and whatever source it is of;
 - ``3d->text``: the gallery is the distinct texts; every text of the object is right;
 - ``image->3d`` and ``3d->image``: one view of an object against its own shape and back: view 0 of
   the set, or of a second set of the same objects from other cameras, which nobody trained on;
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.benchmarks.labels import key
-from evaluation.results import plain, proportion, result_record
+from evaluation.results import labels_hash, plain, proportion, result_record
 from evaluation.sources import Advance, Encoder, no_rows, shards_data, split_rows, view_embeds
 from evaluation.teachers import require_same_teacher
 from pipeline.common import InputError
@@ -77,7 +77,7 @@ def recall(
     protocol = {
         "measure": "cosine, exact over the whole set; ties count as wrong",
         "text_source": source,
-        "text_queries": "one per distinct text; every object that carries it is right",
+        "text_queries": "one per distinct text; every object that carries its words is right",
         "image_queries": "view 0 of every object"
         + ("" if view_shards is None else f" from the cameras of {_cameras_of(view_shards)}")
         + "; its own shape is right",
@@ -90,6 +90,11 @@ def recall(
     name = benchmark or data["dataset"] or data["name"]
     record = result_record(
         "recall", name, encoder.model, shards.manifest.teacher, data, found.uids, protocol
+    )
+    record["label_hash"] = labels_hash(found.uids, keys_of(found.category))
+    record["query_hash"] = labels_hash(
+        found.uids,
+        [sorted({found.texts.words[text] for text in mine}) for mine in found.texts.texts_of],
     )
     record["directions"] = directions(found, order_of(found))
     if encoder.model.kind == "student":
@@ -229,14 +234,14 @@ def _spelled(batch: Batch, row: int, found: dict[str, F32]) -> None:
     assert batch.category is not None
     assert batch.texts is not None
     assert batch.text_sources is not None
-    category = batch.category[row]
-    if category is None or key(category) in found:
+    category = key(batch.category[row] or "")
+    if not category or category in found:
         return
     for place, (text, source) in enumerate(
         zip(batch.texts[row], batch.text_sources[row], strict=True)
     ):
-        if source in ("name", "category") and key(text) == key(category):
-            found[key(category)] = metrics.normalise(batch.texts_of(row)[place])
+        if source in ("name", "category") and key(text) == category:
+            found[category] = metrics.normalise(batch.texts_of(row)[place])
             return
 
 
@@ -290,7 +295,7 @@ def _with_classes(
     if not found.class_texts:
         return {}
     names = sorted(found.class_texts)
-    members = metrics.groups([None if c is None else key(c) for c in found.category])
+    members = metrics.groups(keys_of(found.category))
     queries = np.stack([found.class_texts[name] for name in names])
     ranking = metrics.rank_queries(queries, gallery, lambda query: members[names[query]])
     return {f"class->{name}": summary(ranking, np.arange(len(names)) if ranks else None)}
@@ -311,6 +316,11 @@ def instance_figures(queries: F32, gallery: F32, order: I64 | None = None) -> di
     return summary(metrics.rank_pairs(queries, gallery), order)
 
 
+def keys_of(category: Sequence[str | None]) -> list[str | None]:
+    """Categories in the form in which they are compared; None for those that say nothing."""
+    return [key(name or "") or None for name in category]
+
+
 def category_figures(
     embeds: F32,
     category: Sequence[str | None],
@@ -319,9 +329,10 @@ def category_figures(
 ) -> dict[str, Any]:
     """All others of the same category are right; rows without a category ask nothing.
 
-    ``queries`` (B, D) ask in the place of the embeddings of the same objects.
+    Spellings of one name are one category, as everywhere (``labels.key``). ``queries`` (B, D) ask
+    in the place of the embeddings of the same objects.
     """
-    return summary(metrics.rank_groups(embeds, category, queries), order)
+    return summary(metrics.rank_groups(embeds, keys_of(category), queries), order)
 
 
 def summary(ranking: Ranking, order: I64 | None = None) -> dict[str, Any]:

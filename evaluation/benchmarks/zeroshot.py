@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks.labels import LabelSet
+from evaluation.benchmarks.labels import LabelSet, key
 from evaluation.benchmarks.protocols import PROTOCOLS, Protocol, stored_class_texts
-from evaluation.results import by_uid, plain, proportion, result_record
+from evaluation.results import by_uid, labels_hash, plain, proportion, result_record
 from evaluation.sources import (
     Advance,
     Encoder,
@@ -61,7 +61,7 @@ def zeroshot(
         rows = split_rows(batch, split)
         assert batch.category is not None
         found = [labels.find(batch.category[row]) for row in rows]
-        n_unlabelled += sum(batch.category[row] is None for row in rows)
+        n_unlabelled += sum(not key(batch.category[row] or "") for row in rows)
         keep = np.asarray([i for i, label in enumerate(found) if label is not None], np.int64)
         n_outside += len(rows) - len(keep)
         if len(keep):
@@ -105,6 +105,7 @@ def zeroshot(
     if groups:
         measured["groups"] = _grouped(measured["ranks"], truth, labels, groups)
     measured["ranks"] = by_uid(uids, measured["ranks"])
+    record["label_hash"] = labels_hash(uids, [labels.names[label] for label in truth])
     return {**record, **measured}
 
 
@@ -123,12 +124,15 @@ def class_texts(
     open_teacher: Callable[[], QueryTeacher],
     templates: Sequence[str],
     protocol: Protocol = PROTOCOLS["ours"],
+    *,
+    asked: bool = False,
 ) -> ClassFeatures:
     """The class features that a protocol compares with; the teacher is opened if it is needed.
 
+    With ``asked`` the templates are the user's own wish, and released features are not taken.
     Raises ``InputError`` for another teacher than that of the shards.
     """
-    if protocol.released_texts:
+    if protocol.released_texts and not asked:
         found = stored_class_texts(shards, labels)
         if found is not None:
             return ClassFeatures(found, "the class features that came with the data", [])

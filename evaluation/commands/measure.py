@@ -141,6 +141,7 @@ def zeroshot(
         lambda: teachers.open_teacher(opened.manifest.teacher, teacher, pick_device(device)),
         prompts,
         chosen,
+        asked=templates is not None,
     )
     with ProgressBar("zeroshot", len(opened), "objects") as bar:
         record = run(
@@ -154,7 +155,7 @@ def zeroshot(
             groups=known.groups() if known and not labels else None,
             advance=bar.advance,
         )
-    record |= selected(selection)
+    record |= selected(known, selection)
     tell(record, out, json_output, zeroshot_tables)
 
 
@@ -203,7 +204,7 @@ def recall(
 
     check_result(out, overwrite)
     opened = ShardSet.open(shards)
-    _, selection = _selection(benchmark, opened, split)
+    known, selection = _selection(benchmark, opened, split)
     split = selection.split if selection else split
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     with ProgressBar("recall", len(opened), "objects") as bar:
@@ -216,7 +217,7 @@ def recall(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    record |= selected(selection)
+    record |= selected(known, selection)
     tell(record, out, json_output, one_table)
 
 
@@ -278,7 +279,7 @@ def probe(
     check_result(out, overwrite)
     counts = parse_shots(shots)
     opened = ShardSet.open(shards)
-    _, selection = _selection(benchmark, opened, split)
+    known, selection = _selection(benchmark, opened, split)
     learned = ShardSet.open(train_shards) if train_shards else None
     require_split(opened, split)
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
@@ -296,7 +297,7 @@ def probe(
             benchmark=benchmark,
             advance=bar.advance,
         )
-    record |= selected(selection)
+    record |= selected(known, selection)
     tell(record, out, json_output, one_table)
 
 
@@ -316,11 +317,12 @@ def _selection(
     return known, variant
 
 
-def selected(variant: Variant | None) -> dict[str, Any]:
+def selected(known: Benchmark | None, variant: Variant | None) -> dict[str, Any]:
     """What a result says of the variant of a known benchmark that it is of."""
-    if variant is None:
+    if known is None or variant is None:
         return {}
-    return {"variant": variant.name, "benchmark_counts": list(variant.counts)}
+    told: dict[str, Any] = {"variant": variant.name, "benchmark_counts": list(variant.counts)}
+    return told if known.n_classes is None else {**told, "benchmark_classes": known.n_classes}
 
 
 def tell(

@@ -39,6 +39,15 @@ def test_compare__few_disagreements_prove_nothing() -> None:
     assert np.isnan(same["low"])
 
 
+def test_compare__all_won_is_not_all_agree_and_no_interval_leaves_the_possible() -> None:
+    found = compare(np.zeros(40, np.bool_), np.ones(40, np.bool_))
+    assert (found["difference"], found["won"], found["lost"]) == (1, 40, 0)
+    assert found["p"] < 1e-9
+    nearly = compare(np.zeros(5, np.bool_), np.array([True] * 4 + [False]))
+    assert nearly["high"] == 1
+    assert nearly["low"] == pytest.approx(0.8 - 2.7764 * np.sqrt(0.2 / 5), abs=1e-4)
+
+
 def test_by_uid__the_order_of_rows_does_not_matter() -> None:
     assert by_uid(["b", "a", "c"], [2, 1, 3]) == by_uid(["c", "a", "b"], [3, 1, 2]) == [1, 2, 3]
 
@@ -81,6 +90,45 @@ def test_paired_tables__on_the_same_objects_only(command: Cli, fakes: Path, shar
     assert cells["lost"] == "0"
     assert float(cells["p (Holm)"]) < 0.001
     assert paired_tables(records[4:]) == []
+
+
+def test_paired_tables__what_all_queries_say_is_told(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    record = command.json("zeroshot", "--checkpoint", fakes, "--shards", shards)
+    ranks = {"right": [1] * 39, "wrong": [2] * 39, "also right": [1] * 39}
+    records = [{**record, "ranks": r, "model": {"name": n}} for n, r in ranks.items()]
+    ((_, columns, rows),) = paired_tables(records)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [(c["difference"], c["95 %"], c["lost"]) for c in cells] == [
+        ("-100.0", "-", "39"),
+        ("+0.0", "all agree", "0"),
+    ]
+
+
+def test_paired_tables__other_questions_answers_or_teachers_are_not_paired(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    record = command.json("recall", "--checkpoint", fakes, "--shards", shards)
+    assert len(paired_tables([record, record])) == 1
+    teacher = {**record["teacher"], "pretrained": "v2"}
+    for change in (
+        {"query_hash": "other"},
+        {"label_hash": "other"},
+        {"teacher": teacher},
+        {"query_hash": None},
+    ):
+        assert paired_tables([record, {**record, **change}]) == [], change
+    older = {k: v for k, v in record.items() if k not in ("query_hash", "label_hash")}
+    assert paired_tables([record, older]) == []
+    assert len(paired_tables([older, older])) == 1
+    # Each teacher has a control of its own.
+    other = {**record, "teacher": teacher, "model": {**record["model"], "name": "other"}}
+    titles = [title for title, _, _ in paired_tables([record, other, record, other])]
+    assert [title.split(" on ")[0] for title in titles] == [
+        f"Differences to {record['model']['name']}",
+        "Differences to other",
+    ]
 
 
 def test_hits__older_results_without_ranks_have_none(

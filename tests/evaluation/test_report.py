@@ -3,15 +3,21 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evaluation.charts import MAX_HEAT_CLASSES, Curve, heat_classes, heat_map, line_chart
-from evaluation.report import read_curves
-from evaluation.tables import comparisons
+from evaluation.report import class_sections, read_curves, read_results
+from evaluation.results import read_result, write_result
+from evaluation.tables import comparisons, title_of
 from pipeline.common import InputError
+from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
 from tests.evaluation.running import Cli
 
@@ -125,6 +131,126 @@ def test_comparisons__results_of_other_objects_never_share_a_table(
     records.append(command.json(*arguments, "--split", "train"))
     tables = comparisons(records)
     assert [len(rows) for _, _, rows in tables] == [2, 1]
+
+
+def test_comparisons__what_tells_tables_of_one_title_apart_is_told(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    arguments = ("zeroshot", "--checkpoint", fakes, "--shards", shards)
+    records = [command.json(*arguments), command.json(*arguments, "--templates", "bare")]
+    first, second = (title for title, _, _ in comparisons(records))
+    assert "class texts by 2 templates" in first
+    assert "class texts by template '{}'" in second
+    assert "class texts" not in comparisons(records[:1])[0][0]
+    older = {k: v for k, v in records[0].items() if k != "label_hash"}
+    first, second = (title for title, _, _ in comparisons([records[0], older]))
+    assert f"labels {records[0]['label_hash']}" in first
+    assert "labels not recorded" in second
+
+
+def relabelled(tmp_path: Path, shards: Path) -> Path:
+    """The same objects, of which those of one class are said to be of another."""
+    opened, root = ShardSet.open(shards), tmp_path / "relabelled"
+    rows = [row for group in opened.row_groups for row in opened.rows(group)]
+    create_or_open(root, opened.manifest)
+    moved = [replace(r, category="mug" if r.category == "fish" else r.category) for r in rows]
+    write_part(root, opened.manifest, moved)
+    return root
+
+
+def test_report__other_labels_of_the_same_objects_are_another_table(
+    command: Cli, fakes: Path, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "l.txt").write_text("mug\nchair\noak tree\nfish\n")
+    paths = []
+    for number, root in enumerate((shards, relabelled(tmp_path, shards))):
+        paths.append(tmp_path / f"{number}.json")
+        common = ("zeroshot", "--checkpoint", fakes, "--shards", root)
+        command.ok(*common, "--labels", tmp_path / "l.txt", "--out", paths[-1])
+    records = read_results(paths)
+    assert records[0]["uid_hash"] == records[1]["uid_hash"]
+    assert [len(section.models) for section in class_sections(records)] == [1, 1]
+    printed = command.ok("report", *paths, "--out", tmp_path / "r.html")
+    assert printed.count("Zero-shot on") == 2
+    assert "Differences on the same objects" not in parse(tmp_path / "r.html").text
+    for record in records:  # as results were before they told of their labels
+        del record["label_hash"]
+    assert [len(section.models) for section in class_sections(records)] == [1, 1]
+
+
+def test_comparisons__every_teacher_has_a_ceiling_of_its_own(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    record = command.json("recall", "--checkpoint", fakes, "--shards", shards)
+    directions = list(record["teacher_ceiling"])
+    ceiling = {name: deepcopy(record["teacher_ceiling"][name]) for name in directions}
+    ceiling[directions[0]]["recall@1"]["value"] = 0.123
+    other = {**record, "teacher": {**record["teacher"], "model": "big"}, "teacher_ceiling": ceiling}
+    views = command.json("recall", "--teacher-views", "--shards", shards)
+
+    def ceilings(*records: dict[str, object]) -> list[list[str]]:
+        ((_, _, rows),) = comparisons(records, compact=True)
+        return [row for row in rows if row[0] in ("teacher", "teacher fake v1", "teacher big v1")]
+
+    assert [row[0] for row in ceilings(record, record)] == ["teacher"] * len(directions)
+    both = ceilings(record, other, record)
+    assert [row[0] for row in both] == [
+        *["teacher fake v1"] * len(directions),
+        *["teacher big v1"] * len(directions),
+    ]
+    assert both[len(directions)][2] == "12.3"
+    assert {row[0] for row in ceilings(record, other, views)} == {"teacher big v1"}
+    assert ceilings(record, views) == []
+
+
+def test_title__fewer_classes_than_the_benchmark_has_are_told(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    record = command.json("zeroshot", "--checkpoint", fakes, "--shards", shards)
+    assert "classes (set" not in title_of(record)
+    assert "39 objects, 4 of 1,156 classes (set" in title_of({**record, "benchmark_classes": 1156})
+    assert "classes (set" not in title_of({**record, "benchmark_classes": 4})
+
+
+@pytest.mark.parametrize("task", ["zeroshot", "recall", "probe"])
+def test_report__an_incomplete_result_is_one_line(
+    command: Cli, fakes: Path, tmp_path: Path, task: str
+) -> None:
+    """Whatever is taken from what tables show, it is named and nothing else is said."""
+    shards = world.make_shards(tmp_path / "shards", run=4)
+    path = tmp_path / "r.json"
+    command.ok(task, "--checkpoint", fakes, "--shards", shards, "--out", path)
+    whole = read_result(path)
+    lacking = 0
+    for steps in places(whole):
+        record = deepcopy(whole)
+        inner: Any = record
+        for step in steps[:-1]:
+            inner = inner[step]
+        del inner[steps[-1]]
+        write_result(path, record)
+        try:
+            records = read_results([path])
+        except InputError:
+            lacking += 1
+            continue
+        comparisons(records, compact=True)
+        comparisons(records)
+        class_sections(records)
+    assert lacking > 15
+    write_result(path, {name: value for name, value in whole.items() if name != "uid_hash"})
+    told = "r.json: incomplete, uid_hash is not in it"
+    assert told in command.refused("report", path, "--out", tmp_path / "page.html")
+
+
+def places(value: object, depth: int = 4) -> Iterator[tuple[object, ...]]:
+    """Every key of a record, of lists those of the first entry."""
+    if isinstance(value, dict) and depth:
+        for key, inner in value.items():
+            yield (key,)
+            yield from ((key, *more) for more in places(inner, depth - 1))
+    if isinstance(value, list) and depth and value and isinstance(value[0], dict):
+        yield from ((0, *more) for more in places(value[0], depth - 1))
 
 
 def test_read_curves__without_metrics_is_an_input_error(tmp_path: Path) -> None:

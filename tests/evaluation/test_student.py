@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evaluation.shapes import load_cloud
 from evaluation.sources import MeshSource, StudentEncoder, ViewsEncoder, find_meshes, view_embeds
 from evaluation.student import Student, load_student, pick_device, run_name
 from pipeline.common import InputError
+from pipeline.datasets.folder import FolderDataset
 from pipeline.shards import ShardSet
 from tests.evaluation import world
 
@@ -182,14 +184,58 @@ def test_mesh_source__broken_files_are_failures_not_the_end(tmp_path: Path) -> N
     (tmp_path / "broken.glb").write_bytes(b"")
     (tmp_path / "notes.txt").touch()
     files = find_meshes([tmp_path])
-    assert [name for name, _ in files] == ["broken.glb", "sub/red_box-2.stl"]
+    assert [file.name for file in files] == ["broken.glb", "sub/red_box-2.stl"]
     source = MeshSource(student, files)
     found = list(source.rows())
-    assert [(row.uid, row.texts) for row in found] == [
-        (["meshes/sub/red_box-2.stl"], [["red box 2"]])
-    ]
+    assert [(row.uid, row.texts) for row in found] == [(["folder/sub/red_box-2"], [["red box 2"]])]
     assert [name for name, _ in source.failures] == ["broken.glb"]
     assert "empty_file" in source.failures[0][1]
+
+
+def make_tree(root: Path) -> Path:
+    """Files that need not be meshes, with names that are hard to tell apart."""
+    for name in (
+        *("b.glb", "a/mesh.glb", "b/mesh.glb", "b/mesh.obj", "b/deep/x.PLY", "c d/é.stl"),
+        *("same.glb", "same.glb.glb", "dots.v2.glb", ".hidden.glb", ".git/x.glb"),
+        *("__MACOSX/b.glb", "notes.txt", "b/mesh.mtl", os.fsdecode(b"bad\xff.glb")),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_find_meshes__a_folder_has_the_uids_of_the_dataset_folder(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "set")
+    records = list(FolderDataset(root, auto_metadata=False).records())
+    found = find_meshes([root])
+    assert {(one.uid, one.name) for one in found} == {(r.uid, r.source) for r in records}
+    assert len(found) == len({one.uid for one in found}) == 10
+    assert all(one.path.is_file() for one in found)
+    assert tuple(
+        next(one.uid for one in found if one.name == name) for name in ("a/mesh.glb", "b/mesh.glb")
+    ) == ("folder/a/mesh", "folder/b/mesh.glb")
+
+
+def test_find_meshes__several_are_named_from_what_they_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree(tmp_path / "set")
+
+    def named(*paths: Path | str) -> list[tuple[str, str]]:
+        return [(one.uid, one.name) for one in find_meshes([Path(path) for path in paths])]
+
+    two = [("folder/a/mesh", "a/mesh.glb"), ("folder/b/mesh", "b/mesh.glb")]
+    assert named(root / "a/mesh.glb", root / "b/mesh.glb") == two
+    assert named(root / "a", root / "b/mesh.glb") == two
+    assert named(root / "b/mesh.glb") == [("folder/mesh", "mesh.glb")]
+    assert named(root / "b/mesh.glb", root / "b/mesh.obj") == [
+        ("folder/mesh.glb", "mesh.glb"),
+        ("folder/mesh.obj", "mesh.obj"),
+    ]
+    assert len(named(root, root / "a", root / "b/mesh.glb")) == 10  # each once
+    monkeypatch.chdir(root)
+    assert named("a/mesh.glb", "./a/../b/mesh.glb") == two
+    assert find_meshes([Path("a")])[0].path == Path("a/mesh.glb")  # as it was given
 
 
 def test_find_meshes__empty_folder(tmp_path: Path) -> None:
@@ -207,6 +253,13 @@ def test_pick_device__an_absent_one_is_refused() -> None:
 def test_run_name__checkpoint_inside_of_a_run() -> None:
     assert run_name(Path("runs/mrd")) == "mrd"
     assert run_name(Path("runs/mrd/checkpoints/step-00000100")) == "mrd/step-00000100"
+
+
+def test_run_name__the_best_of_two_runs_are_told_apart(tmp_path: Path) -> None:
+    assert run_name(Path("runs/a/best")) == "a/best"
+    assert run_name(Path("runs/b/best")) == "b/best"
+    (tmp_path / "best").mkdir()  # a run that is called so
+    assert run_name(tmp_path / "best") == "best"
 
 
 def test_load_student__a_real_checkpoint_embeds_as_its_backbone_does(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.common import InputError
 from pipeline.shards import POINT_SCALE, Batch, ShardSet, create_or_open, write_part
 from tests.evaluation import world
 from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows
-from trainer.heldout import ClassTexts, HeldOut, category_key
+from trainer.heldout import ClassTexts, HeldOut, TextGatherer, category_key
 from trainer.metrics import normalise
 
 
@@ -118,6 +119,29 @@ def test_class_texts__spelled_out_else_mean_of_training_names() -> None:
     assert not classes.complete
     half = 0.5**0.5
     assert np.allclose(vectors, [[1, 0, 0, 0], [0, half, half, 0]])
+
+
+def test_text_gatherer__the_words_decide_who_carries_a_text_not_the_source() -> None:
+    batch = names_batch([(None, "A  mug", 0), (None, "a mug", 1), (None, "a car", 2)])
+    batch.texts.append(["a dog", "A mug", "a mug"])  # type: ignore[union-attr]
+    batch.uid.append("3")
+    sources = [["name"], ["category"], ["name"], ["category", "name", "name"]]
+    batch = replace(
+        batch,
+        text_sources=sources,
+        text_embeds=np.eye(8, dtype=np.float16)[[0, 1, 2, 3, 4, 5]],
+        text_offsets=np.array([0, 1, 2, 3, 6]),
+    )
+    gatherer = TextGatherer("name")  # and what an object is called by its category
+    for row in range(4):
+        gatherer.add(batch, row)
+    found = gatherer.finish(8)
+    assert found.words == ["a mug", "a mug", "a car", "a dog"]  # by name, by category ...
+    assert found.embeds.argmax(1).tolist() == [0, 1, 2, 3]  # the first embedding of each
+    assert [rows.tolist() for rows in found.rows_of] == [[0, 1, 3], [0, 1, 3], [2], [3]]
+    # Of equal words that of the source that sorts first stands first, whichever row came first.
+    assert [texts.tolist() for texts in found.texts_of] == [[1, 0], [1, 0], [2], [3, 1, 0]]
+    assert TextGatherer("caption").finish(8).embeds.shape == (0, 8)
 
 
 def test_class_texts__no_names_no_classes() -> None:

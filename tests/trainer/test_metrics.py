@@ -54,6 +54,48 @@ def test_rank_row__as_the_obvious_loop_with_ties_and_duplicates(seed: int, exclu
     assert tied == (best is not None and any(scores[r] == best for r in wrong))
 
 
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_ranks__what_rounding_adds_to_scores_decides_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(2, 40))
+    scores = rng.integers(0, 9, size) / 9
+    moved = scores + rng.uniform(-metrics.TIE / 3, metrics.TIE / 3, size)
+    relevant = np.unique(rng.integers(0, size, rng.integers(1, 4 * metrics.FEW)))
+    assert metrics.rank_row(moved, relevant) == metrics.rank_row(scores, relevant)
+    assert metrics.rank_row(scores, relevant)[:3] == pytest.approx(
+        slow_rank(scores, set(map(int, relevant)), None)
+    )
+    found, wanted = (metrics.class_ranks(row[None], relevant[:1]) for row in (moved, scores))
+    assert (found.rank, found.predicted, found.tied) == (wanted.rank, wanted.predicted, wanted.tied)
+
+
+@pytest.mark.parametrize("width", [64, 512, 1280])
+@pytest.mark.parametrize("count", [7, 60, 101, 1000])
+def test_rank_queries__equal_vectors_of_a_product_are_tied(width: int, count: int) -> None:
+    """Blocks of a matrix product give equal columns other last bits."""
+    rng = np.random.default_rng(width + count)
+    one = metrics.normalise(rng.normal(size=width))
+    asking = metrics.normalise(one + 0.3 * metrics.normalise(rng.normal(size=(count, width))))
+    same = np.repeat(one[None], count, 0)
+    found = metrics.rank_pairs(asking, same)
+    assert (found.first_rank == count).all()
+    assert found.tied == count
+    classes = metrics.normalise(rng.normal(size=(count, width)))
+    classes[-1] = classes[0] = one
+    ranks = metrics.class_ranks_chunked(asking, classes, np.zeros(count, np.int64))
+    assert (ranks.rank == 2).all()
+    assert (ranks.predicted == count - 1).all()
+    assert ranks.tied == count
+
+
+def test_ranks__a_real_difference_is_no_tie() -> None:
+    scores = np.array([0.5, 0.5 - 3 * metrics.TIE], np.float32)
+    found = metrics.rank_row(scores, np.array([0]))
+    assert (found.first, found.tied) == (1, False)
+    assert metrics.class_ranks(scores[None], np.array([0])).rank.tolist() == [1]
+
+
 def test_rank_row__worked_example() -> None:
     # Falling order: 0.9 wrong, 0.8 right, 0.5 wrong and right (wrong first), so ranks 2 and 4.
     found = metrics.rank_row(np.array([0.8, 0.9, 0.5, 0.5]), np.array([0, 3]))
@@ -210,8 +252,11 @@ def test_wilson__known_values_and_edges() -> None:
     assert low == 0
     assert 0.1 < high < 0.2
     low, high = metrics.wilson(20, 20)
-    assert high == pytest.approx(1)
+    assert high == 1
     assert 0.8 < low < 0.9
+    for n in range(1, 200):  # exactly, whatever rounding leaves
+        assert metrics.wilson(0, n)[0] == 0
+        assert metrics.wilson(n, n)[1] == 1
 
 
 def test_wilson__covers_the_truth_95_percent_of_the_time_on_average() -> None:
@@ -250,9 +295,22 @@ def test_bootstrap__as_the_obvious_loop_over_the_same_draws() -> None:
             )
         )
     expected = np.quantile(np.array(values), [0.025, 0.975], axis=0).T
+    matrix = metrics.confusion(labels, predicted, 7)
+    whole = [np.mean(labels == predicted), metrics.class_mean(matrix), metrics.macro_f1(matrix)]
+    assert all(low <= value <= high for (low, high), value in zip(expected, whole, strict=True))
     np.testing.assert_allclose([found.top1, found.class_mean, found.macro_f1], expected)
     with pytest.raises(ValueError, match="no rows"):
         metrics.bootstrap(labels[:0], predicted[:0], 7)
+
+
+def test_bootstrap__an_interval_holds_its_figure() -> None:
+    """With one row a class F1 is higher in resamples: some that were mistaken are not drawn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(3000)
+    predicted = np.where(rng.random(3000) < 0.5, labels, rng.integers(0, 3000, 3000))
+    figure = metrics.macro_f1(metrics.confusion(labels, predicted, 3000))
+    found = metrics.bootstrap(labels, predicted, 3000, resamples=200)
+    assert found.macro_f1[0] == figure < found.macro_f1[1]
 
 
 def test_bootstrap__of_a_share_is_near_wilsons_interval() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.benchmarks.labels import LabelSet, key, spoken
+from evaluation.benchmarks.labels import LabelSet, from_categories, key
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 
@@ -75,7 +75,7 @@ class Benchmark:
         no class.
         """
         found = {c for c in categories if c is not None and key(c)}
-        names = self.classes or tuple(sorted({spoken(c) for c in found}, key=key))
+        names = self.classes or tuple(from_categories(found).names)
         by_category = {key(name): i for i, name in enumerate(names)}
         strange = sorted(c for c in found if key(c) not in by_category)
         if strange:

@@ -7,6 +7,7 @@ import pytest
 
 from evaluation.benchmarks.known import BENCHMARKS, find
 from evaluation.benchmarks.known.base import Benchmark, Variant
+from evaluation.commands.measure import selected
 from evaluation.published import published
 from pipeline.common import InputError
 from pipeline.datasets.sources import sources
@@ -87,6 +88,22 @@ def test_labels__lvis_keeps_its_underscores_where_the_protocol_wants_them() -> N
     assert known.labels(categories, as_released=True).names == ["aerosol_can", "bow_(weapon)"]
     chairs = BENCHMARKS["modelnet40"].labels(["chair"], as_released=True)
     assert "night stand" in chairs.names
+
+
+def test_labels__spellings_of_one_name_are_one_class() -> None:
+    labels = BENCHMARKS["objaverse-lvis"].labels(["Coffee_mug", "coffee mug", "car"])
+    assert labels.names == ["Coffee mug", "car"]
+    assert [labels.find(c) for c in ("coffee-mug", "Coffee_mug", "car")] == [0, 0, 1]
+
+
+def test_selected__a_result_says_how_many_classes_there_should_be() -> None:
+    known = BENCHMARKS["objaverse-lvis"]
+    told = selected(known, known.variants[0])
+    assert told["benchmark_classes"] == 1156
+    assert told["benchmark_counts"] == [46205]
+    free = BENCHMARKS["omniobject3d"]
+    assert "benchmark_classes" not in selected(free, free.variants[0])
+    assert selected(known, None) == selected(None, None) == {}
 
 
 def test_find__own_names_are_free_unless_nearly_known() -> None:

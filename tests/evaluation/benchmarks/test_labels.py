@@ -41,9 +41,11 @@ def test_from_file__forms(tmp_path: Path, name: str, text: str, names: list[str]
 
 
 def test_from_file__two_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
-    (tmp_path / "l.json").write_text(json.dumps({"sofa": "sofa", "couch": "sofa", "bed": "bed"}))
+    pairs = {"sofa": "Sofa_bed", "couch": "sofa bed", "bed": "bed"}
+    (tmp_path / "l.json").write_text(json.dumps(pairs))
     labels = from_file(tmp_path / "l.json")
     assert [labels.find(c) for c in ("sofa", "couch", "bed")] == [0, 0, 1]
+    assert labels.names == ["Sofa_bed", "bed"]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ def test_from_file__two_categories_of_one_name_are_one_class(tmp_path: Path) -> 
         ("l.json", "[1, 2]", "neither a list"),
         ("l.json", '{"a": 1}', "neither a list"),
         ("l.json", "[]", "holds no class name"),
+        ("l.json", '{"a": " _"}', "'a' has an empty name"),
     ],
 )
 def test_from_file__what_is_wrong_is_named(

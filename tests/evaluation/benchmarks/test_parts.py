@@ -112,6 +112,31 @@ def test_fit__separates_what_can_be_separated() -> None:
     assert (probe(features[2000:].astype(np.float32)).argmax(1) == labels[2000:]).mean() > 0.97
 
 
+def test_fit__a_part_that_was_not_drawn_has_scores_and_is_not_predicted() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 500)
+    features = rng.normal(size=(500, 8)) + 4 * np.eye(2, 8)[labels]
+    scores = fit(features, labels, n_parts=4)(features.astype(np.float32))
+    assert scores.shape == (500, 4)
+    assert (scores.argmax(1) < 2).all()
+
+
+def test_probe__the_highest_part_may_be_in_no_drawn_point(tmp_path: Path) -> None:
+    (tmp_path / "synsetoffset2category.txt").write_text("Table\t1\n")
+    for name in ("1", "train_test_split"):
+        (tmp_path / name).mkdir()
+    rng = np.random.default_rng(0)
+    for i, split in enumerate(("train", "val", "test")):
+        xyz, parts = cloud("Table", rng)
+        parts[:1] = 9  # one of 400 points, of which 4 are drawn
+        np.savetxt(tmp_path / "1" / f"{i}.txt", np.column_stack([xyz, 0 * xyz, parts]))
+        path = tmp_path / "train_test_split" / f"shuffled_{split}_file_list.json"
+        path.write_text(json.dumps([f"shape_data/1/{i}"]))
+    record = parts_probe(open_parts(tmp_path), student(), points=4, epochs=1)
+    assert record["protocol"]["n_parts"] == 3
+    assert 0 < record["metrics"]["instance_miou"]["value"] < 1
+
+
 @pytest.mark.parametrize("name", ["tiny", "uni3d-ti"])
 def test_point_features__move_with_the_points_and_not_with_scale(name: str) -> None:
     options = {"depth": 3, "centroids": 32} if name == "uni3d-ti" else {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,42 @@ def test_draw__k_of_every_class_all_of_a_smaller_one_and_nested() -> None:
 def test_nearest__is_a_vote_of_the_largest_cosines() -> None:
     fit, test = clusters(40, 3, 0.5, 3), clusters(30, 3, 0.5, 4)
     for k in (1, 5):
-        order = np.argsort(-(test.vectors @ fit.vectors.T), axis=1)[:, :k]
-        votes = [np.bincount(fit.labels[row], minlength=3).argmax() for row in order]
+        votes = [vote(fit, row, k) for row in test.vectors]
         np.testing.assert_array_equal(nearest(fit, test.vectors, k), votes)
+
+
+def vote(fit: Labelled, vector: np.ndarray, k: int) -> int:
+    """Row by row: most votes, of equally many the class that was met first."""
+    order = sorted(range(len(fit.labels)), key=lambda row: -float(fit.vectors[row] @ vector))[:k]
+    votes = Counter(int(fit.labels[row]) for row in order)  # in the order in which they were met
+    return max(votes, key=votes.__getitem__)
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 5])
+def test_nearest__a_tied_vote_goes_to_the_nearest_not_to_the_first_name(per_class: int) -> None:
+    rng = np.random.default_rng(0)
+    classes, width = 40, 32
+    centres = normalise(rng.normal(size=(classes, width)))
+
+    def around(count: int) -> Labelled:
+        labels = np.repeat(np.arange(classes), count)
+        vectors = normalise(centres[labels] + 0.05 * rng.normal(size=(len(labels), width)))
+        return Labelled([str(i) for i in range(len(labels))], vectors, labels)
+
+    fit, test = around(per_class), around(3)
+    found = nearest(fit, test.vectors, 20)
+    np.testing.assert_array_equal(found, [vote(fit, row, 20) for row in test.vectors])
+    assert np.mean(nearest(fit, test.vectors, 1) == test.labels) == 1
+    assert np.mean(found == test.labels) > 0.95  # by the order of names it would be 0.04 to 0.5
+
+
+def test_nearest__blocks_and_more_voters_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, test = clusters(40, 3, 0.5, 3), clusters(30, 3, 0.5, 4)
+    whole = nearest(fit, test.vectors, 7)
+    monkeypatch.setattr("evaluation.benchmarks.probe._CELLS", 160)
+    np.testing.assert_array_equal(nearest(fit, test.vectors, 7), whole)
+    few = Labelled([], fit.vectors[:3], fit.labels[:3])
+    assert nearest(few, test.vectors, 20).tolist() == nearest(few, test.vectors, 3).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +155,7 @@ def test_probe__more_shots_help_and_a_blind_student_is_at_chance(shards: Path) -
     assert 0.5 < one <= four
     assert found["linear"]["top1"]["value"] > 0.9
     assert [entry["k"] for entry in found["knn"]] == [1, 20]
+    assert "tied vote" in found["protocol"]["neighbours"]
     assert found["count"] == 19  # half of 40, the last without a category
     assert found["protocol"]["n_train"] == 20
     assert found["protocol"]["test_without_known_category"] == 1

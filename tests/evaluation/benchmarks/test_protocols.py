@@ -13,11 +13,12 @@ from evaluation.sources import StudentEncoder, centred
 from pipeline.common import InputError
 from pipeline.shards import Row, ShardSet, create_or_open, write_part
 from tests.evaluation import world
+from tests.evaluation.running import Cli
 
 
-def with_features(root: Path) -> ShardSet:
+def with_features(root: Path, **dataset: object) -> ShardSet:
     """Three objects whose category comes with a feature of its own, as imported sets have it."""
-    made = world.manifest(n_views=0)
+    made = world.manifest(n_views=0, dataset=dataset or {"name": "openshape", "options": {}})
     create_or_open(root, made)
     rng = np.random.default_rng(0)
     rows = []
@@ -106,6 +107,47 @@ def test_class_texts__a_class_without_a_feature_needs_the_teacher(tmp_path: Path
     assert stored_class_texts(opened, labels) is None
     texts = class_texts(opened, labels, world.FakeTeacher, ["the {}"], PROTOCOLS["openshape"])
     assert texts.templates == ["the {}"]
+
+
+def test_class_texts__our_own_texts_of_categories_are_no_release(tmp_path: Path) -> None:
+    labels = from_categories(["mug", "oak tree"])
+    theirs = {"name": "openshape", "options": {"kind": "lvis"}}
+    sets: list[tuple[dict[str, object], bool]] = [
+        ({"name": "modelnet", "options": {}}, False),
+        ({"name": "merged", "sets": [theirs, {"name": "folder"}]}, False),
+        ({"name": "merged", "sets": [theirs, {**theirs, "options": {}}]}, True),
+    ]
+    for number, (dataset, released) in enumerate(sets):
+        opened = with_features(tmp_path / str(number), **dataset)
+        assert (stored_class_texts(opened, labels) is not None) == released
+        texts = class_texts(opened, labels, world.FakeTeacher, ["a {}"], PROTOCOLS["openshape"])
+        assert texts.templates == ([] if released else ["a {}"])
+
+
+def test_class_texts__templates_that_were_asked_for_are_used(tmp_path: Path) -> None:
+    opened = with_features(tmp_path / "set")
+    labels = from_categories(["mug", "oak tree"])
+    texts = class_texts(
+        opened, labels, world.FakeTeacher, ["a {}"], PROTOCOLS["openshape"], asked=True
+    )
+    assert texts.templates == ["a {}"]
+    np.testing.assert_array_equal(
+        texts.embeds, world.FakeTeacher().encode_prompts(labels.names, ["a {}"])
+    )
+
+
+def test_command__templates_that_were_given_are_not_dropped(
+    command: Cli, fakes: Path, tmp_path: Path
+) -> None:
+    with_features(tmp_path / "set")
+    common = ("zeroshot", "--checkpoint", fakes, "--shards", tmp_path / "set")
+    given, released = (
+        command.json(*common, "--protocol", "openshape", *more)["protocol"]
+        for more in (("--templates", "bare"), ())
+    )
+    assert (given["templates"], released["templates"]) == (["{}"], [])
+    assert "came with the data" in released["measure"]
+    assert "came with the data" not in given["measure"]
 
 
 def test_protocol__unknown_names_those_that_there_are() -> None:

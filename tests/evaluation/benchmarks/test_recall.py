@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from evaluation.embeddings import normalise
 from evaluation.results import read_result, write_result
 from evaluation.sources import StudentEncoder, ViewsEncoder
 from pipeline.common import InputError
-from pipeline.shards import ShardSet
+from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
 
 
@@ -70,6 +71,54 @@ def test_categories__itself_never_counts() -> None:
     alone = category_figures(vectors, ["a", "b", "c", None])
     assert alone["n_queries"] == 0
     assert alone["recall@1"]["value"] is None
+
+
+def test_categories__spellings_of_one_name_are_one_and_empty_is_none() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    plain = ["coffee mug", "coffee mug", "car", "car", None, None]
+    spelled = ["Coffee_mug", "coffee-mug", "car", "Car ", "", "_"]
+    for queries in (None, vectors[::-1].copy()):
+        wanted = category_figures(vectors, plain, None, queries)
+        assert wanted["n_queries"] == 4
+        assert category_figures(vectors, spelled, None, queries) == wanted
+
+
+def test_texts__equal_words_of_two_sources_are_right_for_whoever_carries_them(
+    tmp_path: Path,
+) -> None:
+    opened = named_by_turns(tmp_path / "set", ["mug", "Mug", "mug", "chair"])
+    found = recall(opened, StudentEncoder(world.student(), opened))["directions"]
+    # Two queries of the words, by name and by category; three objects are right for each.
+    assert found["text->3d"]["n_queries"] == 3
+    assert found["text->3d"]["chance_recall@1"] == pytest.approx((3 / 4 + 3 / 4 + 1 / 4) / 3)
+    assert found["3d->text"]["chance_recall@1"] == pytest.approx((3 * 2 / 3 + 1 / 3) / 4)
+    assert found["text->3d"]["recall@1"]["value"] == found["text->3d"]["map"] == 1
+    assert found["3d->text"]["recall@1"]["value"] == found["3d->text"]["map"] == 1
+
+
+def named_by_turns(root: Path, names: list[str]) -> ShardSet:
+    """Objects of one text each: of source ``name`` and ``category`` in turn."""
+    made = world.manifest()
+    create_or_open(root, made)
+    whole = ShardSet.open(world.make_shards(root.with_name("whole"), 2 * len(names)))
+    rows = [row for group in whole.row_groups for row in whole.rows(group)]
+    few = []
+    for i, name in enumerate(names):
+        source = ("name", "category")[i % 2]
+        row = next(r for r in rows[i:] if r.category == name.casefold())
+        vector = world.unit_vector(world.CLASSES.index(name.casefold()))
+        few.append(
+            replace(
+                row,
+                uid=f"x/{i}",
+                texts=[name],
+                text_sources=[source],
+                text_embeds=vector[None],
+                xyz=world.spell(vector, np.random.default_rng(i)),
+            )
+        )
+    write_part(root, made, few)
+    return ShardSet.open(root)
 
 
 def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) -> None:
