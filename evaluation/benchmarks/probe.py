@@ -42,6 +42,7 @@ TAU = 0.07  # of a neighbour's vote
 GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 FALLBACK_C = 1e3  # where no class has two objects, so that nothing can be held out
 _ROWS, _CELLS = 1024, 1 << 23  # rows and cosines that neighbours are sought in at once
+_LEAST = 1e-300  # share that stands for one that is 0 in floating point
 _ITERATIONS = 2000
 _CHOICE_ITERATIONS = 200  # of each C of the grid, from where the one before it stopped
 
@@ -206,9 +207,10 @@ def choose_c(fit: Labelled) -> float:
                 warnings.filterwarnings("ignore", message="The number of unique classes")
                 warnings.filterwarnings("ignore", message="lbfgs failed to converge")
                 model.set_params(C=c).fit(fit.vectors[~held], fit.labels[~held])
-            shares = model.predict_log_proba(fit.vectors[held])
+            shares = model.predict_proba(fit.vectors[held])
             place_of = np.searchsorted(model.classes_, truth)
-            likelihood[i] += float(shares[np.arange(len(truth)), place_of].sum())
+            said = shares[np.arange(len(truth)), place_of]
+            likelihood[i] += float(np.log(np.maximum(said, _LEAST)).sum())
     return GRID[int(likelihood.argmax())]
 
 

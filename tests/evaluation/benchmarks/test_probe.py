@@ -85,6 +85,14 @@ def test_choose_c__equal_hits_do_not_decide() -> None:
     assert choose_c(fit) < GRID[-1]
 
 
+def test_choose_c__a_share_of_zero_costs_no_warning() -> None:
+    # Of two places without noise, and a third object that is in the wrong one.
+    vectors = np.repeat(np.eye(2, 6, dtype=np.float32), 200, axis=0)
+    labels = np.repeat(np.arange(2), 200)
+    labels[[0, 1]] = 1
+    assert choose_c(Labelled([], vectors, labels)) in GRID
+
+
 def test_choose_c__near_embeddings_of_unequal_classes_want_little_regularisation() -> None:
     def near(seed: int) -> Labelled:
         part = clusters(400, 4, 0.2, seed)
