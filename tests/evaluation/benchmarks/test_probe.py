@@ -86,10 +86,10 @@ def test_choose_c__equal_hits_do_not_decide() -> None:
 
 
 def test_choose_c__a_share_of_zero_costs_no_warning() -> None:
-    # Of two places without noise, and a third object that is in the wrong one.
-    vectors = np.repeat(np.eye(2, 6, dtype=np.float32), 200, axis=0)
-    labels = np.repeat(np.arange(2), 200)
-    labels[[0, 1]] = 1
+    # Two places so far apart that shares underflow, and one object that is in the wrong one.
+    vectors = 1e4 * np.repeat(np.eye(2, 6, dtype=np.float32), 20, axis=0)
+    labels = np.repeat(np.arange(2), 20)
+    labels[0] = 1
     assert choose_c(Labelled([], vectors, labels)) in GRID
 
 
