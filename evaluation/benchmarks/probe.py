@@ -209,7 +209,7 @@ def choose_c(fit: Labelled) -> float:
                 model.set_params(C=c).fit(fit.vectors[~held], fit.labels[~held])
             shares = model.predict_proba(fit.vectors[held])
             place_of = np.searchsorted(model.classes_, truth)
-            said = shares[np.arange(len(truth)), place_of]
+            said = shares[np.arange(len(truth)), place_of].astype(np.float64)
             likelihood[i] += float(np.log(np.maximum(said, _LEAST)).sum())
     return GRID[int(likelihood.argmax())]
 

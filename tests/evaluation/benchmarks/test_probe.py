@@ -90,7 +90,7 @@ def test_choose_c__a_share_of_zero_costs_no_warning(monkeypatch: pytest.MonkeyPa
 
     def underflown(self: LogisticRegression, vectors: np.ndarray) -> np.ndarray:
         shares: np.ndarray = plain(self, vectors)
-        return np.where(shares < shares.max(), 0.0, shares) if self.C == GRID[-1] else shares
+        return np.where(shares < shares.max(), 0.0, shares) if GRID[-1] == self.C else shares
 
     monkeypatch.setattr(LogisticRegression, "predict_proba", underflown)
     assert choose_c(clusters(60, 3, 0.3, 1)) in GRID[:-1]
