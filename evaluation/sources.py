@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -306,15 +305,18 @@ def _hidden(path: Path) -> bool:
 
 
 def _folder_uids(names: Sequence[Path]) -> list[str]:
-    """uids as ``pipeline.datasets.folder`` gives them; see ``FolderDataset``."""
-    stems = Counter(name.with_suffix("") for name in names)
-    files = set(names)
-    found = []
+    """uids as the dataset ``folder`` gives them."""
+    from pipeline.datasets.folder import own_names
+
+    folders: dict[Path, list[str]] = {}
     for name in names:
-        stem = name.with_suffix("")
-        alone = stems[stem] == 1 and stem not in files
-        found.append(f"folder/{printable((stem if alone else name).as_posix())}")
-    return found
+        folders.setdefault(name.parent, []).append(name.name)
+    own = {
+        folder / file: folder / short
+        for folder, files in folders.items()
+        for file, short in zip(files, own_names(files), strict=True)
+    }
+    return [f"folder/{printable(own[name].as_posix())}" for name in names]
 
 
 @dataclass

@@ -246,9 +246,8 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
             *[Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row]
         )
     # Rich prints no wider than its console is.
-    (out if out.is_terminal else Console(file=out.file, width=table_width(), soft_wrap=True)).print(
-        table
-    )
+    wide = Console(file=out.file, width=table_width(), soft_wrap=True)
+    (out if out.is_terminal else wide).print(table)
 
 
 def tell_failed_before(count: int) -> None:

@@ -176,7 +176,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     begun = time.perf_counter()
     _ = (
         options.objects.dataset.options
-    )  # raises for a source that is not there: now, not in a minute
+    )  # raises where the source is not there, before a model loads
     with ExitStack() as stack:
         captions = stack.enter_context(
             CaptionJoin(options.objects.captions.files, lambda: listed(options))

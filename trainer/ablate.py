@@ -39,7 +39,8 @@ from trainer.heldout import HeldOut
 from trainer.index import Corpus
 from trainer.initial import pinned
 from trainer.jobs import RESULT, Executor, Here, Job
-from trainer.run import FREE, require_points
+from trainer.run import require_points
+from trainer.run_folder import FREE, absolute
 
 GRIDS = Path(__file__).parent / "ablations"
 AGAINST = "against"  # key of an arm that names its control
@@ -260,8 +261,8 @@ def make_runs(study: Study, arms: Sequence[Arm]) -> list[Run]:
             folder = known[0] if known else study.runs / f"{arm.name}.{seed}.{key}"
             job = Job(
                 recipe=recipe.model_dump(mode="json"),
-                shards=[_absolute(root) for root in study.shards],
-                eval_shards=[_absolute(root) for root in study.eval_shards or study.shards],
+                shards=absolute(study.shards),
+                eval_shards=absolute(study.eval_shards or study.shards),
                 split=study.split,
                 or_all=bool(study.eval_shards),
                 device=study.device,
@@ -271,10 +272,6 @@ def make_runs(study: Study, arms: Sequence[Arm]) -> list[Run]:
             job.write(folder)
             runs.append(Run(arm.name, seed, folder))
     return runs
-
-
-def _absolute(root: str) -> str:
-    return root if "://" in root else str(Path(root).absolute())
 
 
 def result_of(run: Run, identity: dict[str, Any]) -> dict[str, Any] | None:

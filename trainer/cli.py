@@ -150,7 +150,8 @@ def _train(
     as_json: bool,
 ) -> None:
     from trainer.loop import Interrupted
-    from trainer.run import RUN, Workers, train
+    from trainer.run import Workers, train
+    from trainer.run_folder import RUN
 
     interruption_leaves(
         lambda: (

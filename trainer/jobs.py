@@ -67,7 +67,8 @@ def perform(folder: Path) -> None:
     from trainer.config import parse_recipe
     from trainer.heldout import HeldOut
     from trainer.recorder import read_metrics
-    from trainer.run import RUN, Workers, choose_device, train
+    from trainer.run import Workers, choose_device, train
+    from trainer.run_folder import RUN
     from trainer.student import as_student
 
     job = Job(**json.loads((folder / JOB).read_text()))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,13 +19,13 @@ from typing import Any
 
 import torch
 
-from pipeline.common import InputError, check_place, shown_bytes, versions, write_json
+from pipeline.common import InputError, shown_bytes, write_json
 from pipeline.console import note
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint, parallel
 from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
-from trainer.config import Recipe, flatten, override_recipe, parse_recipe
+from trainer.config import Recipe, override_recipe
 from trainer.data import Batches, read_ahead, validation_batches
 from trainer.distributed import rank, world_size
 from trainer.index import Corpus
@@ -35,24 +33,10 @@ from trainer.initial import settled
 from trainer.lock import exclusive
 from trainer.loop import DivergedError, Interrupted, Loop, Progress
 from trainer.recorder import METRICS, Recorder
+from trainer.run_folder import absolute, environment, reopen, require_new, write_run
 from trainer.task import DistillTask
 
-FORMAT = "mrd3d-run"
-RUN = "run.json"
 DIVERGED = "diverged.json"
-
-# What decides only what is recorded and how fast it goes, not what is learned.
-FREE = (
-    "data.cache_mib",
-    "data.prefetch",
-    "data.readers",
-    "train.log_every",
-    "train.keep",
-    "train.parallel",
-    "train.recompute",
-)
-# What a resumed run may change: also what a machine may be too small for.
-RESUMABLE = (*FREE, "train.micro_batch", "train.compile")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -137,13 +121,13 @@ def train(
             f"--min-workers {workers.least}: give from 1 to {workers.count}, the --workers"
         )
     if resume:
-        recipe, shards = _reopen(out, recipe, shards, overrides)
+        recipe, shards = reopen(out, recipe, shards, overrides)
     else:
-        _require_new(out)
-        recipe = None if recipe is None else override_recipe(recipe, overrides)
-    if recipe is None:
-        raise InputError("--recipe: missing; name one (`trainer recipes` lists all)")
-    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
+        require_new(out)
+        if recipe is None:
+            raise InputError("--recipe: missing; name one (`trainer recipes` lists all)")
+        recipe = override_recipe(recipe, overrides)
+        recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     require_points(recipe)
     if workers.count == 1:
         return fit(shards, recipe, out, resume=resume, device=target, hold=exclusive)
@@ -152,25 +136,14 @@ def train(
     order = corpus.order(recipe.train.seed)
     order.require(workers.count)
     if not resume:
-        _write_run(out, recipe, shards)
+        write_run(out, recipe, shards)
     total = recipe.train.steps or recipe.train.epochs * order.steps
 
     from trainer.launch import launch
 
     with exclusive(out):
-        launch(out, recipe, _absolute(shards), workers, target.type, order.rows_until(total))
+        launch(out, recipe, absolute(shards), workers, target.type, order.rows_until(total))
     return RunResult.of(out)
-
-
-def _require_new(out: Path) -> None:
-    check_place(out, "--out", folder=True)
-    if (out / RUN).is_file():
-        raise InputError(
-            f"--out {out}: exists already; `trainer resume {out}` goes on with it, or choose "
-            "another folder"
-        )
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out}: holds other files; choose another folder")
 
 
 def require_points(recipe: Recipe) -> None:
@@ -212,7 +185,7 @@ def fit(
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
         header = _header(recipe, corpus, task)
         if rank() == 0 and not resume:
-            _write_run(out, asked, shards)
+            write_run(out, asked, shards)
         held.enter_context(hold(out))
         start, state = _restore(out, header, say) if resume else (0, None)
         recorder = None
@@ -452,57 +425,3 @@ def _restore(
             )
     say(f"resuming from {path.name}")
     return int(config["step"]), checkpoint.load_state(path)
-
-
-def _absolute(shards: Sequence[str | Path]) -> list[str]:
-    return [str(s) if "://" in str(s) else str(Path(s).absolute()) for s in shards]
-
-
-def _write_run(out: Path, recipe: Recipe, shards: Sequence[str | Path]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    value = {
-        "format": FORMAT,
-        "recipe": recipe.model_dump(mode="json"),
-        "shards": _absolute(shards),
-    }
-    write_json(out / RUN, value)
-
-
-def _reopen(
-    out: Path, recipe: Recipe | None, shards: Sequence[str | Path], overrides: Sequence[str]
-) -> tuple[Recipe, Sequence[str | Path]]:
-    """Recipe and shards of an existing run, checked against those given."""
-    file = out / RUN
-    if not file.is_file():
-        raise InputError(
-            f"{out}: no run to resume ({RUN} is missing); start one with `trainer run --out {out}`"
-        )
-    try:
-        value = json.loads(file.read_text())
-        known, roots = parse_recipe(value["recipe"], str(file)), list(value["shards"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{file}: damaged ({error}); start another run") from error
-    recipe = override_recipe(recipe or known, overrides)
-    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
-    ours, theirs = flatten(recipe), flatten(known)
-    for key, now in ours.items():
-        if now != theirs.get(key) and key not in RESUMABLE:
-            raise InputError(
-                f"resume: {key} is {now!r}, the run began with {theirs.get(key)!r}; "
-                "leave out --recipe and --set, or start another run"
-            )
-    return recipe, shards or roots
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Machine and library versions of a run, without names of hosts or users."""
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "versions": versions("mrd3d", "torch", "numpy", "pyarrow", "safetensors", "pydantic"),
-    }

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -106,13 +106,10 @@ class FolderDataset:
         total = matched = 0
         used: set[int] = set()
         for folder, files in self._folders():
-            stems = Counter(PurePosixPath(name).stem for name in files)
-            for name in files:
-                stem = PurePosixPath(name).stem
-                alone = stems[stem] == 1 and stem not in files
-                relative = f"{folder}/{name}" if folder else name
-                uid = f"{folder}/{stem}" if folder and alone else stem if alone else relative
-                for record, entry in self._records_of(printable(uid), relative, table):
+            prefix = f"{folder}/" if folder else ""
+            for name, own in zip(files, own_names(files), strict=True):
+                relative = prefix + name
+                for record, entry in self._records_of(printable(prefix + own), relative, table):
                     total, matched = total + 1, matched + (entry is not None)
                     used.add(id(entry))
                     yield record
@@ -225,6 +222,16 @@ class FolderDataset:
             target = Path(os.path.realpath(entry.path))
             return target.is_file() and target.is_relative_to(base)
         return not entry.is_dir()
+
+
+def own_names(files: Sequence[str]) -> list[str]:
+    """The files of one folder as uids name them: without suffix, unless that makes two alike."""
+    stems = [PurePosixPath(name).stem for name in files]
+    count, names = Counter(stems), set(files)
+    return [
+        stem if count[stem] == 1 and stem not in names else name
+        for name, stem in zip(files, stems, strict=True)
+    ]
 
 
 def make_record(dataset: str, uid: str, relative: str, entry: Entry | None) -> Record:

@@ -16,9 +16,18 @@ from xml.parsers import expat
 import numpy as np
 
 from pipeline.meshes.files import References
-from pipeline.meshes.parts import F64, PLAIN, WHITE, Limits, Part, Surface, check_graph, require
+from pipeline.meshes.parts import (
+    F64,
+    PLAIN,
+    WHITE,
+    Limits,
+    Part,
+    Surface,
+    check_graph,
+    quiet_parsing,
+    require,
+)
 from pipeline.meshes.textures import decode_texture
-from pipeline.meshes.wavefront import quiet_parsing
 from pipeline.scene import U8, AlphaMode, Material, MeshError, srgb_to_linear
 
 _UP_AXES = {"X_UP": "+x", "Y_UP": "+y", "Z_UP": "+z"}

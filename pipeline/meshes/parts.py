@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -113,13 +116,33 @@ def check_graph(
     return sizes
 
 
-def fan(polygons: NDArray[np.integer]) -> I64:
-    """Polygons of one size (F, K) as triangles (F * (K - 2), 3), fanned from the first corner."""
-    corners = np.asarray(polygons, np.int64)
-    if corners.ndim != 2 or corners.shape[1] < 3:
-        raise MeshError("parse_error", f"faces of shape {corners.shape} are no polygons")
-    if corners.shape[1] == 3:
-        return corners
-    later = np.arange(1, corners.shape[1] - 1)
-    pattern = np.stack([np.zeros_like(later), later, later + 1], axis=1)
-    return corners[:, pattern].reshape(-1, 3)
+def fan(lengths: I64, limits: Limits) -> tuple[I64, I64]:
+    """Polygons of so many corners (P,) as triangles around their first corners, in order.
+
+    Returns each triangle's polygon (T,), and which corners of it they are (T, 3). Polygons of fewer
+    than three corners give none. Raises ``too_large`` before it takes memory for them.
+    """
+    each = np.maximum(lengths - 2, 0)
+    total = int(each.sum())
+    check_counts(limits, faces=total)
+    polygon = np.repeat(np.arange(len(lengths)), each)
+    later = np.arange(total) - np.repeat(np.cumsum(each) - each, each) + 1
+    return polygon, np.stack([np.zeros_like(later), later, later + 1], axis=1)
+
+
+@contextmanager
+def quiet_parsing() -> Iterator[None]:
+    """Silence trimesh's log and warnings, but make an unreadable number an error.
+
+    numpy only warns when text stops being numbers half way, and returns what came before.
+    """
+    logger = logging.getLogger("trimesh")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message=".*could not be read to its end.*")
+            yield
+    finally:
+        logger.disabled = before

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from pipeline.meshes.parts import I64, Limits, check_counts, require
+from pipeline.meshes.parts import I64, Limits, check_counts, fan, require
 from pipeline.scene import MeshError
 
 Array = NDArray[Any]
@@ -398,12 +398,7 @@ def fan_lists(polygons: Lists, limits: Limits) -> tuple[I64, I64, I64]:
     if (lengths == 3).all():
         corner = np.broadcast_to(np.arange(3), (len(lengths), 3))
         return indices.reshape(-1, 3), np.arange(len(lengths)), corner
-    each = np.maximum(lengths - 2, 0)
-    total = int(each.sum())
-    check_counts(limits, faces=total)
-    polygon = np.repeat(np.arange(len(lengths)), each)
-    later = np.arange(total) - np.repeat(np.cumsum(each) - each, each) + 1
-    corner = np.stack([np.zeros_like(later), later, later + 1], axis=1)
+    polygon, corner = fan(lengths, limits)
     begins = np.cumsum(lengths) - lengths
     return indices[begins[polygon, None] + corner], polygon, corner
 

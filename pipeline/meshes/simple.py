@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 import struct
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pipeline.meshes.parts import (
     Surface,
     check_counts,
     fan,
+    quiet_parsing,
     require,
 )
 from pipeline.meshes.ply import (
@@ -37,7 +37,6 @@ from pipeline.meshes.ply import (
     whole,
 )
 from pipeline.meshes.textures import decode_texture
-from pipeline.meshes.wavefront import quiet_parsing
 from pipeline.scene import Material, MeshError, srgb_to_linear
 
 _NORMALS = ("nx", "ny", "nz")
@@ -323,28 +322,25 @@ def read_off(data: bytes, limits: Limits) -> list[Part]:
         start = 6 if header[3] else 3
         color = _off_colors([row[start : start + 4] for row in table])
     rows = [line.split() for line in lines[1 + n_vertices : 1 + n_vertices + n_faces]]
-    return _off_parts(vertices, rows, color)
+    return _off_parts(vertices, rows, color, limits)
 
 
-def _off_parts(vertices: F64, rows: list[list[bytes]], color: F64 | None) -> list[Part]:
+def _off_parts(
+    vertices: F64, rows: list[list[bytes]], color: F64 | None, limits: Limits
+) -> list[Part]:
+    rows = [row for row in rows if int(row[0]) >= 3]
     sizes = [int(row[0]) for row in rows]
-    pieces, trailing = [], []
-    # Runs of faces of one size keep the order of the file.
-    position = 0
-    for size, run in itertools.groupby(sizes):
-        length = len(list(run))
-        block = rows[position : position + length]
-        position += length
-        if size < 3:
-            continue
+    for row, size in zip(rows, sizes, strict=True):
         # A size is a claim: what is made of it must be there.
-        short = min(len(row) for row in block) - 1
+        short = len(row) - 1
         require(
             short >= size, "bad_header", f"a face claims {size:,} corners, {short:,} numbers follow"
         )
-        pieces.append(fan(np.array([row[1 : size + 1] for row in block], np.int64)))
-        trailing += [row[size + 1 :] for row in block for _ in range(size - 2)]
-    faces = np.concatenate(pieces) if pieces else np.zeros((0, 3), np.int64)
+    words = [word for row, size in zip(rows, sizes, strict=True) for word in row[1 : size + 1]]
+    indices, lengths = np.array(words, np.int64), np.array(sizes, np.int64)
+    polygon, corner = fan(lengths, limits)
+    faces = indices[(np.cumsum(lengths) - lengths)[polygon, None] + corner]
+    trailing = [rows[at][sizes[at] + 1 :] for at in polygon.tolist()]
     if color is not None:
         return [Part(vertices, faces, WHITE, color=color)]
     # Other faces have no colour, or the index of one in a map that is not here.

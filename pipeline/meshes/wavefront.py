@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,24 +32,6 @@ _USED = re.compile(rb"\nusemtl +([^\n]+)")
 # Options of a texture statement in an MTL file, with the number of values that each may take.
 _MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2, "-bm": 1, "-imfchan": 1, "-type": 1}
 _MAP_OPTIONS |= {"-blendu": 1, "-blendv": 1, "-cc": 1, "-clamp": 1, "-texres": 1, "-boost": 1}
-
-
-@contextmanager
-def quiet_parsing() -> Iterator[None]:
-    """Silence trimesh's log and warnings, but make an unreadable number an error.
-
-    numpy only warns when text stops being numbers half way, and returns what came before.
-    """
-    logger = logging.getLogger("trimesh")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", message=".*could not be read to its end.*")
-            yield
-    finally:
-        logger.disabled = before
 
 
 def read_obj(data: bytes, references: References, limits: Limits) -> list[Part]:

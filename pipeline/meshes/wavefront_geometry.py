@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.meshes.parts import F64, I64, Limits, check_counts, require
+from pipeline.meshes.parts import F64, I64, Limits, check_counts, fan, require
 from pipeline.scene import MeshError, srgb_to_linear
 
 Number = TypeVar("Number", np.float64, np.int64)
@@ -151,8 +151,7 @@ def _triangles(text: bytes, sizes: tuple[int, int, int], limits: Limits) -> tupl
     least = int(np.count_nonzero((octets[1:] > 32) & (octets[:-1] <= 32))) - 2 * block.count(b"\n")
     check_counts(limits, faces=max(least, 0))
     words, counts = _words(block)
-    extra = np.maximum(counts - 2, 0)
-    check_counts(limits, faces=int(extra.sum()))
+    polygon, corner = fan(counts, limits)
 
     places = np.fromiter((line.start() for line in re.finditer(rb"\nf ", text)), np.int64)
     indices = _corners(block, words)
@@ -167,10 +166,8 @@ def _triangles(text: bytes, sizes: tuple[int, int, int], limits: Limits) -> tupl
     )
     if (counts == 3).all():
         return indices.reshape(-1, 3, 3), places
-    first = np.repeat(np.cumsum(counts) - counts, extra)
-    later = np.arange(len(first)) - np.repeat(np.cumsum(extra) - extra, extra)
-    fanned = np.stack([first, first + later + 1, first + later + 2], axis=1)
-    return indices[fanned], np.repeat(places, extra)
+    begins = np.cumsum(counts) - counts
+    return indices[begins[polygon, None] + corner], places[polygon]
 
 
 def _corners(block: bytes, words: I64) -> I64:

@@ -20,7 +20,7 @@ from pipeline.captions.files import CaptionFile
 from pipeline.clouds import make_cloud
 from pipeline.common import InputError
 from pipeline.datasets.tables import cell_texts, read_table
-from pipeline.meshes import load_mesh
+from pipeline.meshes import Limits, load_mesh
 from pipeline.meshes.parts import fan
 from pipeline.meshes.wavefront import _map_name
 from pipeline.scene import MeshError
@@ -179,14 +179,13 @@ def test_reference__too_long_for_a_file_is_missing(name: str, tmp_path: Path) ->
 
 
 def test_fan__is_the_plain_one() -> None:
-    for corners in (3, 4, 7):
-        polygons = np.arange(2 * corners).reshape(2, corners)
-        plain = [
-            [polygon[0], polygon[i], polygon[i + 1]]
-            for polygon in polygons
-            for i in range(1, corners - 1)
-        ]
-        np.testing.assert_array_equal(fan(polygons), plain)
+    lengths = np.array([3, 1, 4, 0, 7, 2, 3])
+    plain = [(at, [0, i, i + 1]) for at, n in enumerate(lengths) for i in range(1, n - 1)]
+    polygon, corner = fan(lengths, Limits())
+    np.testing.assert_array_equal(polygon, [at for at, _ in plain])
+    np.testing.assert_array_equal(corner, [corners for _, corners in plain])
+    with pytest.raises(MeshError, match="faces; the limit is"):
+        fan(np.array([10**15]), Limits())
 
 
 @pytest.mark.timeout(20)

@@ -306,6 +306,13 @@ def test_ablate__nothing_finished_is_an_error(study: Study) -> None:
         ablate(broken)
 
 
+def test_ablate__a_file_is_no_folder_for_a_report(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(InputError, match="file; name a folder|is a file, not a folder"):
+            ablate(dataclasses.replace(study, out=out))
+
+
 def test_cli__several_workers_take_turns(study: Study) -> None:
     from trainer.cli import app
 

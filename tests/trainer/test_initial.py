@@ -90,6 +90,24 @@ def test_pinned__names_the_weights_and_the_checkpoint_that_has_them(
             pinned(small_recipe(missing).model)
 
 
+def test_begin__dropout_of_the_head_may_be_chosen_anew(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    sizes = [f"model.options.{o}" for o in ("stem_dim=8", "centroids=32", "head_dim=16")]
+    recipe = load_recipe(
+        "tiny",
+        [
+            *("data.n_points=128", "data.batch_size=16", "train.steps=1"),
+            *("model.backbone=pointnext-s", *sizes),
+        ],
+    )
+    first = train([make_shards()], recipe, tmp_path / "first", device="cpu")
+    anew = {**recipe.model.options, "head_dropout": 0.1}
+    model = recipe.model.model_copy(update={"init": str(first.run), "options": anew})
+    width = load_model(first.run).backbone.width
+    assert begin(build_backbone(model.backbone, width, anew), model) is not None
+
+
 def test_begin__other_backbone_options_or_width_name_the_remedy(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:

@@ -293,6 +293,19 @@ def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Pa
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(3, True), (2, False)])
+def test_train__a_warm_up_that_the_run_does_not_leave_is_told(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    warmup: int,
+    told: bool,
+) -> None:
+    recipe = small_recipe("train.steps=3", f"optim.warmup_steps={warmup}")
+    train([make_shards()], recipe, tmp_path / "run", device="cpu")
+    assert ("the full rate is never reached" in capsys.readouterr().err) == told
+
+
 def test_train__wrong_shards_leave_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a shard set"):
         train([tmp_path], small_recipe(), tmp_path / "run", device="cpu")

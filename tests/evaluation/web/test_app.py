@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import re
-import socket
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
-from httpx import ASGITransport, AsyncClient, Response
 from PIL import Image
 
 from evaluation.embeddings import LISTS, EmbeddingRows
 from evaluation.index_choice import Wanted
-from evaluation.isolated import IsolatedCalls
-from evaluation.queries import Part
 from evaluation.web.app import make_app, plain
-from evaluation.web.limits import PromptProtocol
 from evaluation.web.service import SearchService
 from pipeline.common import InputError
 from tests.evaluation import world
-
-HOST = "http://127.0.0.1:8000"
-
-
-@pytest.fixture
-def service(
-    fakes: Path, indexed: Path, shards: Path, meshes: Path, calls: IsolatedCalls
-) -> SearchService:
-    return SearchService(
-        indexed, shards=str(shards), meshes=meshes, checkpoint=fakes, processes=calls
-    )
-
-
-@pytest.fixture
-def client(service: SearchService) -> Iterator[TestClient]:
-    with TestClient(make_app(service, max_bytes=400_000), base_url=HOST) as client:
-        yield client
+from tests.evaluation.web.conftest import HOST
 
 
 def png(red: int) -> bytes:
@@ -305,165 +278,6 @@ def test_score__needs_a_mesh_and_a_text(client: TestClient, meshes: Path) -> Non
     assert client.post("/api/score", data={"text": "a"}).status_code == 400
     cloud = {"mesh": ("x.npz", cloud_file())}
     assert client.post("/api/score", data={"text": "a"}, files=cloud).status_code == 400
-
-
-def test_limits__large_bodies_with_and_without_a_length(client: TestClient) -> None:
-    large = b"x" * 500_000
-    told = client.post("/api/search", files={"image": ("a.png", large)})
-    assert told.status_code == 413
-    assert "larger than 0.4 MB" in told.json()["error"]
-
-    def pieces() -> Iterator[bytes]:
-        head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-        yield head
-        for _ in range(50):
-            yield b"x" * 10_000
-
-    headers = {"content-type": "multipart/form-data; boundary=b"}
-    streamed = client.post("/api/search", content=pieces(), headers=headers)
-    assert streamed.status_code == 413
-    assert client.get("/api/info").status_code == 200
-
-
-def test_limits__others_are_turned_away_while_all_places_are_taken(service: SearchService) -> None:
-    client = TestClient(make_app(service, places=1), base_url=HOST)
-    inside: list[int] = []
-    search = service.search
-
-    def slow(*args: object, **options: object) -> object:
-        service.search = search  # type: ignore[method-assign]
-        inside.append(client.post("/api/search", data={"text": "a mug"}).status_code)
-        return search(*args, **options)  # type: ignore[arg-type]
-
-    service.search = slow  # type: ignore[method-assign,assignment]
-    assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
-    assert inside == [503]
-    assert client.post("/api/search", data={"text": "a mug"}).status_code == 200
-
-
-def test_search__a_condition_that_takes_long_is_ended(
-    service: SearchService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evaluation.web.service.CONDITION_S", 0.3)
-    endless = "0 = (select count(*) from range(10000000000000) t(i) where i * i % 7 = 9)"
-    begun = time.monotonic()
-    with pytest.raises(InputError, match=r"takes more than 0.3 s; ask for something simpler"):
-        service.search([Part("text", "chair")], where=endless)
-    assert time.monotonic() - begun < 20
-
-
-async def ask_together(service: SearchService, count: int) -> list[int]:
-    """Status of pictures that are asked for at once."""
-    transport = ASGITransport(make_app(service, places=2))
-    async with AsyncClient(transport=transport, base_url=HOST) as client:
-        path = "/api/objects/{}/picture.png"
-        answers = await asyncio.gather(*(client.get(path.format(row)) for row in range(count)))
-    return [answer.status_code for answer in answers]
-
-
-def test_limits__pictures_are_drawn_in_turn_and_none_is_refused(
-    service: SearchService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lock, at_work, most = threading.Lock(), 0, 0
-    draw = service._draw
-
-    def counted(row: int) -> bytes | None:
-        nonlocal at_work, most
-        with lock:
-            at_work += 1
-            most = max(most, at_work)
-        time.sleep(0.02)
-        content = draw(row)
-        with lock:
-            at_work -= 1
-        return content
-
-    monkeypatch.setattr(service, "_picture", counted)
-    assert asyncio.run(ask_together(service, 8)) == [200] * 8
-    assert most == 2
-
-
-def test_limits__a_picture_that_waits_too_long_is_refused_as_busy(
-    service: SearchService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slow(row: int) -> bytes:
-        time.sleep(0.3)
-        return b""
-
-    monkeypatch.setattr(service, "_picture", slow)
-    monkeypatch.setattr("evaluation.web.app.PATIENCE_S", 0.4)
-    assert sorted(asyncio.run(ask_together(service, 8)))[::7] == [200, 503]
-
-
-def test_guard__a_body_that_does_not_come_is_refused(
-    service: SearchService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evaluation.web.limits.BODY_S", 0.2)
-
-    async def drip() -> AsyncIterator[bytes]:
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            yield b"a"
-
-    async def ask() -> Response:
-        app = make_app(service)
-        headers = {"content-type": "application/x-www-form-urlencoded"}
-        async with AsyncClient(transport=ASGITransport(app), base_url=HOST) as client:
-            return await client.post("/api/search", content=drip(), headers=headers)
-
-    answer = asyncio.run(ask())
-    assert answer.status_code == 408
-    assert "did not come within 0.2 s" in answer.json()["error"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-def test_protocol__a_connection_that_asks_nothing_is_closed_and_one_that_does_is_not(
-    service: SearchService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evaluation.web.limits.HEADER_S", 0.3)
-    info = service.info
-
-    def slow_info() -> dict[str, object]:
-        time.sleep(0.7)
-        return info()
-
-    monkeypatch.setattr(service, "info", slow_info)
-    config = uvicorn.Config(
-        make_app(service), port=0, http=PromptProtocol, ws="none", log_level="error"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        address = server.servers[0].sockets[0].getsockname()
-        with socket.create_connection(address, 30) as slow:
-            slow.settimeout(30)
-            url = f"http://{address[0]}:{address[1]}/api/info"
-            slow.sendall(b"GE")
-            for _ in range(2):  # each takes longer than a head may
-                assert httpx.get(url, timeout=30).status_code == 200
-            assert slow.recv(10) == b""
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def test_guard__foreign_hosts_and_origins_are_refused(client: TestClient) -> None:
-    for headers in (
-        {"host": "evil.example"},
-        {"host": ""},
-        {"origin": "http://evil.example"},
-        {"origin": "null"},
-        {"origin": "http://127.0.0.1:9999"},
-    ):
-        answer = client.post("/api/search", data={"text": "a"}, headers=headers)
-        assert answer.status_code == 403, headers
-    same = client.post("/api/search", data={"text": "a"}, headers={"origin": HOST})
-    assert same.status_code == 200
-    bad = client.post("/api/search", content=b"", headers={"content-length": "-5"})
-    assert bad.status_code == 413
 
 
 def test_page__comes_from_here_alone_with_its_headers(client: TestClient) -> None:
