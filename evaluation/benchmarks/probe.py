@@ -41,7 +41,6 @@ NEIGHBOURS = (1, 20)
 TAU = 0.07  # of a neighbour's vote
 GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 FALLBACK_C = 1e3  # where no class has two objects, so that nothing can be held out
-_ROWS, _CELLS = 1024, 1 << 23  # rows and cosines that neighbours are sought in at once
 _LEAST = 1e-300  # share that stands for one that is 0 in floating point
 _ITERATIONS = 2000
 _CHOICE_ITERATIONS = 200  # of each C of the grid, from where the one before it stopped
@@ -216,18 +215,17 @@ def choose_c(fit: Labelled) -> float:
 
 def nearest(fit: Labelled, vectors: F32, k: int) -> I64:
     """Classes by the weighted votes of the ``k`` nearest rows by cosine, see the module."""
-    found = np.empty(len(vectors), np.int64)
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def weigh(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.exp((1 - distance.astype(np.float64)) / TAU)
+
     k = min(k, len(fit.labels))
-    step = max(1, min(_ROWS, _CELLS // len(fit.labels)))
-    for at in range(0, len(vectors), step):
-        scores = vectors[at : at + step] @ fit.vectors.T
-        near = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        weights = np.exp(np.take_along_axis(scores, near, 1).astype(np.float64) / TAU)
-        voters = fit.labels[near]
-        alike = voters[:, :, None] == voters[:, None, :]
-        votes = (alike * weights[:, None, :]).sum(2)  # for the class of each voter
-        found[at : at + step] = voters[np.arange(len(voters)), votes.argmax(1)]
-    return found
+    model = KNeighborsClassifier(k, weights=weigh, metric="cosine", algorithm="brute")
+    with warnings.catch_warnings():
+        # One object a class looks like a regression to it.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        return np.asarray(model.fit(fit.vectors, fit.labels).predict(vectors), np.int64)
 
 
 def _linear(fit: Labelled, vectors: F32, c: float) -> I64:

@@ -309,7 +309,7 @@ def test_ablate__nothing_finished_is_an_error(study: Study) -> None:
 def test_ablate__a_file_is_no_folder_for_a_report(study: Study, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(InputError, match="file; name a folder|is a file, not a folder"):
+        with pytest.raises(InputError, match=r"file; name a folder|is a file, not a folder"):
             ablate(dataclasses.replace(study, out=out))
 
 
