@@ -14,9 +14,11 @@ demo dir="runs/demo":
 demo-assets assets dir="runs/demo-assets":
     bash examples/demo_assets.sh {{quote(assets)}} {{quote(dir)}}
 
-# The fast suite: under 10 minutes on 2 cores. A process a core, one thread each.
+# The fast suite: under 10 minutes on 2 cores. A process a core, one thread each; in the order of the
+# files, which leaves no long one for the end. Bytecode is kept, or all that tests start compile anew.
 test *args:
-    OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadscope {{args}}
+    OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= python -m pytest \
+        -n logical --dist loadscope --no-loadscope-reorder {{args}}
 
 # Everything, the slow tests included, one after another: some need the machine for themselves.
 test-all *args:
@@ -28,7 +30,8 @@ test-lowest *args:
     rm -rf .venv-lowest
     uv venv --quiet .venv-lowest
     uv pip install --quiet --python .venv-lowest --resolution lowest-direct -e ".[dev]"
-    OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n logical --dist loadscope -W ignore {{args}}
+    OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/python -m pytest \
+        -n logical --dist loadscope --no-loadscope-reorder -W ignore {{args}}
 
 # Do the installed packages fit together, and is a weakness known of any? The second needs a network.
 audit:

@@ -117,7 +117,7 @@ def test_embed__killed_and_resumed_has_the_same_rows(
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     survived = contents(out)
-    done = run(*embed_procedural(out, teacher, 70, "--json"))
+    done = run(*embed_procedural(out, teacher, 70, "--workers", "1", "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["skipped"] == len(survived)
     assert contents(out) == contents(undisturbed)
@@ -152,7 +152,8 @@ def test_embed__hostile_folder_ends_in_failures_and_the_rest_completes(
             expected[first] = kind
     out = tmp_path / "shards"
     arguments = ["embed", "--dataset", "folder", "--root", str(root), "--out", str(out)]
-    done = run(*arguments, "--teacher", teacher, *FAST)
+    arguments += ["--teacher", teacher, "--workers", "1", *FAST]
+    done = run(*arguments)
     assert done.returncode == 3, done.stderr  # far more than 5 % fail
     shards = ShardSet.open(out)
     failed = {failure.source: failure for failure in shards.failures()}
@@ -165,7 +166,7 @@ def test_embed__hostile_folder_ends_in_failures_and_the_rest_completes(
     assert all(failure.message for failure in failed.values())
     rows = {uid for uid in shards.uids() if "case-" not in uid}
     assert rows == {f"folder/{path.stem}" for path in good}
-    again = run(*arguments, "--teacher", teacher, *FAST, "--json")
+    again = run(*arguments, "--json")
     assert again.returncode == 3, again.stderr  # they still have
     assert json.loads(again.stdout)["skipped"] == len(shards) + len(failed)
     assert json.loads(again.stdout)["failed_before"] == len(failed)

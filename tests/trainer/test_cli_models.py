@@ -35,6 +35,7 @@ def test_backbones__lists_all_with_parameters_tokens_and_gflop() -> None:
         assert row["tokens"] >= 0
     by_name = {row["name"]: row for row in rows}
     assert by_name["pointbert-32m"]["tokens"] == 385
+    assert by_name["pointbert-32m"]["gflop"] == pytest.approx(28.9, rel=0.01)
     assert by_name["uni3d-g"]["parameters"] == 1_012_864_128
 
 
@@ -43,9 +44,11 @@ def test_recipes__lists_all_with_what_they_say_of_themselves() -> None:
     assert list(found) == recipe_names()
     assert found["openshape"]["about"]["hours"] == 300
     assert found["align-uni3d-b"]["loss"]["distill"]["enabled"] is False
+    assert "mrd-pointbert-72m" in found
     table = invoke("recipes")
     assert "mrd-pointbert-32m" in table
     assert "align-pointbert-32m" not in table  # a note tells of the twins
+    assert "loss.distill.tau_teacher_cross" in invoke("recipes", "--keys")
 
 
 def test_import_weights__writes_a_checkpoint(tmp_path: Path) -> None:

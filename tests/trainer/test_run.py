@@ -476,13 +476,6 @@ def test_cli__wrong_option_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_cli__lists_backbones_and_recipes(cli: Cli) -> None:
-    backbones = {row["name"]: row for row in json.loads(cli("backbones", "--json").out)}
-    assert backbones["pointbert-32m"]["gflop"] == pytest.approx(28.9, rel=0.01)
-    assert "mrd-pointbert-72m" in json.loads(cli("recipes", "--json").out)
-    assert "loss.distill.tau_teacher_cross" in cli("recipes", "--keys").out
-
-
 def test_import__is_light_and_free_of_ray() -> None:
     script = (
         "import sys, time; start = time.perf_counter(); import trainer, trainer.cli; "
