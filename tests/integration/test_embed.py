@@ -9,13 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
+from pipeline.job import EmbedOptions
 from pipeline.meshes import SUFFIXES
+from pipeline.objects import process
 from pipeline.shards import ShardSet
+from pipeline.spool import Spool, SpoolReader
+from pipeline.stages import EncodeSettings, EncodeStage, pack, write_stage
 from tests.pipeline.test_mesh_hostile import CASES
 from tests.pipeline.test_teacher import write_teacher
 
@@ -60,14 +68,70 @@ def contents(out: Path) -> dict[str, bytes]:
     return rows
 
 
+def plain_loop(
+    options: EmbedOptions, targets: EncodeSettings, spool: Spool, *_summary_and_start: object
+) -> None:
+    """Every stage for one task after another, in this process: what Ray's graph has to equal."""
+    encode = EncodeStage(targets)
+    for task in spool.tasks(1):
+        items = [
+            (process(item.record, options.objects), item.places)
+            for item in SpoolReader(spool.address).read(task)
+        ]
+        write_stage(pack(encode.encoded(items)), targets.targets)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Path:
+    """The set as the same command makes it without Ray."""
     out = tmp_path_factory.mktemp("shards") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.job.run_graph", plain_loop)
+        done = CliRunner().invoke(app, embed_procedural(out, teacher, 70))
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@dataclass
+class Resumed:
+    """A job killed after its first part, and what the same command then said and left."""
+
+    out: Path
+    survived: dict[str, bytes]
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Resumed:
+    out = tmp_path_factory.mktemp("shards") / "killed"
+    arguments = command(*embed_procedural(out, teacher, 70, "--workers", "1"))
+    driver = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 600
+    while not list(out.glob("part-*.parquet")) and driver.poll() is None:
+        assert time.monotonic() < deadline, "no part within ten minutes"
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    survived = contents(out)
     done = run(*embed_procedural(out, teacher, 70, "--json"))
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert (summary["embedded"], summary["failed"]) == (70, 0)
-    return out
+    return Resumed(out, survived, json.loads(done.stdout))
+
+
+def test_embed__killed_and_resumed_has_the_rows_of_a_plain_loop(
+    undisturbed: Path, resumed: Resumed
+) -> None:
+    kept, summary = len(resumed.survived), resumed.summary
+    assert 0 < kept < 70
+    assert (summary["skipped"], summary["embedded"], summary["failed"]) == (kept, 70 - kept, 0)
+    assert contents(resumed.out) == contents(undisturbed)
+
+
+def test_embed__leaves_nothing_temporary(resumed: Resumed) -> None:
+    names = {path.name.split("-")[0] for path in resumed.out.iterdir()}
+    assert names == {"manifest.json", "part", ".lock"}
 
 
 def test_embed__rows_are_complete_and_normalised(undisturbed: Path) -> None:
@@ -85,43 +149,15 @@ def test_embed__rows_are_complete_and_normalised(undisturbed: Path) -> None:
         assert (radius > 0.6).all()
 
 
-def test_embed__leaves_nothing_temporary(undisturbed: Path) -> None:
-    names = {path.name.split("-")[0] for path in undisturbed.iterdir()}
-    assert names == {"manifest.json", "part", ".lock"}
-
-
 @pytest.mark.slow
-def test_embed__same_command_on_one_worker_writes_the_same_bytes(
-    undisturbed: Path, teacher: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "again"
-    done = run(*embed_procedural(out, teacher, 70, "--workers", "1"))
-    assert done.returncode == 0, done.stderr
-    first = {p.name: p.read_bytes() for p in undisturbed.glob("part-*.parquet")}
-    second = {p.name: p.read_bytes() for p in out.glob("part-*.parquet")}
-    assert first == second
-
-
-def test_embed__killed_and_resumed_has_the_same_rows(
-    undisturbed: Path, teacher: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "killed"
-    arguments = command(*embed_procedural(out, teacher, 70, "--workers", "1"))
-    driver = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 600
-    while not list(out.glob("part-*.parquet")) and driver.poll() is None:
-        assert time.monotonic() < deadline, "no part within ten minutes"
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    survived = contents(out)
-    done = run(*embed_procedural(out, teacher, 70, "--workers", "1", "--json"))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["skipped"] == len(survived)
-    assert contents(out) == contents(undisturbed)
-    assert not list(out.glob(".tmp-*"))
+def test_embed__one_worker_writes_the_bytes_of_several(teacher: str, tmp_path: Path) -> None:
+    written = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        done = run(*embed_procedural(out, teacher, 70, "--workers", workers))
+        assert done.returncode == 0, done.stderr
+        written.append({p.name: p.read_bytes() for p in out.glob("part-*.parquet")})
+    assert written[0] == written[1]
 
 
 def test_embed__other_options_on_the_same_set_are_refused_and_the_field_is_named(
