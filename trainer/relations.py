@@ -106,6 +106,15 @@ def relation(
     return logits_BG.log_softmax(dim=1).masked_fill(~mask_BG, 0.0)
 
 
+def neighbours(log_BG: Tensor, mask_BG: Tensor) -> Tensor:
+    """(B,) objects that each row of log-probabilities spreads over: exp of its entropy.
+
+    Between 1, all on one, and the number of the row's pairs, all alike; 0 for a row without pairs.
+    """
+    entropy_B = -(log_BG.exp() * log_BG).sum(dim=1)  # 0 outside the mask
+    return torch.where(mask_BG.any(dim=1), entropy_B.exp(), 0.0)
+
+
 def distances(rows_BD: Tensor, columns_GD: Tensor, mask_BG: Tensor) -> Tensor:
     """(B, G) Euclidean distances, 0 outside the mask and without gradient where features agree."""
     squared_BG = (

@@ -106,11 +106,46 @@ def test_distill__terms_equal_the_plain_formulas(
     total, terms = distill(f, **TAUS, **options, weighting="fixed", **weights)
     for name, value in expected.items():
         assert terms[name] == pytest.approx(value, rel=1e-9), name
+    told_of = {name for name in terms if name.startswith("neighbours_")}
+    probabilities = representation == "normalised_similarity"
+    assert told_of == ({f"neighbours_{name}" for name in expected} if probabilities else set())
     cross = (expected["cross_text"] + expected["cross_image"]) / 2
     assert terms["cross"] == pytest.approx(cross, rel=1e-9)
     assert total == pytest.approx(
         2 * expected["intra_image"] + 3 * expected["intra_text"] + 5 * cross, rel=1e-6
     )
+
+
+def test_distill__neighbours_are_those_that_the_teachers_rows_spread_over() -> None:
+    f = batch(SOME_TEXT)
+    assert f.image is not None
+    assert f.text is not None
+    image, text = rows_of(f.image), rows_of(f.text)
+    told = [i for i in range(ROWS) if SOME_TEXT[i]]
+
+    def spread(
+        rows: list[list[float]], columns: list[list[float]], there: list[int], where: str
+    ) -> float:
+        pairs = [(i, j) for i in there for j in there if where == "cross" or i != j]
+        tau = TAUS[f"tau_teacher_{where}"]
+        p = plain_relation(rows, columns, pairs, "normalised_similarity", tau)
+        entropies = [-sum(v * math.log(v) for (k, _), v in p.items() if k == i) for i in there]
+        return sum(math.exp(entropy) for entropy in entropies) / len(there)
+
+    _, terms = distill(f, **TAUS)
+    assert {name: value for name, value in terms.items() if name.startswith("neighbours_")} == {
+        "neighbours_intra_image": pytest.approx(spread(image, image, list(range(ROWS)), "intra")),
+        "neighbours_intra_text": pytest.approx(spread(text, text, told, "intra")),
+        "neighbours_cross_text": pytest.approx(spread(image, text, told, "cross")),
+        "neighbours_cross_image": pytest.approx(spread(text, image, told, "cross")),
+    }
+
+
+@pytest.mark.parametrize("tau", [1e-4, 1e4])
+def test_distill__a_teacher_too_sharp_sees_one_neighbour_and_too_soft_a_one_all(tau: float) -> None:
+    bounds = {"tau_min": min(tau, 0.01), "tau_max": max(tau, 1.0)}
+    _, terms = distill(batch(), tau_teacher_intra=tau, **bounds)
+    assert terms["neighbours_intra_image"] == pytest.approx(1 if tau < 1 else ROWS - 1, rel=1e-3)
 
 
 @pytest.mark.parametrize("centre", ["teacher", "both"])

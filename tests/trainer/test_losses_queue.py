@@ -99,10 +99,11 @@ def test_distill__queue_equals_rows_of_a_larger_batch(options: dict[str, Any]) -
     # The share is divided by the rows (or pairs) of the joined batch; here rows are those of f.
     for name in given:
         ratio = float(given[name].detach()) / float(expected[name].detach())
-        text = name != "intra_image"
+        relation = name.removeprefix("neighbours_")
+        text = relation != "intra_image"
         rows, more = (sum(SOME_TEXT), ROWS - 1) if text else (ROWS, ROWS)
-        columns = rows + more - (0 if "cross" in name else 1)
-        by_pairs = options.get("discrepancy") == "l2"
+        columns = rows + more - (0 if "cross" in relation else 1)
+        by_pairs = options.get("discrepancy") == "l2" and relation == name
         counted = (rows + more) * columns / (rows * columns) if by_pairs else (rows + more) / rows
         assert ratio == pytest.approx(counted), name
 

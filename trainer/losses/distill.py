@@ -38,7 +38,15 @@ from trainer.losses.bounds import bounded
 from trainer.losses.features import Features
 from trainer.losses.queue import RelationQueue
 from trainer.losses.weighting import build_weighting
-from trainer.relations import centred, discrepancy, distances, pair_mask, relation, unit
+from trainer.relations import (
+    centred,
+    discrepancy,
+    distances,
+    neighbours,
+    pair_mask,
+    relation,
+    unit,
+)
 
 
 class DistillLoss(nn.Module):
@@ -108,6 +116,10 @@ class DistillLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum without ``config.weight``, and the terms by name.
 
+        For ``normalised_similarity`` also ``neighbours_*``: over how many objects the teacher's row
+        of that relation spreads, in the mean over rows (``trainer.relations.neighbours``). Near 1
+        or near all of them it tells little but the nearest, or hardly anything.
+
         ``everyone`` holds the gathered features of all processes (the local ones by default) and
         ``offset`` the place of local row 0 among them; the results are then shares that add up
         to those of the whole batch.
@@ -129,7 +141,7 @@ class DistillLoss(nn.Module):
                 parts["cross_image"] = relations.cross("image")
             terms["cross"] = torch.stack(list(parts.values())).mean()
         total = self.weighting(terms, share=len(local) / len(everyone))
-        return total, {**terms, **parts}
+        return total, {**terms, **parts, **relations.neighbours}
 
 
 @dataclass(frozen=True)
@@ -186,12 +198,14 @@ class _Relations:
         self.student = {**sides, "point": point}
         if config.centre == "both":
             self.student = {**self.teacher, "point": point.centre(columns.everyone)}
+        self.neighbours: dict[str, Tensor] = {}
 
     def intra(self, modality: str) -> Tensor:
         """D(psi(modality), psi(P)) over the rows that have the modality."""
         without_self = self.config.mask_diagonal
         teacher, student = self.teacher[modality], self.student["point"]
-        return self._compare(teacher, student, modality, "intra", without_self=without_self)
+        name = f"intra_{modality}"
+        return self._compare(name, teacher, student, modality, without_self=without_self)
 
     def cross(self, column: str) -> Tensor:
         """D(phi(M, column), phi(P, column)), M the modality that ``cross_rows`` says."""
@@ -201,7 +215,7 @@ class _Relations:
             least = "text"  # of the two it is the one that objects may lack
         teacher = self.teacher[row].towards(self.teacher[column])
         student = self.student["point"].towards(self.student[column])
-        return self._compare(teacher, student, least, "cross", without_self=False)
+        return self._compare(f"cross_{column}", teacher, student, least, without_self=False)
 
     def _mask(
         self, rows: Features, part: slice, offset: int, modality: str, *, without_self: bool
@@ -216,9 +230,9 @@ class _Relations:
         return mask_RG
 
     def _compare(
-        self, teacher: _Side, student: _Side, modality: str, kind: str, *, without_self: bool
+        self, name: str, teacher: _Side, student: _Side, modality: str, *, without_self: bool
     ) -> Tensor:
-        config, everything = self.config, slice(None)
+        config, everything, kind = self.config, slice(None), name.split("_")[0]
         mask_BG = self._mask(
             self.local, everything, self.offset, modality, without_self=without_self
         )
@@ -227,17 +241,23 @@ class _Relations:
         if self.everyone is not self.local:
             count, means = self._whole(teacher, student, modality, without_self=without_self)
 
-        def related(side: _Side, name: str, mean: Tensor | None) -> Tensor:
-            tau = self.loss.tau(f"{name}_{kind}")
+        def related(side: _Side, whose: str, mean: Tensor | None) -> Tensor:
+            tau = self.loss.tau(f"{whose}_{kind}")
             pair = side.rows, side.columns
             return relation(*pair, mask_BG, config.representation, tau, mean=mean)
 
+        teacher_BG = related(teacher, "teacher", means[0])
+        probabilities = config.representation == "normalised_similarity"
+        if probabilities:
+            rows = count[0] if count else mask_BG.any(dim=1).sum()
+            found_B = neighbours(teacher_BG.detach(), mask_BG)
+            self.neighbours[f"neighbours_{name}"] = found_B.sum() / rows.clamp(min=1)
         return discrepancy(
-            related(teacher, "teacher", means[0]),
+            teacher_BG,
             related(student, "student", means[1]),
             mask_BG,
             config.discrepancy,
-            log_probabilities=config.representation == "normalised_similarity",
+            log_probabilities=probabilities,
             huber_delta=config.huber_delta,
             count=count,
         )
