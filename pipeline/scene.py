@@ -13,6 +13,7 @@ Conventions, for every producer (loaders, the procedural set) and consumer (rend
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +50,9 @@ class Material:
     an ``unlit`` material; emission is ``emissive`` x ``emissive_texture``, at ``Mesh.uv`` as the
     base-colour texture is. Vertex colours and alpha do not apply to emission itself; a transparent
     surface covers with both.
+
+    Raises ``MeshError`` (``not_finite``) where a factor is no finite number: renderers look colours
+    up by their value.
     """
 
     base_color: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 1.0)  # linear RGBA
@@ -59,6 +63,11 @@ class Material:
     unlit: bool = False
     emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)  # linear RGB, strength included
     emissive_texture: U8 | None = None  # (H, W, 4) sRGB; alpha means nothing
+
+    def __post_init__(self) -> None:
+        factors = (*self.base_color, *self.emissive, self.alpha_cutoff)
+        if not all(map(math.isfinite, factors)):
+            raise MeshError("not_finite", "a colour of a material holds NaN or infinity")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Prepared:
 def prepare(mesh: Mesh, crease_angle_deg: float) -> Prepared:
     """Check indices, order the faces by alpha mode, derive normals, build mip-maps.
 
-    Raises ``MeshError`` (stage ``render``, kinds ``no_faces`` and ``bad_index``).
+    Raises ``MeshError`` (stage ``render``, kinds ``no_faces``, ``bad_shape``, ``bad_index`` and
+    ``not_finite``).
     """
     vertices = _frozen(mesh.vertices, np.float32)
     faces = _frozen(mesh.faces, np.int32)
@@ -145,6 +146,8 @@ def _check(mesh: Mesh, faces: NDArray[np.int32], face_material: NDArray[np.int32
     ):
         if array is not None and array.shape != (n_vertices, width):
             raise MeshError("bad_shape", f"{name} is not ({n_vertices}, {width})", stage="render")
+    if mesh.vertex_color is not None and not np.isfinite(mesh.vertex_color).all():
+        raise MeshError("not_finite", "vertex_color holds NaN or infinity", stage="render")
     for material in mesh.materials:
         for image in (material.texture, material.emissive_texture):
             if image is not None and (image.ndim != 3 or image.shape[2] != 4 or not image.size):

@@ -90,6 +90,7 @@ def test_render__does_not_change_its_input() -> None:
         ({"uv": np.zeros((3, 2), np.float32)}, "bad_shape"),
         ({"normals": np.zeros((4, 2), np.float32)}, "bad_shape"),
         ({"vertex_color": np.zeros((4, 3), np.float32)}, "bad_shape"),
+        ({"vertex_color": np.full((4, 4), np.nan, np.float32)}, "not_finite"),
         ({"materials": (Material(texture=np.zeros((0, 4, 4), np.uint8)),)}, "bad_shape"),
         ({"materials": (Material(texture=np.zeros((4, 4, 3), np.uint8)),)}, "bad_shape"),
     ],

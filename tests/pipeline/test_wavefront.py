@@ -269,6 +269,12 @@ def test_mtl__options_that_are_not_finite(tmp_path: Path) -> None:
     assert mesh.materials[0].base_color == (1, 0, 0, 1)
 
 
+@pytest.mark.parametrize("value", ["nan 0 1", "1 0 nan"])
+def test_mtl__colour_that_is_no_number(tmp_path: Path, value: str) -> None:
+    error = failed(tmp_path, STRIP + "usemtl skin\nf 1 2 4\n", f"newmtl skin\nKd {value}\n")
+    assert error.kind == "not_finite"
+
+
 @pytest.mark.parametrize(
     "name", ['"my skin.png"', '-s 1 1 1 "my skin.png"', 'C:\\work\\"my skin.png', "my skin.png"]
 )
