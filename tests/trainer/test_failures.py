@@ -50,6 +50,7 @@ def told(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # twenty starts, on a machine with other work too
 def test_kill__at_random_steps_gives_the_same_curve_and_weights(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
