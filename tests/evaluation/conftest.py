@@ -14,7 +14,7 @@ from evaluation.student import Student
 from evaluation.teachers import QueryTeacher
 from pipeline.shards import TeacherInfo
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 class Kept(isolated.IsolatedCalls):
@@ -66,7 +66,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     monkeypatch.setenv("COLUMNS", "200")  # tables unfolded
-    return Cli(monkeypatch, capsys)
+    return Cli("evaluation", monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.datasets.folder import FolderDataset
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli, run
+from tests.running import Cli, run
 
 
 def test_retrieve__text_finds_its_class(command: Cli, indexed: Path) -> None:
@@ -422,7 +422,7 @@ def test_encode__meshes_that_all_fail_are_told_and_exit_with_3(
     out = tmp_path / "x.parquet"
     line = ("encode", "--checkpoint", fakes, "--meshes", meshes, "--out", out)
     for options in ((), ("--max-failures", 1)):
-        assert run(monkeypatch, *line, *options) == 3
+        assert run(monkeypatch, "evaluation", *line, *options) == 3
         printed = capsys.readouterr()
         assert "failed: 000.glb: " in printed.err
         assert "empty_file" in printed.err
@@ -430,7 +430,7 @@ def test_encode__meshes_that_all_fail_are_told_and_exit_with_3(
         assert "all 2 meshes failed" in printed.out
         assert "Traceback" not in printed.err
         assert not out.exists()
-    assert run(monkeypatch, *line, "--json") == 3
+    assert run(monkeypatch, "evaluation", *line, "--json") == 3
     told = json.loads(capsys.readouterr().out)
     assert (told["rows"], told["out"]) == (0, None)
     assert [one["mesh"] for one in told["failures"]] == ["000.glb", "001.glb"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.running import Cli, run
+from tests.running import Cli, run
 
 Line = tuple[object, ...]
 
@@ -131,7 +131,7 @@ def test_sigint__one_line_and_nothing_partial(
 ) -> None:
     target = tmp_path / "new" / out
     line = (*lines[name], "--out", target)
-    assert run(monkeypatch, *line) == 0
+    assert run(monkeypatch, "evaluation", *line) == 0
     before = content(target)
     capsys.readouterr()
     original = resolve_name(where)
@@ -140,7 +140,7 @@ def test_sigint__one_line_and_nothing_partial(
             target.rename(tmp_path / "elsewhere")
         with monkeypatch.context() as patch:
             patch.setattr(where, asked_to_stop(original))
-            assert run(monkeypatch, *line, *options) == 130
+            assert run(monkeypatch, "evaluation", *line, *options) == 130
         printed = capsys.readouterr()
         assert printed.err.splitlines()[-1] == "interrupted: nothing was written"
         assert "Traceback" not in printed.err
@@ -159,12 +159,15 @@ def test_introductions__say_what_is_about_to_be_done(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     capsys.readouterr()
-    assert run(monkeypatch, *lines["encode"], "--out", tmp_path / "a.parquet", "--json") == 0
+    assert (
+        run(monkeypatch, "evaluation", *lines["encode"], "--out", tmp_path / "a.parquet", "--json")
+        == 0
+    )
     printed = capsys.readouterr()
     summary = json.loads(printed.out)
     size = summary["rows"] * summary["width"] * 4
     assert f"{summary['rows']} objects by reader: {summary['width']} numbers each" in printed.err
     assert f"{size / 1000:.1f} kB at most" in printed.err
-    assert run(monkeypatch, *lines["index"], "--out", tmp_path / "a.index") == 0
+    assert run(monkeypatch, "evaluation", *lines["index"], "--out", tmp_path / "a.index") == 0
     told = f"{summary['rows']} vectors of {summary['width']} numbers; first of: flat ("
     assert told in capsys.readouterr().err

@@ -12,8 +12,8 @@ from PIL import Image
 from evaluation.gallery import gallery_rows, render_objects
 from evaluation.index import Hit, Item
 from pipeline.shards import ShardSet
-from tests.evaluation.running import Cli
 from tests.evaluation.test_report import parse
+from tests.running import Cli
 
 
 def picture(uri: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from pipeline.cameras import ring
 from pipeline.common import InputError
 from pipeline.scene import MeshError
 from tests.evaluation import trouble, world
-from tests.evaluation.running import run
+from tests.running import run
 
 MEMORY = 2 << 30
 
@@ -131,11 +131,13 @@ def test_command__a_mesh_that_hangs_is_named(
     few = (files / "hang.glb", files / "good.glb")
     common = ("--checkpoint", fakes, "--timeout", 2)
     if name == "score":
-        code = run(monkeypatch, "score", *few, "--text", "a mug", *common)
+        code = run(monkeypatch, "evaluation", "score", *few, "--text", "a mug", *common)
     elif name == "encode":
         given = ("--meshes", few[0], "--meshes", few[1], "--out", tmp_path / "new.parquet")
-        code = run(monkeypatch, "encode", *given, *common)
+        code = run(monkeypatch, "evaluation", "encode", *given, *common)
     else:
-        code = run(monkeypatch, "retrieve", "--index", indexed, "--shape", few[0], *common)
+        code = run(
+            monkeypatch, "evaluation", "retrieve", "--index", indexed, "--shape", few[0], *common
+        )
     assert code == (2 if name == "retrieve" else 3)
     assert "(timeout: took over 2 s)" in " ".join(capsys.readouterr().err.split())

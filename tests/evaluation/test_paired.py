@@ -12,7 +12,7 @@ from evaluation.results import by_uid
 from evaluation.sources import StudentEncoder
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 def test_compare__difference_interval_and_mcnemar() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.published import benchmark_of, beside, published, tables
 from evaluation.tables import comparisons
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 @pytest.mark.parametrize(

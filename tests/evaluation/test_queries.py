@@ -11,7 +11,7 @@ from evaluation.index import load_index
 from evaluation.queries import Part, compose, parse_parts, read_queries
 from pipeline.common import InputError
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 def embed(part: Part) -> np.ndarray:

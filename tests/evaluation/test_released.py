@@ -13,7 +13,7 @@ from evaluation.benchmarks.known.modelnet import CLASSES_40
 from evaluation.sources import centred
 from pipeline.imports.openshape_eval import EvalOptions, import_eval
 from pipeline.shards import ShardSet
-from tests.evaluation.running import Cli
+from tests.running import Cli
 from tests.trainer import reference
 from trainer.checkpoint import load_model
 from trainer.released import import_weights

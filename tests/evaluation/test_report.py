@@ -19,7 +19,7 @@ from evaluation.tables import comparisons, title_of
 from pipeline.common import InputError
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 class Page(html.parser.HTMLParser):

@@ -27,7 +27,7 @@ from pipeline.common import InputError
 from pipeline.renderers.base import RenderConfig
 from pipeline.renderers.raster import RasterRenderer
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 SMALL = RenderConfig(image_size=48)
 
@@ -285,9 +285,9 @@ def test_command__json_and_table(command: Cli, fakes: Path, mesh: Path, tmp_path
 def test_command__too_many_failures_exit_with_3(
     command: Cli, fakes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.evaluation.running import run
+    from tests.running import run
 
-    code = run(monkeypatch, "score", folder, "--text", "a mug", "--checkpoint", fakes)
+    code = run(monkeypatch, "evaluation", "score", folder, "--text", "a mug", "--checkpoint", fakes)
     assert code == 3
 
 

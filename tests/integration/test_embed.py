@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app, main
+from pipeline.cli import app
 from pipeline.job import EmbedOptions
 from pipeline.meshes import SUFFIXES
 from pipeline.objects import process
@@ -27,9 +26,9 @@ from pipeline.spool import Spool, SpoolReader
 from pipeline.stages import EncodeSettings, EncodeStage, pack, write_stage
 from tests.pipeline.test_mesh_hostile import CASES
 from tests.pipeline.test_teacher import write_teacher
+from tests.running import Cli
 
 pytestmark = pytest.mark.timeout(900)  # on a machine with other work too
-Refused = Callable[..., str]
 FAST = ["--views", "2", "--image-size", "48", "--points", "512"]
 
 
@@ -163,26 +162,14 @@ def test_embed__one_worker_writes_the_bytes_of_several(teacher: str, tmp_path: P
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Calls the command in this process and gives the line that it ends with."""
-
-    def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        told = capsys.readouterr().err
-        assert caught.value.code == 2, told
-        assert len(told.strip().splitlines()) == 1
-        return told
-
-    return call
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli("pipeline", monkeypatch, capsys)
 
 
 def test_embed__other_options_on_the_same_set_are_refused_and_the_field_is_named(
-    undisturbed: Path, teacher: str, refused: Refused
+    undisturbed: Path, teacher: str, cli: Cli
 ) -> None:
-    told = refused(*embed_procedural(undisturbed, teacher, 70, "--views", "3"))
+    told = cli.refused(*embed_procedural(undisturbed, teacher, 70, "--views", "3"))
     assert "cameras" in told or "n_views" in told
 
 
@@ -241,10 +228,14 @@ def test_embed__hostile_folder_ends_in_failures_and_the_rest_completes(
 def test_embed__wrong_option_is_one_line_and_exit_code_2(
     args: list[str],
     named: str,
-    refused: Refused,
+    cli: Cli,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert named in refused("embed", *args)
+    ended = cli("embed", *args)
+    assert ended.code == 2, ended.err
+    assert named in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == []

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cli import main
 from pipeline.shards import Failure, write_failures
 from tests.pipeline.set_tools import sound_manifest, sound_row, write_set
+from tests.running import run
 
 MANIFEST = sound_manifest()
 
@@ -53,11 +52,9 @@ def test_json__is_all_that_stands_on_stdout(
     words = ["select count(*) as n from shards" if w == "SQL" else w for w in line.split()]
     again = [*words, "--overwrite"] if "--out" in words else words
     for arguments in (words, again):  # the second time something is there
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, "--json"])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        code = run(monkeypatch, "pipeline", *arguments, "--json")
         printed = capsys.readouterr()
-        assert ended.value.code in (0, None), printed.err
+        assert code == 0, printed.err
         found = json.loads(printed.out)[key]
         assert found == value if value is not None else found
 
@@ -71,7 +68,5 @@ def test_json__of_an_import(
         ("import openshape release --workers 1 --out back", "imported", 12),
         ("import openshape release --workers 1 --out back", "skipped", 12),
     ):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *line.split(), "--json"])
-        with pytest.raises(SystemExit):
-            main()
+        run(monkeypatch, "pipeline", *line.split(), "--json")
         assert json.loads(capsys.readouterr().out)[key] == value

@@ -67,12 +67,21 @@ def test_hub__no_answer_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor__exit_code_and_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tests.pipeline.test_sources import run
+    from tests.running import run
 
-    assert run(monkeypatch, "doctor", "--out", str(tmp_path), "--json") == 0
+    assert run(monkeypatch, "pipeline", "doctor", "--out", str(tmp_path), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found[-1]["state"] == "ok"
     assert (
-        run(monkeypatch, "doctor", "--out", str(tmp_path), "--teacher", "local-dir:/nowhere") == 1
+        run(
+            monkeypatch,
+            "pipeline",
+            "doctor",
+            "--out",
+            str(tmp_path),
+            "--teacher",
+            "local-dir:/nowhere",
+        )
+        == 1
     )
     assert "BROKEN" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import encode_again as module
-from pipeline.cli import app, main
+from pipeline.cli import app
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
@@ -38,6 +37,7 @@ from pipeline.shards import (
 from pipeline.teacher import Teacher, load_clip
 from tests.pipeline.shard_tools import make_manifest
 from tests.pipeline.test_teacher import TINY, photos, write_teacher
+from tests.running import run as run_command
 
 COUNT, VIEWS, SIZE, POINTS = 9, 3, 40, 8
 TEMPLATES = ("a {}", "a 3D model of a {}")
@@ -392,10 +392,7 @@ def test_command__interrupted_it_says_what_is_kept_and_goes_on(
         return write_part(*arguments)
 
     def run_line() -> int:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *line])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
+        return run_command(monkeypatch, "pipeline", *line)
 
     monkeypatch.setattr(module, "write_part", stopped)
     assert run_line() == 130

@@ -10,19 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
 from pipeline.common import InputError
 from pipeline.datasets.sources import Source, SourceOptions, make_dataset, sources
+from tests.running import run
 
 SOURCES = sorted(sources().values(), key=lambda source: source.name)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
@@ -40,10 +32,10 @@ def test_source__says_all_that_a_user_needs(source: Source) -> None:
 def test_datasets__json_holds_options_that_embed_takes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "datasets", "--json") == 0
+    assert run(monkeypatch, "pipeline", "datasets", "--json") == 0
     listed: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert {entry["name"] for entry in listed} == set(sources())
-    assert run(monkeypatch, "embed", "--help") == 0
+    assert run(monkeypatch, "pipeline", "embed", "--help") == 0
     help_text = capsys.readouterr().out
     for entry in listed:
         for option in entry["options"]:
@@ -58,7 +50,7 @@ def test_datasets__json_holds_options_that_embed_takes(
 def test_datasets__the_table_names_every_source_and_what_is_needed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "datasets") == 0
+    assert run(monkeypatch, "pipeline", "datasets") == 0
     lines = capsys.readouterr().out.splitlines()
     assert set(sources()) <= set(lines)
     assert any("--root (needed)" in line for line in lines)

@@ -12,6 +12,11 @@ from trainer.config import DistillConfig
 from trainer.losses import DistillLoss, Features, Several
 
 ROWS = 8
+# Representation and discrepancy: all pairs that may be chosen.
+LEGAL = [
+    ("normalised_similarity", kind)
+    for kind in ("jeffreys", "kl", "reverse_kl", "l1", "l2", "huber")
+] + [(name, kind) for name in ("similarity", "distance") for kind in ("l1", "l2", "huber")]
 
 
 def draw(seed: int, rows: int = ROWS, width: int = 6) -> Tensor:

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.common import InputError
+from tests.running import Cli
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from trainer import run as run_module
 from trainer.checkpoint import checkpoints, load_model, load_state
-from trainer.cli import main
 from trainer.data import CloudBatch
 from trainer.lock import exclusive
 from trainer.loop import Interrupted, Loop
@@ -335,30 +333,9 @@ def test_train__no_validation_when_nothing_is_held_out(
     assert load_model(tmp_path / "run").step == 2
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: object
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process."""
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return Done(caught.value.code, *capsys.readouterr())
-
-    return call
+    return Cli("trainer", monkeypatch, capsys)
 
 
 def test_cli__run_prints_json(cli: Cli, make_shards: MakeShards, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.common import InputError, file_hash
 from pipeline.datasets.folder import FolderDataset
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 def share(group: str) -> float:

@@ -15,7 +15,7 @@ from evaluation.sources import centred
 from evaluation.student import Student
 from pipeline.common import InputError
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 from trainer.backbones.registry import build_backbone
 
 SYNSETS = {"Mug": "03797390", "Table": "04379243"}

@@ -24,7 +24,7 @@ from evaluation.sources import StudentEncoder
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 def clusters(count: int, classes: int, noise: float, seed: int) -> Labelled:

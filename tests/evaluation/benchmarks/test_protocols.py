@@ -13,7 +13,7 @@ from evaluation.sources import StudentEncoder, centred
 from pipeline.common import InputError
 from pipeline.shards import Row, ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.evaluation.running import Cli
+from tests.running import Cli
 
 
 def with_features(root: Path, **dataset: object) -> ShardSet:

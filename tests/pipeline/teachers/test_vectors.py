@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from pipeline.cameras import ring
 from pipeline.captions import CaptionJoin, CaptionOptions
-from pipeline.cli import main
 from pipeline.common import InputError
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.procedural import ProceduralDataset
@@ -28,6 +26,7 @@ from pipeline.stages import EncodeStage, pack, write_stage
 from pipeline.teacher import load_matching, load_teacher
 from pipeline.teachers.vectors import VectorTeacher, spec, teacher_specs
 from tests.pipeline.test_teacher import TINY, photos, write_teacher
+from tests.running import run
 
 NAMES = ["Chair", "coffee_mug", "the table", "an axe"]
 WIDTH = int(TINY["embed_dim"])
@@ -219,10 +218,7 @@ def test_command__a_missing_file_is_one_line(
 ) -> None:
     line = f"embed --dataset procedural --count 2 --out {tmp_path}/out --names n.txt"
     asked = [*line.split(), "--text-embeddings", str(tmp_path / "none.npy")]
-    monkeypatch.setattr(sys, "argv", ["pipeline", *asked])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
+    assert run(monkeypatch, "pipeline", *asked) == 2
     assert "none.npy: no such file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
