@@ -54,6 +54,11 @@ class DataConfig(Section):
     # half of them, in turn. Empty: once each.
     weights: tuple[Positive, ...] = ()
     shuffle_groups: Count = 32  # row groups mixed with one another at a time
+    # A batch is put together from groups of so many objects that are alike, as far as a window
+    # (shuffle_groups) has them; 1: from single ones, at random.
+    near: Count = 1
+    # What tells so: the teacher's pictures or texts, or the student of model.init.
+    near_by: Literal["image", "text", "student"] = "image"
     # Which of an object's views a batch has: a random one, the mean of all, or all as positives.
     image_sampling: Literal["one", "mean", "all"] = "one"
     image_views: Whole = 0  # mean, all: of that many views drawn for each epoch; 0: of all views
@@ -63,6 +68,15 @@ class DataConfig(Section):
     cache_mib: Whole = 4096  # a set that fits is kept in memory, quantised
     prefetch: Count = 4  # batches made ahead by a thread
     readers: Count = 4  # threads that read row groups ahead
+
+    @model_validator(mode="after")
+    def _legal(self) -> DataConfig:
+        if self.near > self.batch_size:
+            raise ValueError(
+                f"near {self.near} objects that are alike do not fit into batch_size "
+                f"{self.batch_size}; lower it"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -308,6 +322,8 @@ class Recipe(Section):
                 )
         if self.data.image_views and self.data.image_sampling == "one":
             raise ValueError("data.image_views needs data.image_sampling mean or all, not one")
+        if self.data.near > 1 and self.data.near_by == "student" and not self.model.init:
+            raise ValueError("data.near_by student needs model.init, the student that tells it")
         return self
 
 

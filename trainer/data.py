@@ -141,15 +141,25 @@ class Batches:
     """All batches of a run on its training rows: those of one process."""
 
     def __init__(
-        self, corpus: Corpus, seed: int, *, rank: int = 0, world: int = 1, pin: bool = False
+        self,
+        corpus: Corpus,
+        seed: int,
+        *,
+        vectors: NDArray[np.int16] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        pin: bool = False,
     ) -> None:
         """``pin`` puts batches into page-locked memory, for copies to a GPU.
 
+        ``vectors`` tell which rows are alike (``trainer.near``); they are needed for ``data.near``.
         Raises ``InputError`` when there are not enough rows in a batch for ``world`` processes.
         """
         self.corpus, self.seed, self.pin = corpus, seed, pin
         self.rank, self.world = rank, world
-        self.order = corpus.order(seed)
+        if corpus.data.near > 1 and vectors is None:
+            raise ValueError("data.near needs the vectors that tell what is alike")
+        self.order = corpus.order(seed, vectors)
         self.order.require(world)
         self.per_epoch = self.order.steps
         self.rows_per_epoch = self.order.rows_per_epoch
@@ -179,7 +189,7 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[CloudBatch]:
         """Batches ``start`` and following of one epoch, the parts of this process."""
-        prepared = _Epoch(self, epoch, start)
+        prepared = _Epoch(self, epoch, start, self.order.epoch(epoch))
         try:
             yield from self._batches(prepared)
         finally:
@@ -205,17 +215,21 @@ class Batches:
         return read_ahead(self._endless(start), self.corpus.data.prefetch)
 
     def _endless(self, start: Position) -> Iterator[CloudBatch]:
-        """The next epoch is read as soon as this one is in its last window."""
-        now, after = _Epoch(self, start.epoch, start.batch), None
+        """The next epoch is put in order during this one, and read in the last window of it."""
+        sorter = ThreadPoolExecutor(1, thread_name_prefix="trainer-order")
+        now, after = _Epoch(self, start.epoch, start.batch, self.order.epoch(start.epoch)), None
         try:
             while True:
+                number = now.number + 1
+                order = sorter.submit(self.order.epoch, number)
                 for batch in self._batches(now):
                     if after is None and now.is_read:
-                        after = _Epoch(self, now.number + 1, 0)
+                        after = _Epoch(self, number, 0, order.result())
                     yield batch
                 now.close()
-                now, after = after or _Epoch(self, now.number + 1, 0), None
+                now, after = after or _Epoch(self, number, 0, order.result()), None
         finally:
+            sorter.shutdown(wait=False, cancel_futures=True)
             now.close()
             if after:
                 after.close()
@@ -224,10 +238,10 @@ class Batches:
 class _Epoch:
     """What the batches of an epoch are made of; reading begins at once."""
 
-    def __init__(self, batches: Batches, number: int, start: int) -> None:
+    def __init__(self, batches: Batches, number: int, start: int, order: Epoch) -> None:
         """From batch ``start`` on."""
         corpus, self.number, self.start = batches.corpus, number, start
-        self.order = batches.order.epoch(number)
+        self.order = order
         self.draws = Draws.of(batches.seed, number, len(corpus) * self.order.times)
         self.parts = [
             self.order.part(batch, batches.rank, batches.world)

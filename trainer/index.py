@@ -134,8 +134,11 @@ class Corpus:
         """The sets opened once more: a thread must not share its files with another one."""
         return [ShardSet.open(root) for root in self.roots]
 
-    def order(self, seed: int) -> Order:
-        """The order of the training rows for a seed."""
+    def order(self, seed: int, vectors: NDArray[np.int16] | None = None) -> Order:
+        """The order of the training rows for a seed.
+
+        ``vectors``: by which ``data.near`` of them at a time are alike (``trainer.near``).
+        """
         return Order(
             np.array([address.start for address in self.groups], np.int64),
             np.array([address.group.n_rows for address in self.groups], np.int64),
@@ -145,6 +148,8 @@ class Corpus:
             seed=seed,
             batch_size=self.data.batch_size,
             window=self.data.shuffle_groups,
+            near=self.data.near,
+            vectors=vectors,
         )
 
     @property

@@ -15,6 +15,9 @@ at a time, a *window*, and the rows of a window are mixed. Within a window group
 *lanes*. Every batch takes of all lanes in proportion and lists its rows lane by lane, so a process
 that has a part of every batch needs a part of the groups only.
 
+Where objects that are alike are to stand next to one another, the rows of a window are put into
+groups of such instead of mixed, and the groups are mixed (``near_order``).
+
 An *occurrence* is a row and how many times it came up before in the epoch:
 number = row + times * (number of rows). Random choices are made per occurrence.
 """
@@ -32,6 +35,8 @@ from pipeline.common import InputError
 IntArray = NDArray[np.int64]
 
 LANES = 8
+NEAR_SCALE = 2048  # length of the vectors that tell what is alike: float32 has their products exact
+NEAR_SEEDS = 64  # groups whose similarities are computed at a time
 _TURNS = 15_485_863  # seeds of which rows have their turn in sets of fractional weight
 
 
@@ -83,14 +88,18 @@ class Order:
         seed: int,
         batch_size: int,
         window: int,
+        near: int = 1,
+        vectors: NDArray[np.int16] | None = None,
     ) -> None:
         """``starts``, ``sizes`` and ``sources``: first row, rows and shard set of every row group.
 
         ``mask``: over all rows, those to train on. ``weights``: of every shard set; () is 1 for
-        all. ``window``: row groups read together.
+        all. ``window``: row groups read together. ``vectors``: over all rows, by which ``near`` of
+        them at a time are alike (``trainer.near``); None: all are drawn at random.
         """
         self.starts, self.sizes, self.sources, self.mask = starts, sizes, sources, mask
         self.seed, self.batch_size, self.window = seed, batch_size, window
+        self.near, self.vectors = near, vectors
         n_sources = int(sources.max(initial=-1)) + 1
         source_of_row = np.repeat(sources, sizes)
         self.rows = [np.flatnonzero(mask & (source_of_row == s)) for s in range(n_sources)]
@@ -170,6 +179,14 @@ class Order:
         _, run, length = np.unique(run, return_inverse=True, return_counts=True)
         key = (_within(length) + rng.random(len(length))[run]) / length[run]
         merged = first[np.lexsort((key, window[first]))]
+        if self.vectors is not None:
+            mixed = np.split(merged, np.flatnonzero(np.diff(window[merged])) + 1)
+            merged = np.concatenate(
+                [
+                    part[near_order(self.vectors[row[part]], row[part], self.near, rng)]
+                    for part in mixed
+                ]
+            )
 
         bounds = self.bounds()
         batch = np.repeat(np.arange(self.steps), np.diff(bounds))
@@ -196,6 +213,39 @@ def _within(counts: IntArray) -> IntArray:
     return np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(
         np.cumsum(counts) - counts, counts
     )
+
+
+def near_order(
+    vectors_RD: NDArray[np.int16], row_R: IntArray, size: int, rng: np.random.Generator
+) -> IntArray:
+    """(R,) places of a window in groups of ``size`` that are alike; the groups in random order.
+
+    A group is a place drawn at random and those that are most alike to it of the ones that no
+    group has yet; the last may be smaller. A place with a vector of zeros is as alike to any as to
+    any other. ``row_R``: places of one row are not taken for alike.
+
+    Costs size**-1 * R**2 * D operations.
+    """
+    start_R = rng.permutation(len(row_R))
+    row_R, vectors_RD = row_R[start_R], vectors_RD[start_R].astype(np.float32)
+    free_R = np.ones(len(row_R), np.bool_)
+    groups: list[IntArray] = []
+    while free_R.any():
+        seeds = np.flatnonzero(free_R)[:NEAR_SEEDS]
+        alike_SR = (vectors_RD[seeds] @ vectors_RD.T).astype(np.int64)
+        # No two alike: which ones are the largest does not depend on how they are looked for.
+        alike_SR = alike_SR * len(row_R) - np.arange(len(row_R))
+        for seed, alike_R in zip(seeds, alike_SR, strict=True):
+            if not free_R[seed]:
+                continue
+            others = np.flatnonzero(free_R & (row_R != row_R[seed]))
+            if len(others) > size - 1:
+                largest = np.argpartition(-alike_R[others], size - 1)[: size - 1]
+                others = others[np.sort(largest)]
+            groups.append(np.concatenate([[seed], others]))
+            free_R[groups[-1]] = False
+    mixed = [groups[place] for place in rng.permutation(len(groups))]
+    return start_R[np.concatenate(mixed)] if mixed else start_R
 
 
 def _separate(

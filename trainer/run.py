@@ -1,8 +1,8 @@
 """A recipe and shards to a run folder: the one entry of training, for the CLI and for code.
 
 A run folder holds ``run.json`` (recipe, shard sets), ``environment.json``, ``metrics.jsonl``,
-``tensorboard/``, ``checkpoints/``, ``best.json`` and ``README.md``, the model card; and
-``diverged.json`` when a loss was not finite.
+``tensorboard/``, ``checkpoints/``, ``best.json`` and ``README.md``, the model card; ``near.npy``
+where a student tells what is alike; and ``diverged.json`` when a loss was not finite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from pipeline.common import InputError, shown_bytes, write_json
 from pipeline.console import note
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
-from trainer import checkpoint, parallel
+from trainer import checkpoint, near, parallel
 from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
 from trainer.config import Recipe, override_recipe
@@ -181,7 +181,8 @@ def fit(
         restored = begins and resume and checkpoint.newest(out)[0] is not None
         task = DistillTask(recipe, corpus.teacher.width, device, restored=restored)
         corpus.require_order(task.student.centroids)
-        batches = _open(corpus, recipe, device)
+        vectors = near.find_vectors(corpus, out, device)
+        batches = _open(corpus, recipe, device, vectors)
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
         header = _header(recipe, corpus, task)
         if rank() == 0 and not resume:
@@ -191,6 +192,7 @@ def fit(
         recorder = None
         if rank() == 0:
             write_json(out / "environment.json", environment(device))
+            near.keep_vectors(corpus, vectors, out)
             recorder = Recorder(out, start)
             held.callback(recorder.close)
         _introduce(recipe, corpus, task, batches, total, say)
@@ -232,12 +234,15 @@ def fit(
     )
 
 
-def _open(corpus: Corpus, recipe: Recipe, device: torch.device) -> Batches:
+def _open(
+    corpus: Corpus, recipe: Recipe, device: torch.device, vectors: near.Vectors | None
+) -> Batches:
     """The batches of this process. Raises ``InputError`` when the shards do not fit into memory."""
     try:
         return Batches(
             corpus,
             recipe.train.seed,
+            vectors=vectors,
             rank=rank(),
             world=world_size(),
             pin=device.type == "cuda",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from trainer import data as data_module
 from trainer.config import load_recipe
 from trainer.data import Batches, CloudBatch, Position, _Epoch, validation_batches
 from trainer.index import Corpus, is_held_out
+from trainer.order import Epoch
 from trainer.sampling import Draws
 
 
@@ -291,8 +293,8 @@ def test_stream__next_epoch_is_read_before_this_one_ends(
     given, begun = 0, dict[int, int]()  # epochs, and the batches that were given before
 
     class Watched(_Epoch):
-        def __init__(self, batches: Batches, number: int, start: int) -> None:
-            super().__init__(batches, number, start)
+        def __init__(self, batches: Batches, number: int, start: int, order: Epoch) -> None:
+            super().__init__(batches, number, start, order)
             assert self.blocks is not None
             assert len(self.blocks._blocks) > 0  # being read
             begun[number] = given
@@ -305,6 +307,23 @@ def test_stream__next_epoch_is_read_before_this_one_ends(
     assert begun[0] == 0
     # In the second of two windows, not sooner: that would be a third window in memory.
     assert batches.per_epoch / 3 < begun[1] < batches.per_epoch - 2
+
+
+def test_stream__order_of_the_next_epoch_is_made_during_this_one(make_shards: MakeShards) -> None:
+    batches = open_batches(make_shards(), overrides=("data.prefetch=1",))
+    made = threading.Event()
+    plain = batches.order.epoch
+
+    def watched(number: int) -> Epoch:
+        if number == 1:
+            made.set()
+        return plain(number)
+
+    batches.order.epoch = watched  # type: ignore[method-assign]
+    stream = batches.stream(Position())
+    next(stream)
+    assert made.wait(20)  # nobody has asked for more than the first batch
+    stream.close()  # type: ignore[attr-defined]
 
 
 def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -> None:

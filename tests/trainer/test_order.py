@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from trainer.order import LANES, Epoch, Order
+from trainer.near import whole
+from trainer.order import LANES, Epoch, Order, near_order
 
 
 def make(
@@ -182,3 +184,126 @@ def test_epoch__all_orders_of_a_window_are_about_equally_likely(size: int) -> No
     places = [int(np.flatnonzero(order.epoch(number).row == 0)[0]) for number in range(300)]
     error = size / np.sqrt(12 * len(places))
     assert abs(np.mean(places) - (size - 1) / 2) < 5 * error
+
+
+def obvious_near_order(
+    vectors: NDArray[np.int16], rows: list[int], size: int, rng: np.random.Generator
+) -> list[int]:
+    """As ``near_order``, one place after another, in Python's numbers."""
+    waiting = rng.permutation(len(rows)).tolist()
+    groups = []
+    while waiting:
+        seed = waiting.pop(0)
+        product = {p: int(vectors[p].astype(np.int64) @ vectors[seed]) for p in waiting}
+        others = [p for p in waiting if rows[p] != rows[seed]]
+        others = sorted(others, key=lambda p: product[p], reverse=True)[: size - 1]
+        waiting = [p for p in waiting if p not in others]
+        groups.append({seed, *others})
+    # The order within a group is of no use, so it is left to the function.
+    return [place for g in rng.permutation(len(groups)) for place in sorted(groups[g])]
+
+
+def in_groups(order: list[int], size: int, rows: int) -> list[int]:
+    """With every run of ``size`` places sorted."""
+    return [p for start in range(0, rows, size) for p in sorted(order[start : start + size])]
+
+
+def random_vectors(count: int, width: int, seed: int = 0) -> NDArray[np.int16]:
+    values = np.random.default_rng(seed).normal(size=(count, width))
+    return whole(values)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("rows", [30, 150, 300])
+def test_near_order__as_one_place_after_another(size: int, rows: int) -> None:
+    vectors, numbers = random_vectors(rows, 7), np.arange(rows)
+    found = near_order(vectors, numbers, size, np.random.default_rng(4)).tolist()
+    wanted = obvious_near_order(vectors, numbers.tolist(), size, np.random.default_rng(4))
+    assert in_groups(found, size, rows) == in_groups(wanted, size, rows)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize("zeros", [0, 20])
+def test_near_order__has_every_place_once(size: int, zeros: int) -> None:
+    vectors = random_vectors(50, 5)
+    vectors[:zeros] = 0
+    rows = np.arange(50)
+    rows[10:30] = 10  # one row, which comes up twenty times
+    found = near_order(vectors, rows, size, np.random.default_rng(0)).tolist()
+    assert sorted(found) == list(range(50))
+    assert near_order(vectors[:0], rows[:0], size, np.random.default_rng(0)).tolist() == []
+
+
+def test_near_order__groups_are_of_one_kind_where_kinds_have_their_size() -> None:
+    kinds = np.random.default_rng(1).permutation(np.repeat(np.arange(12), 4))
+    vectors = whole(np.eye(12)[kinds] + 0.1 * np.random.default_rng(2).normal(size=(48, 12)))
+    found = near_order(vectors, np.arange(48), 4, np.random.default_rng(0))
+    groups = kinds[found].reshape(12, 4)
+    assert (groups == groups[:, :1]).all()
+    assert groups[:, 0].tolist() != sorted(groups[:, 0].tolist())  # in random order
+
+
+def test_near_order__a_row_that_comes_twice_is_not_alike_to_itself() -> None:
+    rows = np.repeat(np.arange(20), 2)
+    vectors = random_vectors(20, 6)[rows]
+    for seed in range(5):
+        found = near_order(vectors, rows, 2, np.random.default_rng(seed))
+        pairs = rows[found].reshape(20, 2)
+        assert (pairs[:, 0] == pairs[:, 1]).sum() <= 1  # the last pair has no choice
+
+
+@pytest.mark.parametrize("width", [2, 512, 1280])
+def test_near_scale__products_of_vectors_are_exact_in_float32(width: int) -> None:
+    vectors = np.concatenate([random_vectors(200, width), whole(np.eye(width)[:4])])
+    vectors = np.concatenate([vectors, vectors[:1], whole(np.ones((1, width)))])
+    fast = vectors.astype(np.float32) @ vectors.astype(np.float32).T
+    wide = vectors.astype(np.int64)
+    assert (fast.astype(np.int64) == wide @ wide.T).all()
+
+
+@given(
+    sizes=SETS,
+    weights=st.sampled_from([(), (0.5, 1.0, 2.5)]),
+    batch_size=st.integers(2, 50),
+    window=st.integers(1, 6),
+    near=st.integers(2, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_epoch__near_rows_together_change_the_order_only(
+    sizes: list[list[int]],
+    weights: tuple[float, ...],
+    batch_size: int,
+    window: int,
+    near: int,
+) -> None:
+    plain = make(sizes, weights=weights, batch_size=batch_size, window=window)
+    assume(all(plain.quota))
+    order = make(sizes, weights=weights, batch_size=batch_size, window=window)
+    order.near, order.vectors = near, random_vectors(len(order.mask), 4)
+    usual, epoch = plain.epoch(1), order.epoch(1)
+    assert sorted(epoch.occurrence.tolist()) == sorted(usual.occurrence.tolist())
+    assert epoch.bounds.tolist() == usual.bounds.tolist()
+    for name in ("window", "lane"):  # and each row is looked for where it is
+        where = dict(zip(usual.occurrence.tolist(), getattr(usual, name).tolist(), strict=True))
+        assert [where[o] for o in epoch.occurrence.tolist()] == getattr(epoch, name).tolist()
+    first = np.minimum.reduceat(epoch.window, epoch.bounds[:-1])
+    last = np.maximum.reduceat(epoch.window, epoch.bounds[:-1])
+    assert np.all(last[:-1] <= first[1:])  # windows come one after another
+
+
+def test_epoch__batches_have_near_rows() -> None:
+    kinds = np.random.default_rng(3).permutation(np.repeat(np.arange(40), 8))
+
+    def share_of_own_kind(near: int) -> float:
+        order = make([[32] * 10], batch_size=40, window=10)
+        order.near = near
+        order.vectors = whole(np.eye(40)[kinds]) if near > 1 else None
+        same = [
+            (kinds[batch][:, None] == kinds[batch]).sum(1).mean()
+            for batch in batches(order.epoch(0))
+        ]
+        return float(np.mean(same))
+
+    assert share_of_own_kind(1) < 2.2
+    assert 3.5 < share_of_own_kind(4) < 5.0
+    assert share_of_own_kind(8) == 8.0  # a batch of five kinds, whole

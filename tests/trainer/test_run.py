@@ -73,6 +73,7 @@ class StopsAtNine(Loop):
     [
         (),
         ("data.cache_mib=0", "data.shuffle_groups=1"),
+        ("data.near=4", "data.shuffle_groups=1"),
         ("train.log_every=4",),  # steps that are not recorded yet when the checkpoint is saved
     ],
     ids=str,
