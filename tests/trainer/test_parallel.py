@@ -12,6 +12,7 @@ from tests.trainer.conftest import MakeShards, small_recipe
 from tests.trainer.group import Job
 from trainer import parallel
 from trainer.checkpoint import load_model
+from trainer.config import Recipe
 from trainer.recorder import read_metrics
 from trainer.run import train
 
@@ -30,6 +31,8 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "fsdp": ("train.parallel=fsdp", "ema.enabled=true", "optim.clip=0.5"),
     "fsdp_parts": ("train.parallel=fsdp", "train.micro_batch=2", "train.recompute=true"),
+    # What the run of the first case takes to be alike.
+    "alike": ("data.near=4", "data.near_by=student", "model.init={folder}/ddp"),
     "stopped": ("ema.enabled=true",),
     "stopped_fsdp": ("ema.enabled=true", "train.parallel=fsdp"),
     "diverges": ("optim.lr=1e30", "optim.clip=0", "optim.warmup=0"),
@@ -59,15 +62,19 @@ def found(
         folder.mkdir()
         runs = {
             name: (
-                small_recipe(*COMMON, *options).model_dump(mode="json"),
+                recipe_of(name, folder).model_dump(mode="json"),
                 shards,
                 5 if name.startswith("stopped") else 0,
             )
-            for name, options in CASES.items()
+            for name in CASES
         }
         job = Job(folder, world, runs)
         FOUND[world] = (group.run(job), job)
     return FOUND[world]
+
+
+def recipe_of(name: str, folder: Path) -> Recipe:
+    return small_recipe(*COMMON, *(option.format(folder=folder) for option in CASES[name]))
 
 
 def curve(run: Path) -> list[tuple[int, float, float, float]]:
@@ -82,7 +89,7 @@ def alone(job: Job, name: str, tmp_path: Path) -> Path:
     """The run of a case by one process."""
     _, shards, _ = job.runs[name]
     out = tmp_path / "alone"
-    train(shards, small_recipe(*COMMON, *CASES[name]), out, device="cpu")
+    train(shards, recipe_of(name, job.folder), out, device="cpu")
     return out
 
 
@@ -101,7 +108,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert len(scores[0]) == 2
 
 
-@pytest.mark.parametrize("name", ["ddp", "ddp_norm", "ddp_parts", "fsdp", "fsdp_parts"])
+@pytest.mark.parametrize("name", ["ddp", "ddp_norm", "ddp_parts", "fsdp", "fsdp_parts", "alike"])
 def test_run__several_processes_follow_the_curve_of_one(
     found: tuple[list[dict[str, Any]], Job], name: str, tmp_path: Path
 ) -> None:
