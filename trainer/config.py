@@ -59,6 +59,7 @@ class DataConfig(Section):
     near: Count = 1
     # What tells so: the teacher's pictures or texts, or the student of model.init.
     near_by: Literal["image", "text", "student"] = "image"
+    near_after: Share = 0.0  # share of the run, in whole epochs, before which they are single ones
     # Which of an object's views a batch has: a random one, the mean of all, or all as positives.
     image_sampling: Literal["one", "mean", "all"] = "one"
     image_views: Whole = 0  # mean, all: of that many views drawn for each epoch; 0: of all views

@@ -139,7 +139,7 @@ class Corpus:
 
         ``vectors``: by which ``data.near`` of them at a time are alike (``trainer.near``).
         """
-        return Order(
+        order = Order(
             np.array([address.start for address in self.groups], np.int64),
             np.array([address.group.n_rows for address in self.groups], np.int64),
             np.array([address.source for address in self.groups], np.int64),
@@ -151,6 +151,10 @@ class Corpus:
             near=self.data.near,
             vectors=vectors,
         )
+        train = self.recipe.train
+        epochs = train.steps / order.steps if train.steps else train.epochs
+        order.near_from = round(self.data.near_after * epochs)
+        return order
 
     @property
     def teacher(self) -> TeacherInfo:

@@ -95,11 +95,12 @@ class Order:
 
         ``mask``: over all rows, those to train on. ``weights``: of every shard set; () is 1 for
         all. ``window``: row groups read together. ``vectors``: over all rows, by which ``near`` of
-        them at a time are alike (``trainer.near``); None: all are drawn at random.
+        them at a time are alike (``trainer.near``) from epoch ``near_from`` on; None: all are drawn
+        at random.
         """
         self.starts, self.sizes, self.sources, self.mask = starts, sizes, sources, mask
         self.seed, self.batch_size, self.window = seed, batch_size, window
-        self.near, self.vectors = near, vectors
+        self.near, self.near_from, self.vectors = near, 0, vectors
         n_sources = int(sources.max(initial=-1)) + 1
         source_of_row = np.repeat(sources, sizes)
         self.rows = [np.flatnonzero(mask & (source_of_row == s)) for s in range(n_sources)]
@@ -179,7 +180,7 @@ class Order:
         _, run, length = np.unique(run, return_inverse=True, return_counts=True)
         key = (_within(length) + rng.random(len(length))[run]) / length[run]
         merged = first[np.lexsort((key, window[first]))]
-        if self.vectors is not None:
+        if self.vectors is not None and number >= self.near_from:
             mixed = np.split(merged, np.flatnonzero(np.diff(window[merged])) + 1)
             merged = np.concatenate(
                 [

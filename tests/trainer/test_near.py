@@ -121,6 +121,23 @@ def test_batches__are_of_alike_objects_whoever_makes_them(
     assert of_own_kind(whole_batches) > of_own_kind([b.row for b in drawn.epoch(0)]) + 1
 
 
+@pytest.mark.parametrize("length", ["train.epochs=6", "train.steps=30"])
+def test_batches__are_drawn_at_random_before_a_share_of_the_run(
+    make_shards: MakeShards, tmp_path: Path, length: str
+) -> None:
+    root = make_shards()
+    corpus = open_corpus(root, overrides=(length, "data.near_after=0.5"))
+    batches = Batches(corpus, 0, vectors=find_vectors(corpus, tmp_path, CPU))
+    usual = Batches(Corpus([root], small_recipe()), 0)
+    assert batches.per_epoch == 5
+    for epoch in range(6):
+        same = [
+            mine.row.tolist() == other.row.tolist()
+            for mine, other in zip(batches.epoch(epoch), usual.epoch(epoch), strict=True)
+        ]
+        assert all(same) if epoch < 3 else not any(same)
+
+
 def test_whole__is_the_same_in_single_and_double_precision() -> None:
     halves = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float16)
     assert (whole(halves.astype(np.float32)) == whole(halves.astype(np.float64))).all()
