@@ -49,7 +49,12 @@ def find_vectors(corpus: Corpus, out: Path, device: torch.device) -> Vectors | N
         kept = out / FILE
         if not kept.is_file():
             return _by_student(corpus, device)
-        vectors: Vectors = np.load(kept)
+        try:
+            vectors: Vectors = np.load(kept)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{kept}: damaged ({error}); remove it, and it is made again by model.init"
+            ) from error
         return vectors
 
     return first_does(make)
@@ -64,7 +69,7 @@ def keep_vectors(corpus: Corpus, vectors: Vectors | None, out: Path) -> None:
 
 
 def whole(vectors_ND: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
-    """Unit vectors times ``NEAR_SCALE``, rounded; zeros stay zeros.
+    """Unit vectors times ``NEAR_SCALE``, rounded; zeros, and what is not finite, become zeros.
 
     Half-precision values, and sums of some, come out the same on every machine: their squares are
     added as whole numbers.
@@ -72,6 +77,8 @@ def whole(vectors_ND: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
     >>> whole(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[1229, 1638], [0, 0]]
     """
+    known_N1 = np.isfinite(vectors_ND).all(1, keepdims=True)
+    vectors_ND = np.where(known_N1, vectors_ND, 0)
     largest = np.abs(vectors_ND).max(1, keepdims=True, initial=0.0).astype(np.float64)
     fine = np.rint(vectors_ND / np.where(largest > 0, largest, 1.0) * 2**20).astype(np.int64)
     norm = np.sqrt((fine * fine).sum(1, keepdims=True).astype(np.float64))
@@ -83,7 +90,6 @@ def _by_teacher(corpus: Corpus, modality: str) -> Vectors:
     """Mean over the views or texts of each training row."""
     column = f"{modality}_embeds"
     vectors = np.zeros((len(corpus), corpus.teacher.width), np.int16)
-
     mine = threading.local()  # files must not be shared between threads
 
     def read(address: GroupAddress) -> None:

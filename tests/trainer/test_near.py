@@ -141,6 +141,9 @@ def test_batches__are_drawn_at_random_before_a_share_of_the_run(
 def test_whole__is_the_same_in_single_and_double_precision() -> None:
     halves = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float16)
     assert (whole(halves.astype(np.float32)) == whole(halves.astype(np.float64))).all()
+    halves[3, 5], halves[4, 0] = np.nan, np.inf
+    assert not whole(halves.astype(np.float32))[3:5].any()
+    halves = halves[5:]
     norm = np.linalg.norm(whole(halves.astype(np.float32)).astype(np.float64), axis=1)
     assert np.abs(norm - NEAR_SCALE).max() < 3
 
@@ -169,6 +172,11 @@ def test_train__alike_by_a_student_whose_run_is_gone_when_it_goes_on(
             place += 1
     shutil.rmtree(first)
     shutil.rmtree(straight.checkpoint)
+    kept = (out / FILE).read_bytes()
+    (out / FILE).write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(InputError, match=r"near\.npy: damaged .* made again by model\.init"):
+        train([], None, out, resume=True, device="cpu")
+    (out / FILE).write_bytes(kept)
     again = train([], None, out, resume=True, device="cpu")
     assert again.step == 10
     assert load_model(again.checkpoint).hash == weights
