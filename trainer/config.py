@@ -77,6 +77,8 @@ class DataConfig(Section):
                 f"near {self.near} objects that are alike do not fit into batch_size "
                 f"{self.batch_size}; lower it"
             )
+        if self.near_after > 0 and self.near == 1:
+            raise ValueError("near_after needs near, the size of groups of alike objects, above 1")
         return self
 
 

@@ -217,19 +217,21 @@ class Batches:
     def _endless(self, start: Position) -> Iterator[CloudBatch]:
         """The next epoch is put in order during this one, and read in the last window of it."""
         sorter = ThreadPoolExecutor(1, thread_name_prefix="trainer-order")
+        stop = threading.Event()  # or the process would not end before the order is made
         now, after = _Epoch(self, start.epoch, start.batch, self.order.epoch(start.epoch)), None
         try:
             while True:
                 number = now.number + 1
-                order = sorter.submit(self.order.epoch, number)
+                order = sorter.submit(self.order.epoch, number, stop.is_set)
                 for batch in self._batches(now):
-                    if after is None and now.is_read:
+                    if after is None and now.is_read and order.done():
                         after = _Epoch(self, number, 0, order.result())
                     yield batch
                 now.close()
                 now, after = after or _Epoch(self, number, 0, order.result()), None
         finally:
-            sorter.shutdown(wait=False, cancel_futures=True)
+            stop.set()
+            sorter.shutdown(cancel_futures=True)
             now.close()
             if after:
                 after.close()

@@ -120,6 +120,7 @@ class Corpus:
             self.category = self._numbers(names)
         held = np.array([is_held_out(uid, self.data.val_fraction) for uid in uids], np.bool_)
         self.uid_hash = content_hash("\n".join(sorted(uids)))
+        self.row_hash = content_hash("\n".join(uids))  # of their order too: rows go by numbers
         used = np.array([split in (None, *self.data.splits) for split in splits], np.bool_)
         if self.loss.needs_text and not self.loss.needs_image:
             used &= np.array(has_text, np.bool_)  # no term reads anything of the others
@@ -152,8 +153,8 @@ class Corpus:
             vectors=vectors,
         )
         train = self.recipe.train
-        epochs = train.steps / order.steps if train.steps else train.epochs
-        order.near_from = round(self.data.near_after * epochs)
+        epochs = train.steps / max(order.steps, 1) if train.steps else train.epochs
+        order.near_from = math.ceil(self.data.near_after * epochs)
         return order
 
     @property
@@ -195,6 +196,7 @@ class Corpus:
             "splits": list(self.data.splits),
             "n_with_text": self.n_with_text if self.loss.needs_text else None,
             "uid_hash": self.uid_hash,
+            "row_hash": self.row_hash,
         }
 
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:

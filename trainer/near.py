@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,48 +25,64 @@ from numpy.typing import NDArray
 
 from pipeline.common import InputError, atomic_path
 from pipeline.console import ProgressBar
+from trainer.distributed import rank, world_size
 from trainer.index import Corpus, GroupAddress
 from trainer.order import NEAR_SCALE
-from trainer.parallel import first_does
+from trainer.parallel import collect, first_does
 
 FILE = "near.npy"  # in the run folder: the weights that a run began with may be gone later
 
 Vectors = NDArray[np.int16]
 
 
-def find_vectors(corpus: Corpus, out: Path, device: torch.device) -> Vectors | None:
+def find_vectors(
+    corpus: Corpus,
+    out: Path,
+    device: torch.device,
+    *,
+    restored: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Vectors | None:
     """(N, D) by which rows are alike, zeros where nothing is known; None where nobody asks.
 
-    Raises ``InputError`` where no shard set has the embeddings that ``data.near_by`` names, or the
-    student cannot be loaded.
+    ``restored``: those that the run in ``out`` has kept of a student. ``dtype``: it computes in.
+
+    Raises ``InputError`` where no shard set has the embeddings that ``data.near_by`` names, the
+    student cannot be loaded, or what was kept is damaged.
     """
     data = corpus.data
     if data.near == 1:
         return None
     if data.near_by != "student":
         return _by_teacher(corpus, data.near_by)
-
-    def make() -> Vectors:
-        kept = out / FILE
-        if not kept.is_file():
-            return _by_student(corpus, device)
-        try:
-            vectors: Vectors = np.load(kept)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{kept}: damaged ({error}); remove it, and it is made again by model.init"
-            ) from error
-        return vectors
-
-    return first_does(make)
+    if restored:
+        return first_does(lambda: _kept(corpus, out / FILE))
+    shares = collect(_by_student(corpus, device, dtype))
+    vectors = np.zeros((len(corpus), shares[0][1].shape[1]), np.int16)
+    for rows, values in shares:
+        vectors[rows] = values
+    return vectors
 
 
 def keep_vectors(corpus: Corpus, vectors: Vectors | None, out: Path) -> None:
     """Write those of a student into the run folder, for a run that goes on."""
-    if vectors is None or corpus.data.near_by != "student" or (out / FILE).is_file():
+    if vectors is None or corpus.data.near_by != "student":
         return
     with atomic_path(out / FILE) as temporary, temporary.open("wb") as file:
         np.save(file, vectors)
+
+
+def _kept(corpus: Corpus, file: Path) -> Vectors:
+    try:
+        vectors: Vectors = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{file}: missing or damaged, and the run cannot go on with the same batches; start "
+            "another run"
+        ) from error
+    if len(vectors) != len(corpus):
+        raise InputError(f"{file}: not of these shards; give the same sets, in the same order")
+    return vectors
 
 
 def whole(vectors_ND: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
@@ -116,8 +133,13 @@ def _by_teacher(corpus: Corpus, modality: str) -> Vectors:
     return vectors
 
 
-def _by_student(corpus: Corpus, device: torch.device) -> Vectors:
-    """Of the student that the run begins with, of clouds as they are stored."""
+def _by_student(
+    corpus: Corpus, device: torch.device, dtype: torch.dtype
+) -> tuple[NDArray[np.int64], Vectors]:
+    """Training rows of this process's share of the row groups, and their vectors.
+
+    Of the student that the run begins with, of clouds as they are stored.
+    """
     from trainer.student import load_student
 
     student = load_student(corpus.recipe.model.init, device.type)
@@ -127,10 +149,12 @@ def _by_student(corpus: Corpus, device: torch.device) -> Vectors:
                 f"--shards {root}: {shards.manifest.n_points} points in a cloud, "
                 f"{corpus.recipe.model.init} takes {student.n_points}; --set data.near_by=image"
             )
-    vectors = np.zeros((len(corpus), student.width), np.int16)
-    sets = corpus.reopen()
-    with ProgressBar("who is alike", corpus.n_train, "shapes") as bar:
-        for address in corpus.groups:
+    every_row, every_vector = [np.zeros(0, np.int64)], [np.zeros((0, student.width), np.int16)]
+    sets, share = corpus.reopen(), corpus.groups[rank() :: world_size()]
+    total = corpus.n_train // world_size()
+    half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    with half, ProgressBar("embedding, to find what is alike", total, "shapes") as bar:
+        for address in share:
             end = address.start + address.group.n_rows
             kept = np.flatnonzero(corpus.train_mask[address.start : end])
             if len(kept) == 0:
@@ -140,6 +164,7 @@ def _by_student(corpus: Corpus, device: torch.device) -> Vectors:
             assert batch.rgb is not None
             assert batch.has_color is not None
             found = student.encode_stored(batch.xyz[kept], batch.rgb[kept], batch.has_color[kept])
-            vectors[address.start + kept] = whole(found)
+            every_row.append(address.start + kept)
+            every_vector.append(whole(found))
             bar.advance(len(kept))
-    return vectors
+    return np.concatenate(every_row), np.concatenate(every_vector)

@@ -16,7 +16,8 @@ at a time, a *window*, and the rows of a window are mixed. Within a window group
 that has a part of every batch needs a part of the groups only.
 
 Where objects that are alike are to stand next to one another, the rows of a window are put into
-groups of such instead of mixed, and the groups are mixed (``near_order``).
+groups of such instead of mixed, and the groups are mixed (``near_order``). A batch is then not of
+all lanes in proportion, and a process needs more of the groups.
 
 An *occurrence* is a row and how many times it came up before in the epoch:
 number = row + times * (number of rows). Random choices are made per occurrence.
@@ -24,7 +25,8 @@ number = row + times * (number of rows). Random choices are made per occurrence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,8 +149,8 @@ class Order:
                 found[rows] = (quota * (epoch + 1) + turn) // size - (quota * epoch + turn) // size
         return found
 
-    def epoch(self, number: int) -> Epoch:
-        """The order of one epoch, from 0."""
+    def epoch(self, number: int, stopped: Callable[[], bool] = lambda: False) -> Epoch:
+        """The order of one epoch, from 0. Raises ``CancelledError`` once it is ``stopped``."""
         rng = np.random.default_rng([self.seed, number])
         counts = self.counts(number)
         passes = np.array(
@@ -181,13 +183,12 @@ class Order:
         key = (_within(length) + rng.random(len(length))[run]) / length[run]
         merged = first[np.lexsort((key, window[first]))]
         if self.vectors is not None and number >= self.near_from:
-            mixed = np.split(merged, np.flatnonzero(np.diff(window[merged])) + 1)
-            merged = np.concatenate(
-                [
-                    part[near_order(self.vectors[row[part]], row[part], self.near, rng)]
-                    for part in mixed
-                ]
-            )
+            parts = []
+            for part in np.split(merged, np.flatnonzero(np.diff(window[merged])) + 1):
+                if stopped():
+                    raise CancelledError
+                parts.append(part[near_order(self.vectors[row[part]], row[part], self.near, rng)])
+            merged = np.concatenate(parts)
 
         bounds = self.bounds()
         batch = np.repeat(np.arange(self.steps), np.diff(bounds))
@@ -223,12 +224,13 @@ def near_order(
 
     A group is a place drawn at random and those that are most alike to it of the ones that no
     group has yet; the last may be smaller. A place with a vector of zeros is as alike to any as to
-    any other. ``row_R``: places of one row are not taken for alike.
+    any other. ``row_R``: a group has no row twice.
 
     Costs size**-1 * R**2 * D operations.
     """
     start_R = rng.permutation(len(row_R))
     row_R, vectors_RD = row_R[start_R], vectors_RD[start_R].astype(np.float32)
+    repeated = len(np.unique(row_R)) < len(row_R)
     free_R = np.ones(len(row_R), np.bool_)
     groups: list[IntArray] = []
     while free_R.any():
@@ -240,6 +242,8 @@ def near_order(
             if not free_R[seed]:
                 continue
             others = np.flatnonzero(free_R & (row_R != row_R[seed]))
+            if repeated:
+                others = others[np.unique(row_R[others], return_index=True)[1]]
             if len(others) > size - 1:
                 largest = np.argpartition(-alike_R[others], size - 1)[: size - 1]
                 others = others[np.sort(largest)]

@@ -181,7 +181,7 @@ def fit(
         restored = begins and resume and checkpoint.newest(out)[0] is not None
         task = DistillTask(recipe, corpus.teacher.width, device, restored=restored)
         corpus.require_order(task.student.centroids)
-        vectors = near.find_vectors(corpus, out, device)
+        vectors = near.find_vectors(corpus, out, device, restored=restored, dtype=task.dtype)
         batches = _open(corpus, recipe, device, vectors)
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
         header = _header(recipe, corpus, task)
@@ -192,7 +192,8 @@ def fit(
         recorder = None
         if rank() == 0:
             write_json(out / "environment.json", environment(device))
-            near.keep_vectors(corpus, vectors, out)
+            if not restored:
+                near.keep_vectors(corpus, vectors, out)
             recorder = Recorder(out, start)
             held.callback(recorder.close)
         _introduce(recipe, corpus, task, batches, total, say)
@@ -422,11 +423,13 @@ def _restore(
             f"--shards: made by another teacher than those that {out} was trained on ({differs}); "
             "give the same shard sets, or start another run"
         )
-    for key in ("uid_hash", "n_train"):
+    for key in ("uid_hash", "n_train", "row_hash"):
+        if key not in config["data"]:  # of an earlier version
+            continue
         if config["data"][key] != header["data"][key]:
             raise InputError(
                 f"--shards: not the rows that {out} was trained on ({key} differs); "
-                "give the same shard sets, or start another run"
+                "give the same shard sets in the same order, or start another run"
             )
     say(f"resuming from {path.name}")
     return int(config["step"]), checkpoint.load_state(path)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +164,14 @@ def test_weights__impossible_ones_are_refused(
         Corpus(roots, small_recipe(f"data.weights={weights}"))
 
 
+@pytest.mark.parametrize("length", ["train.steps=5", "train.epochs=5"])
+def test_weights__of_a_single_set_that_leave_nothing_are_refused(
+    make_shards: MakeShards, length: str
+) -> None:
+    with pytest.raises(InputError, match="none of its rows is trained on"):
+        Corpus([make_shards()], small_recipe("data.weights=[0.001]", length))
+
+
 @pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
 def test_stream__goes_on_from_any_position(make_shards: MakeShards, cache: str) -> None:
     batches = open_batches(make_shards(), overrides=(cache, "data.shuffle_groups=1"))
@@ -302,6 +313,7 @@ def test_stream__next_epoch_is_read_before_this_one_ends(
     monkeypatch.setattr(data_module, "_Epoch", Watched)
     stream = batches._endless(Position())
     for given in range(2 * batches.per_epoch):
+        time.sleep(0.05)  # the order of the next epoch is there in its last window
         assert next(stream).next == Position(*divmod(given + 1, batches.per_epoch))
     stream.close()  # type: ignore[attr-defined]
     assert begun[0] == 0
@@ -309,21 +321,48 @@ def test_stream__next_epoch_is_read_before_this_one_ends(
     assert batches.per_epoch / 3 < begun[1] < batches.per_epoch - 2
 
 
-def test_stream__order_of_the_next_epoch_is_made_during_this_one(make_shards: MakeShards) -> None:
-    batches = open_batches(make_shards(), overrides=("data.prefetch=1",))
-    made = threading.Event()
+@pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
+def test_stream__order_of_the_next_epoch_is_made_during_this_one(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    batches = open_batches(make_shards(), overrides=(cache,))
+    given = threading.Event()
     plain = batches.order.epoch
 
-    def watched(number: int) -> Epoch:
-        if number == 1:
-            made.set()
-        return plain(number)
+    def slow(number: int, stopped: Callable[[], bool] = lambda: False) -> Epoch:
+        # As long as all batches but the last of the epoch before take.
+        assert number == 0 or given.wait(20)
+        return plain(number, stopped)
 
-    batches.order.epoch = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(batches.order, "epoch", slow)
+    stream = batches._endless(Position())
+    seen = [next(stream).row.tolist() for _ in range(batches.per_epoch - 1)]
+    given.set()
+    seen += [next(stream).row.tolist() for _ in range(batches.per_epoch + 1)]
+    stream.close()  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert seen == rows_of(batches, 0) + rows_of(batches, 1)
+
+
+def test_stream__order_under_way_is_given_up(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = open_batches(make_shards())
+    plain, ended = batches.order.epoch, threading.Event()
+
+    def endless(number: int, stopped: Callable[[], bool] = lambda: False) -> Epoch:
+        if number == 0:
+            return plain(number)
+        while not stopped():
+            time.sleep(0.01)
+        ended.set()
+        raise CancelledError
+
+    monkeypatch.setattr(batches.order, "epoch", endless)
     stream = batches.stream(Position())
     next(stream)
-    assert made.wait(20)  # nobody has asked for more than the first batch
     stream.close()  # type: ignore[attr-defined]
+    assert ended.wait(20)
 
 
 def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -> None:

@@ -86,6 +86,7 @@ def test_find_vectors__missing_embeddings_are_told(
     [
         (("data.near=17",), "near 17 objects that are alike do not fit into batch_size 16"),
         (("data.near=2", "data.near_by=student"), "near_by student needs model.init"),
+        (("data.near_after=0.5",), "near_after needs near"),
         (("data.near=0",), "data.near"),
         (("data.near_by=point",), "data.near_by"),
     ],
@@ -174,12 +175,28 @@ def test_train__alike_by_a_student_whose_run_is_gone_when_it_goes_on(
     shutil.rmtree(straight.checkpoint)
     kept = (out / FILE).read_bytes()
     (out / FILE).write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(InputError, match=r"near\.npy: damaged .* made again by model\.init"):
+    with pytest.raises(InputError, match=r"near\.npy: missing or damaged.*start another run"):
         train([], None, out, resume=True, device="cpu")
     (out / FILE).write_bytes(kept)
     again = train([], None, out, resume=True, device="cpu")
     assert again.step == 10
     assert load_model(again.checkpoint).hash == weights
+
+
+def test_train__first_weights_that_have_changed_tell_anew_what_is_alike(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    """A run that has no checkpoint yet begins again, with the weights that are there now."""
+    root, first, out = make_shards(), tmp_path / "first", tmp_path / "run"
+    train([root], small_recipe("train.steps=2"), first, device="cpu")
+    options = ("data.near=4", "data.near_by=student", f"model.init={first}", "train.steps=2")
+    train([root], small_recipe(*options), out, device="cpu")
+    before = np.load(out / FILE)
+    shutil.rmtree(out / "checkpoints")
+    shutil.rmtree(first)
+    train([root], small_recipe("train.steps=2", "train.seed=5"), first, device="cpu")
+    train([], None, out, resume=True, device="cpu")
+    assert (np.load(out / FILE) != before).any()
 
 
 def test_train__alike_objects_change_the_run(make_shards: MakeShards, tmp_path: Path) -> None:

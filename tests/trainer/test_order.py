@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -195,8 +196,10 @@ def obvious_near_order(
     while waiting:
         seed = waiting.pop(0)
         product = {p: int(vectors[p].astype(np.int64) @ vectors[seed]) for p in waiting}
-        others = [p for p in waiting if rows[p] != rows[seed]]
-        others = sorted(others, key=lambda p: product[p], reverse=True)[: size - 1]
+        others: list[int] = []
+        for place in sorted(waiting, key=lambda p: product[p], reverse=True):
+            if len(others) < size - 1 and rows[place] not in {rows[p] for p in (seed, *others)}:
+                others.append(place)
         waiting = [p for p in waiting if p not in others]
         groups.append({seed, *others})
     # The order within a group is of no use, so it is left to the function.
@@ -243,13 +246,29 @@ def test_near_order__groups_are_of_one_kind_where_kinds_have_their_size() -> Non
     assert groups[:, 0].tolist() != sorted(groups[:, 0].tolist())  # in random order
 
 
-def test_near_order__a_row_that_comes_twice_is_not_alike_to_itself() -> None:
-    rows = np.repeat(np.arange(20), 2)
-    vectors = random_vectors(20, 6)[rows]
+@pytest.mark.parametrize("size", [2, 4])
+def test_near_order__a_group_has_no_row_twice(size: int) -> None:
+    rows = np.repeat(np.arange(40), 2)
+    vectors = random_vectors(40, 6)[rows]
     for seed in range(5):
-        found = near_order(vectors, rows, 2, np.random.default_rng(seed))
-        pairs = rows[found].reshape(20, 2)
-        assert (pairs[:, 0] == pairs[:, 1]).sum() <= 1  # the last pair has no choice
+        found = near_order(vectors, rows, size, np.random.default_rng(seed))
+        groups = rows[found].reshape(80 // size, size)
+        # Only the last ones have no choice.
+        assert sum(len(set(group)) < size for group in groups.tolist()) <= 2
+
+
+def test_epoch__stops_between_windows_when_asked() -> None:
+    order = make([[16] * 10], window=2)
+    order.near, order.vectors = 2, random_vectors(160, 4)
+    asked: list[None] = []
+
+    def stopped() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    with pytest.raises(CancelledError):
+        order.epoch(0, stopped)
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("width", [2, 512, 1280])

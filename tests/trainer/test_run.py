@@ -187,6 +187,10 @@ def test_resume__other_recipe_or_other_rows_are_refused(
         train([grown], None, tmp_path / "run", resume=True, device="cpu")
     with pytest.raises(InputError, match="no run to resume"):
         train([grown], None, tmp_path / "nothing", resume=True, device="cpu")
+    pair = [make_shards("a"), make_shards("b", prefix="other")]
+    train(pair, small_recipe("train.steps=3"), tmp_path / "pair", device="cpu")
+    with pytest.raises(InputError, match=r"row_hash differs.*in the same order"):
+        train(pair[::-1], None, tmp_path / "pair", resume=True, device="cpu")
     freed = small_recipe("train.steps=3", "train.log_every=2")
     assert train([], freed, tmp_path / "run", resume=True, device="cpu").step == 3
 
