@@ -288,6 +288,8 @@ def markdown(record: dict[str, Any]) -> str:
         for name, arm in arms.items()
         if arm["differences"]
     ]
+    # Of these the control of the same seed has other batches, or other augmentations.
+    apart = [f"`{name}`" for name, arm in arms.items() if {"data", "augment"} & set(arm["changes"])]
     parts = [
         f"# {record['title']}",
         record["about"],
@@ -295,7 +297,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{', '.join(map(str, record['seeds']))}. Every run sees "
         f"{' or '.join(f'{n:,}' for n in samples)} samples of {record['data']['n_train']:,} "
         "shapes; runs of one seed begin with the same weights and see the same batches and "
-        "augmentations. The student after the last step is measured, no checkpoint is chosen.",
+        f"augmentations{f' (but for {_listed(apart)})' if apart else ''}. The student after the "
+        "last step is measured, no checkpoint is chosen.",
         f"Measured on {rows['n_rows']:,} objects that no run has seen ({sets}, {split})"
         + (
             "; what the weights were trained on that runs begin with is not known here"
@@ -325,6 +328,10 @@ def markdown(record: dict[str, Any]) -> str:
         lines = [f"- {f['arm']}, seed {f['seed']}: {f['reason']}" for f in record["failed"]]
         parts += ["## Failed runs", "\n".join(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _controls(record: dict[str, Any]) -> str:

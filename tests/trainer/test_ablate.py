@@ -378,6 +378,10 @@ def test_summarise__numbers_are_those_of_the_statistics(study: Study) -> None:
     assert "all" in texts
     assert sum(text.startswith("all: ") for text in texts) == 1
     assert "| all | 3 |" in markdown(record)
+    assert "same batches and augmentations. The student" in markdown(record)
+    own["changes"] = {"data": {"near": 4}}
+    record["arms"]["all"] = own
+    assert "same batches and augmentations (but for `all`). The student" in markdown(record)
 
 
 def test_plan__arm_that_needs_texts_where_there_are_none(
