@@ -16,7 +16,7 @@ from evaluation.embeddings import Embeddings, EmbeddingsMeta, concatenate
 from evaluation.index import build_index
 from evaluation.sources import StudentEncoder, embed_shards, shards_data
 from pipeline import ShardSet, embed_folder
-from trainer.config import load_recipe
+from trainer.recipe import load_recipe
 from trainer.run import train
 
 

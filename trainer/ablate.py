@@ -34,11 +34,12 @@ from typing import Any
 from pipeline.common import InputError, canonical_json, check_place, content_hash
 from pipeline.console import note
 from trainer.backbones import resolve_options
-from trainer.config import Recipe, load_recipe, parse_recipe
+from trainer.config import Recipe
 from trainer.heldout import HeldOut
 from trainer.index import Corpus
 from trainer.initial import pinned
 from trainer.jobs import RESULT, Executor, Here, Job
+from trainer.recipe import load_recipe, parse_recipe
 from trainer.run import require_points
 from trainer.run_folder import FREE, absolute
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Recipe, flatten, parse_recipe
+from trainer.config import Recipe
+from trainer.recipe import flatten, parse_recipe
 
 ALIGN = {"infonce": "InfoNCE", "siglip": "SigLIP", "multi_positive": "multi-positive InfoNCE"}
 FEW_SHAPES = 100_000  # below it a card warns: published students saw several times more

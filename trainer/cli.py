@@ -81,7 +81,7 @@ def run(
 
       trainer run --shards mine --recipe tiny --set model.init=runs/mrd --out runs/mine
     """
-    from trainer.config import load_recipe
+    from trainer.recipe import load_recipe
 
     name = recipe or (None if resume else "tiny")
     chosen = load_recipe(name, sets or []) if name else None
@@ -221,7 +221,8 @@ def recipes(
 
       trainer recipes --keys
     """
-    from trainer.config import TWIN, Recipe, flatten, load_about, load_recipe, recipe_names
+    from trainer.config import Recipe
+    from trainer.recipe import TWIN, flatten, load_about, load_recipe, recipe_names
 
     if keys:
         defaults = flatten(Recipe())

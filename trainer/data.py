@@ -281,7 +281,6 @@ class _Blocks:
         self._rows = dict(zip(keys.tolist(), rows, strict=True))
         self._waiting = keys.tolist()  # sorted by window
         self._blocks: dict[int, Future[Block]] = {}
-        self._mine = threading.local()
         self._pool = ThreadPoolExecutor(corpus.data.readers, thread_name_prefix="trainer-reader")
         if self._waiting:
             self._fetch(self._waiting[0] // LANES)
@@ -313,13 +312,11 @@ class _Blocks:
             self._blocks[key] = self._pool.submit(self._read, key)
 
     def _read(self, key: int) -> Block:
-        if not hasattr(self._mine, "sets"):
-            self._mine.sets = self.corpus.reopen()  # files must not be shared between threads
         rows = np.unique(self._rows.pop(key))
         mask = np.zeros(len(self.corpus), np.bool_)
         mask[rows] = True
         groups = [self.corpus.groups[g] for g in self.order.groups(*divmod(key, LANES))]
-        return read_block(self.corpus, self._mine.sets, groups, mask)
+        return read_block(self.corpus, self.corpus.of_thread(), groups, mask)
 
     def close(self) -> None:
         """Stop reading."""

@@ -83,6 +83,7 @@ class Corpus:
         if not roots:
             raise InputError("--shards: none given; name at least one shard set")
         self.roots = [str(root) for root in roots]
+        self._mine = threading.local()
         self.sets = [ShardSet.open(root) for root in roots]
         self.recipe, self.data, self.loss = recipe, recipe.data, recipe.loss
         self._check_weights()
@@ -134,6 +135,13 @@ class Corpus:
     def reopen(self) -> list[ShardSet]:
         """The sets opened once more: a thread must not share its files with another one."""
         return [ShardSet.open(root) for root in self.roots]
+
+    def of_thread(self) -> list[ShardSet]:
+        """The sets as the calling thread alone reads them, opened when it first asks."""
+        if not hasattr(self._mine, "sets"):
+            self._mine.sets = self.reopen()
+        sets: list[ShardSet] = self._mine.sets
+        return sets
 
     def order(self, seed: int, vectors: NDArray[np.int16] | None = None) -> Order:
         """The order of the training rows for a seed.
@@ -232,13 +240,10 @@ class Corpus:
         """Uids and the like of all parts of all sets, in order, by several threads."""
         columns = ["split", *(["text_sources"] if self.loss.needs_text else [])]
         columns += ["category"] if self.loss.needs_category else []
-        mine = threading.local()  # files must not be shared between threads
 
         def read(job: tuple[int, str]) -> tuple[int, _Part]:
             source, name = job
-            if not hasattr(mine, "sets"):
-                mine.sets = self.reopen()
-            shards, part = mine.sets[source], _Part()
+            shards, part = self.of_thread()[source], _Part()
             part.groups = shards.groups_of(name)
             for group in part.groups:
                 batch = shards.read(group, columns)

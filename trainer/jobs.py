@@ -64,8 +64,8 @@ class Job:
 def perform(folder: Path) -> None:
     """Train, or go on training, and measure. Raises as ``trainer.run.train`` does."""
     from trainer.checkpoint import load_model
-    from trainer.config import parse_recipe
     from trainer.heldout import HeldOut
+    from trainer.recipe import parse_recipe
     from trainer.recorder import read_metrics
     from trainer.run import Workers, choose_device, train
     from trainer.run_folder import RUN

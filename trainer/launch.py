@@ -166,8 +166,8 @@ def work(config: dict[str, Any]) -> None:
     """What each process does."""
     import ray.train.torch
 
-    from trainer.config import parse_recipe
     from trainer.distributed import rank
+    from trainer.recipe import parse_recipe
     from trainer.run import fit
 
     out = Path(config["out"])

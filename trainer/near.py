@@ -14,7 +14,6 @@ Shape suffixes: N rows of all sets, D embedding width.
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,15 +103,12 @@ def whole(vectors_ND: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
 
 
 def _by_teacher(corpus: Corpus, modality: str) -> Vectors:
-    """Mean over the views or texts of each training row."""
+    """Mean over the views or texts of each training row, exact but for the last rounding."""
     column = f"{modality}_embeds"
     vectors = np.zeros((len(corpus), corpus.teacher.width), np.int16)
-    mine = threading.local()  # files must not be shared between threads
 
     def read(address: GroupAddress) -> None:
-        if not hasattr(mine, "sets"):
-            mine.sets = corpus.reopen()
-        batch = mine.sets[address.source].read(address.group, [column])
+        batch = corpus.of_thread()[address.source].read(address.group, [column])
         sums = np.zeros((address.group.n_rows, corpus.teacher.width))
         if modality == "text":
             for place in range(len(sums)):

@@ -25,13 +25,14 @@ from pipeline.shards import NEUTRAL_RGB, TeacherInfo
 from trainer import checkpoint, near, parallel
 from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
-from trainer.config import Recipe, override_recipe
+from trainer.config import Recipe
 from trainer.data import Batches, read_ahead, validation_batches
 from trainer.distributed import rank, world_size
 from trainer.index import Corpus
 from trainer.initial import settled
 from trainer.lock import exclusive
 from trainer.loop import DivergedError, Interrupted, Loop, Progress
+from trainer.recipe import override_recipe
 from trainer.recorder import METRICS, Recorder
 from trainer.run_folder import absolute, environment, reopen, require_new, write_run
 from trainer.task import DistillTask

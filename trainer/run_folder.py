@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from pipeline.common import InputError, check_place, versions, write_json
-from trainer.config import Recipe, flatten, override_recipe, parse_recipe
+from trainer.config import Recipe
 from trainer.initial import settled
+from trainer.recipe import flatten, override_recipe, parse_recipe
 
 FORMAT = "mrd3d-run"
 RUN = "run.json"

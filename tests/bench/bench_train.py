@@ -41,12 +41,12 @@ from tests.bench.train_sides import (
     write_shards,
 )
 from trainer.backbones.measure import measure
-from trainer.config import load_recipe
 from trainer.data import Batches, CloudBatch
 from trainer.grouping import group_points, prefix_centroids
 from trainer.index import Corpus
 from trainer.loop import Loop
 from trainer.parallel import clip_gradients
+from trainer.recipe import load_recipe
 from trainer.recorder import Recorder
 from trainer.task import DistillTask
 

@@ -23,9 +23,10 @@ from pipeline.shards import (
 )
 from tests.bench.train_plain import PlainTrainer
 from trainer.backbones.pointbert import PointBert
-from trainer.config import Recipe, load_recipe
+from trainer.config import Recipe
 from trainer.data import Batches, CloudBatch, Position
 from trainer.loop import Loop
+from trainer.recipe import load_recipe
 from trainer.task import DistillTask
 
 RECIPE = "mrd-pointbert-32m"

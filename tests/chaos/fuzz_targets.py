@@ -57,7 +57,7 @@ from tests.pipeline.shard_tools import make_manifest, make_set
 from tests.pipeline.shard_tools import make_row as shard_row
 from tests.pipeline.test_mesh_materials import quad_dae
 from trainer import checkpoint
-from trainer.config import load_recipe
+from trainer.recipe import load_recipe
 
 LAZY = (collada, simple)  # imported by the readers when they are needed: here, to be instrumented
 # Small, so that a claim that passes them is found soon.

@@ -18,7 +18,7 @@ from tests.integration.test_embed import FAST, contents, run
 from tests.pipeline.s3_server import BUCKET, s3_environment, upload
 from tests.pipeline.test_teacher import write_teacher
 from tests.trainer.conftest import SMALL
-from trainer.config import load_recipe
+from trainer.recipe import load_recipe
 from trainer.run import train
 
 pytestmark = pytest.mark.timeout(1800)  # several jobs each, on a machine with other work too

@@ -11,7 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.shards import Manifest, Row, TeacherInfo, create_or_open, write_part
-from trainer.config import Recipe, load_recipe
+from trainer.config import Recipe
+from trainer.data import Batches
+from trainer.index import Corpus
+from trainer.recipe import load_recipe
 
 WIDTH = 32
 N_POINTS = 256
@@ -154,3 +157,11 @@ def make_shards(tmp_path: Path) -> MakeShards:
 def small_recipe(*overrides: str) -> Recipe:
     """The tiny recipe made smaller still, for tests."""
     return load_recipe("tiny", [*SMALL, *overrides])
+
+
+def open_batches(*roots: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> Batches:
+    return Batches(Corpus(list(roots), small_recipe(*overrides)), seed)
+
+
+def rows_of(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
+    return [batch.row.tolist() for batch in batches.epoch(epoch, start)]

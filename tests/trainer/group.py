@@ -16,8 +16,8 @@ from torch.multiprocessing.spawn import spawn
 from pipeline.common import InputError
 from trainer import parallel
 from trainer.checkpoint import checkpoints
-from trainer.config import parse_recipe
 from trainer.loop import Interrupted
+from trainer.recipe import parse_recipe
 from trainer.run import fit
 
 CPU = torch.device("cpu")

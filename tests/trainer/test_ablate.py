@@ -27,9 +27,9 @@ from trainer.ablate import (
     run_key,
 )
 from trainer.ablate_report import adjust, chart_of, markdown, nice_ticks, over_objects, summarise
-from trainer.config import load_recipe
 from trainer.heldout import HeldOut
 from trainer.jobs import Done, Here, training_seconds
+from trainer.recipe import load_recipe
 from trainer.recorder import read_metrics
 from trainer.run import train
 from trainer.statistics import paired_difference, t_interval

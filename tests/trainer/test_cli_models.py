@@ -17,7 +17,7 @@ from tests.trainer.checkpoints import write_checkpoint
 from trainer.backbones import backbone_names
 from trainer.checkpoint import load_model
 from trainer.cli import app, main
-from trainer.config import recipe_names
+from trainer.recipe import recipe_names
 
 
 def invoke(*arguments: str) -> str:

@@ -4,29 +4,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.common import InputError
-from pipeline.shards import ShardSet, create_or_open
-from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows, small_recipe
+from pipeline.shards import ShardSet
+from tests.trainer.conftest import MakeShards, Synth, make_rows, open_batches, rows_of, small_recipe
 from trainer import data as data_module
-from trainer.config import load_recipe
 from trainer.data import Batches, CloudBatch, Position, _Epoch, validation_batches
-from trainer.index import Corpus, is_held_out
+from trainer.index import Corpus
 from trainer.order import Epoch
 from trainer.sampling import Draws
-
-
-def open_batches(*roots: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> Batches:
-    return Batches(Corpus(list(roots), small_recipe(*overrides)), seed)
-
-
-def rows_of(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
-    return [batch.row.tolist() for batch in batches.epoch(epoch, start)]
 
 
 def assert_equal(a: CloudBatch, b: CloudBatch) -> None:
@@ -148,30 +138,6 @@ def test_weights__each_time_a_row_comes_up_has_its_own_view(make_shards: MakeSha
     assert np.mean([len(views) for views in seen.values()]) > 2.5
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ("[1]", "1 numbers for 2 shard sets"),
-        ("[1, 0.001]", "none of its rows is trained on"),
-        ("[0.1, 9]", "in a batch twice"),
-    ],
-)
-def test_weights__impossible_ones_are_refused(
-    make_shards: MakeShards, weights: str, message: str
-) -> None:
-    roots = [make_shards("a"), make_shards("b", prefix="other", count=12)]
-    with pytest.raises(InputError, match=message):
-        Corpus(roots, small_recipe(f"data.weights={weights}"))
-
-
-@pytest.mark.parametrize("length", ["train.steps=5", "train.epochs=5"])
-def test_weights__of_a_single_set_that_leave_nothing_are_refused(
-    make_shards: MakeShards, length: str
-) -> None:
-    with pytest.raises(InputError, match="none of its rows is trained on"):
-        Corpus([make_shards()], small_recipe("data.weights=[0.001]", length))
-
-
 @pytest.mark.parametrize("cache", ["data.cache_mib=0", "data.cache_mib=100"])
 def test_stream__goes_on_from_any_position(make_shards: MakeShards, cache: str) -> None:
     batches = open_batches(make_shards(), overrides=(cache, "data.shuffle_groups=1"))
@@ -249,47 +215,6 @@ def test_validation__is_the_held_out_slice_in_a_fixed_order(make_shards: MakeSha
     assert rows == np.flatnonzero(corpus.val_mask).tolist()
     for a, b in zip(first, second, strict=True):
         assert_equal(a, b)
-
-
-def test_split__is_disjoint_stable_and_of_the_asked_size() -> None:
-    uids = [f"x/{index}" for index in range(4000)]
-    held = {uid for uid in uids if is_held_out(uid, 0.1)}
-    assert len(held) / len(uids) == pytest.approx(0.1, abs=0.02)
-    assert held == {uid for uid in reversed(uids) if is_held_out(uid, 0.1)}
-    assert held < {uid for uid in uids if is_held_out(uid, 0.2)}
-    assert not any(is_held_out(uid, 0.0) for uid in uids)
-
-
-def test_split__does_not_move_when_the_set_grows(make_shards: MakeShards) -> None:
-    def held(root: Path) -> set[str]:
-        corpus = Corpus([root], small_recipe())
-        uids = ShardSet.open(root).uids()
-        return {uids[row] for row in np.flatnonzero(corpus.val_mask)}
-
-    small, large = held(make_shards("small")), held(make_shards("large", count=200))
-    assert small == {uid for uid in large if int(uid[-4:]) < 96}
-
-
-def test_split__rows_marked_as_test_are_never_trained_or_validated_on(
-    make_shards: MakeShards,
-) -> None:
-    root = make_shards(test_rows=3)
-    corpus = Corpus([root], small_recipe())
-    marked = np.arange(96) % 3 == 0
-    assert not (corpus.train_mask & marked).any()
-    assert not (corpus.val_mask & marked).any()
-    assert corpus.n_train + corpus.n_val == 64
-    everything = Corpus([root], small_recipe('data.splits=["train", "test"]'))
-    assert everything.n_train + everything.n_val == 96
-
-
-def test_corpus__several_sets_of_one_teacher_are_joined(make_shards: MakeShards) -> None:
-    roots = [make_shards("a"), make_shards("b", prefix="other", count=50, views=2)]
-    batches = open_batches(*roots)
-    assert len(batches.corpus) == 146
-    seen = {row for epoch in range(6) for batch in rows_of(batches, epoch) for row in batch}
-    assert max(seen) >= 96
-    assert min(seen) < 96
 
 
 def test_draws__validation_differs_from_training() -> None:
@@ -373,142 +298,3 @@ def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -
     batches._sets[0]._files.clear()
     with pytest.raises(InputError, match=part.name):
         list(zip(range(50), batches.stream(Position()), strict=False))
-
-
-def test_corpus__two_teachers_are_refused(make_shards: MakeShards) -> None:
-    roots = [make_shards("a"), make_shards("b", prefix="other", teacher=1)]
-    with pytest.raises(InputError, match=r"synthetic-1.*fingerprints differ.*one teacher"):
-        Corpus(roots, small_recipe())
-
-
-def test_corpus__same_uid_twice_is_refused(make_shards: MakeShards) -> None:
-    with pytest.raises(InputError, match="uid synth/0000 comes twice"):
-        Corpus([make_shards("a"), make_shards("b")], small_recipe())
-
-
-def test_corpus__empty_set_is_refused(tmp_path: Path) -> None:
-    create_or_open(tmp_path / "empty", make_manifest(Synth()))
-    with pytest.raises(InputError, match="empty: no rows"):
-        Corpus([tmp_path / "empty"], small_recipe())
-
-
-def test_corpus__without_any_view_the_terms_of_pictures_are_off(make_shards: MakeShards) -> None:
-    blind = make_shards("blind", views=0, textless=3)
-    corpus = Corpus([blind], small_recipe())
-    assert corpus.left_out == [
-        "loss.align.image_weight",
-        "loss.distill.intra_image",
-        "loss.distill.cross",
-    ]
-    assert not corpus.loss.needs_image
-    assert corpus.recipe.loss == corpus.loss
-    assert type(corpus.recipe).model_validate(corpus.recipe.model_dump()) == corpus.recipe
-    # No term reads anything of a row without text: it is not trained on.
-    assert corpus.n_with_text == corpus.n_train + corpus.n_val == 64
-    same = Corpus([blind], small_recipe("loss.distill.cross_rows=same"))
-    assert same.left_out[1:] == ["loss.distill.intra_image", "loss.distill.cross_image"]
-    assert same.loss.distill.cross_text
-    assert not same.loss.needs_image
-    only_images = small_recipe("loss.distill.intra_text=false")
-    assert not Corpus([blind], only_images).loss.distill.enabled
-    with pytest.raises(InputError, match="no image embeddings, and the recipe aligns with"):
-        Corpus([blind], small_recipe("loss.align.text_weight=0"))
-
-
-def test_corpus__missing_views_of_one_set_are_refused_only_where_needed(
-    make_shards: MakeShards,
-) -> None:
-    blind, seeing = make_shards("blind", views=0), make_shards("seeing", prefix="other")
-    with pytest.raises(InputError, match="blind: no image embeddings"):
-        Corpus([blind, seeing], small_recipe())
-    no_image = (
-        "loss.align.image_weight=0",
-        "loss.distill.intra_image=false",
-        "loss.distill.cross=false",
-    )
-    batch = next(open_batches(blind, overrides=no_image).epoch(0))
-    assert batch.image is None
-    assert batch.text is not None
-
-
-def test_corpus__without_any_text_the_terms_of_texts_are_off(make_shards: MakeShards) -> None:
-    mute = make_shards("mute", textless=1)
-    corpus = Corpus([mute], small_recipe("loss.align.drop_same_text=true"))
-    assert corpus.left_out == [
-        "loss.align.text_weight",
-        "loss.align.drop_same_text",
-        "loss.distill.intra_text",
-        "loss.distill.cross",
-    ]
-    assert not corpus.loss.needs_text
-    assert corpus.recipe.loss == corpus.loss
-    assert corpus.loss.distill.intra_image
-    # What is left is a legal recipe, the same as if it had been asked for.
-    assert load_recipe("tiny") != corpus.recipe
-    assert type(corpus.recipe).model_validate(corpus.recipe.model_dump()) == corpus.recipe
-    batch = next(Batches(corpus, 0).epoch(0))
-    assert batch.text is None
-    assert not bool(batch.has_text.any())
-    only_texts = small_recipe("loss.distill.intra_image=false")
-    assert not Corpus([mute], only_texts).loss.distill.enabled
-    with pytest.raises(InputError, match="no row has a text, and the recipe aligns with texts"):
-        Corpus([mute], small_recipe("loss.align.image_weight=0"))
-    joint = Corpus([mute], small_recipe("loss.align.joint_weight=1"))
-    assert "loss.align.joint_weight" in joint.left_out
-    assert not joint.loss.needs_text
-    # Relations to pictures by rows of pictures need no texts.
-    same = Corpus([mute], small_recipe("loss.distill.cross_rows=same"))
-    assert same.left_out == [
-        *("loss.align.text_weight", "loss.distill.intra_text", "loss.distill.cross_text")
-    ]
-    assert not same.loss.needs_text
-    alone = small_recipe("loss.distill.cross_rows=same", "loss.distill.intra_image=false")
-    assert Corpus([mute], alone).loss.distill.crosses("image")
-    with pytest.raises(InputError, match="no row has a text"):
-        Corpus([mute], small_recipe("loss.align.image_weight=0", "loss.distill.enabled=false"))
-    # One set with texts is enough.
-    both = [mute, make_shards("told", prefix="other")]
-    assert Corpus(both, small_recipe()).left_out == []
-
-
-def test_describe__names_rows_and_what_is_wrong_with_them(make_shards: MakeShards) -> None:
-    roots = [make_shards("a"), make_shards("b", prefix="other", count=40)]
-    corpus = Corpus(roots, small_recipe())
-    assert corpus.describe([3, 95, 96, 135]) == [
-        {"uid": "synth/0003", "shards": str(roots[0]), "not_finite": []},
-        {"uid": "synth/0095", "shards": str(roots[0]), "not_finite": []},
-        {"uid": "other/0000", "shards": str(roots[1]), "not_finite": []},
-        {"uid": "other/0039", "shards": str(roots[1]), "not_finite": []},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.batch_size=500", "fewer than a batch of 500"),
-        ("data.val_fraction=0.0001", "holds out 0 of 96 rows"),
-        ("data.n_points=1000", "256 points in a cloud, the recipe reads 1000"),
-    ],
-)
-def test_corpus__impossible_recipe_is_refused(
-    make_shards: MakeShards, override: str, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        Corpus([make_shards()], small_recipe(override))
-
-
-def test_corpus__told_fraction_holds_out_some_ten_of_these_very_shapes(
-    make_shards: MakeShards,
-) -> None:
-    root = make_shards()
-    with pytest.raises(InputError) as caught:
-        Corpus([root], small_recipe("data.val_fraction=0.0001"))
-    better = str(caught.value).split("--set ")[1].split(",")[0]
-    assert 10 <= Corpus([root], small_recipe(better)).n_val <= 13
-
-
-def test_corpus__centroids_beyond_the_ordered_points_are_refused(make_shards: MakeShards) -> None:
-    corpus = Corpus([make_shards(n_fps=8)], small_recipe())
-    with pytest.raises(InputError, match=r"8 points are in farthest-point order.*16 centroids"):
-        corpus.require_order(16)
-    corpus.require_order(8)

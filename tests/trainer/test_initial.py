@@ -16,8 +16,8 @@ from tests.trainer import reference
 from tests.trainer.conftest import MakeShards, small_recipe
 from trainer.backbones import build_backbone
 from trainer.checkpoint import WEIGHTS, load_model
-from trainer.config import load_recipe
 from trainer.initial import begin, pinned
+from trainer.recipe import load_recipe
 from trainer.run import RunResult, train
 
 

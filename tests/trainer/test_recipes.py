@@ -11,8 +11,8 @@ import pytest
 from pipeline.common import InputError
 from tests.trainer.conftest import MakeShards
 from trainer.backbones.measure import measure, on_meta
-from trainer.config import RECIPES, TWIN, flatten, load_about, load_recipe, recipe_names
 from trainer.optim import build_optimizer
+from trainer.recipe import RECIPES, TWIN, flatten, load_about, load_recipe, recipe_names
 from trainer.run import train
 
 POINTBERT = ("5m", "13m", "26m", "32m", "72m")

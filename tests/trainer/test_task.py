@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
-from trainer.config import Recipe, load_recipe
+from trainer.config import Recipe
 from trainer.data import Batches, CloudBatch, validation_batches
 from trainer.index import Corpus
 from trainer.optim import build_optimizer, learning_rate, ramp
+from trainer.recipe import load_recipe
 from trainer.task import DistillTask, bf16_slowdown, choose_precision
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.common import InputError
-from trainer.config import suggestion
+from trainer.recipe import suggestion
 
 
 class Backbone(nn.Module, ABC):
