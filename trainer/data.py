@@ -410,7 +410,7 @@ def collate(
             start += len(piece.row)
         return tensor(values), tensor(owners)
 
-    row = np.concatenate([piece.row for piece in pieces])
+    row = tensor([piece.row for piece in pieces]).numpy()  # pinned as well
     images, texts = [piece.image for piece in pieces], [piece.text for piece in pieces]
     needs_image, needs_text = corpus.loss.needs_image, corpus.loss.needs_text
     return CloudBatch(

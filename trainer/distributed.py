@@ -42,13 +42,29 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Counts of every process, in the order of ranks. One collective."""
-    mine = torch.tensor(list(counts), dtype=torch.int64, device=device)
+_control: list[Any] = []  # the group below, made once
+
+
+def control_group() -> Any:
+    """Group for decisions and small objects: on the CPU, so that no GPU is waited for."""
+    if not _control:
+        gloo = dist.get_backend() == "gloo"
+        _control.append(dist.group.WORLD if gloo else dist.new_group(backend="gloo"))
+    return _control[0]
+
+
+def forget_group() -> None:
+    """For a process that initialises ``torch.distributed`` once more."""
+    _control.clear()
+
+
+def gather_counts(counts: Sequence[int]) -> list[list[int]]:
+    """Counts of every process, in the order of ranks. One collective, which waits for no GPU."""
     if world_size() == 1:
-        return [mine.tolist()]
+        return [list(counts)]
+    mine = torch.tensor(list(counts), dtype=torch.int64)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
+    dist.all_gather(everyone, mine, group=control_group())
     return [values.tolist() for values in everyone]
 
 
@@ -101,9 +117,7 @@ def gather_features(local: Features) -> tuple[Features, int]:
     if world_size() == 1:
         return local, 0
     several = [local.image_all, local.text_all]
-    counts = gather_counts(
-        [len(local), *(0 if item is None else len(item) for item in several)], local.point.device
-    )
+    counts = gather_counts([len(local), *(0 if item is None else len(item) for item in several)])
     sizes = [count[0] for count in counts]
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
 

@@ -30,7 +30,7 @@ import torch
 
 from pipeline.common import InputError, cores, quiet_stderr, write_json
 from pipeline.console import ProgressBar, note
-from trainer import parallel
+from trainer import distributed, parallel
 from trainer.config import Recipe
 from trainer.jobs import OF_OUR_OWN
 from trainer.loop import Interrupted
@@ -174,7 +174,7 @@ def work(config: dict[str, Any]) -> None:
     folder = out / FOLDER
     if (folder / OUTCOME).exists():
         return
-    parallel.forget_group()
+    distributed.forget_group()
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     device = ray.train.torch.get_device()
     if device.type == "cuda":

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.common import InputError
-from trainer.distributed import rank, world_size
+from trainer.distributed import control_group, rank, world_size
 
 LARGE = 300_000_000  # parameters from which ``auto`` shares the student out on GPUs
 T = TypeVar("T")
@@ -35,22 +35,6 @@ T = TypeVar("T")
 
 class AgreedError(InputError):
     """An ``InputError`` that every process of the run raises."""
-
-
-_control: list[Any] = []  # the group below, made once
-
-
-def control_group() -> Any:
-    """Group for decisions and small objects: on the CPU, so that no GPU is waited for."""
-    if not _control:
-        gloo = dist.get_backend() == "gloo"
-        _control.append(dist.group.WORLD if gloo else dist.new_group(backend="gloo"))
-    return _control[0]
-
-
-def forget_group() -> None:
-    """For a process that initialises ``torch.distributed`` once more."""
-    _control.clear()
 
 
 def agree(mine: bool) -> bool:

@@ -226,7 +226,7 @@ class DistillTask:
         size = self.recipe.train.micro_batch
         if size == 0:
             return 1
-        rows = [count[0] for count in distributed.gather_counts([n_rows], self.device)]
+        rows = [count[0] for count in distributed.gather_counts([n_rows])]
         most = min(rows) // self.student.least_rows
         return max(1, min(-(-max(rows) // size), most))
 

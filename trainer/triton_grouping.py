@@ -3,7 +3,8 @@
 The plain versions write a (B, S, N) table of distances and read it again several times; here one
 program treats one centroid, and nothing but its neighbours leaves the chip. Every neighbour's
 place in the output is computed (a running count of the points before it), never raced for, so the
-result is the same each time. Among equal distances kNN takes the lower index.
+result is the same each time. Among equal distances kNN takes the lower index. Products and sums are
+not fused: kNN computes its distances twice and must get the same ones.
 
 Import it only where it is used: it needs ``triton``. With TRITON_INTERPRET=1 in the environment
 before the import, the kernels run on the CPU, slowly, for tests.
@@ -20,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SCAN = 1024  # points that a ball query looks at together
+SCAN = 1024  # points that are looked at together where neighbours are written out
 KNN_POINTS = 16_384  # a kNN program keeps the distances to all points in its registers
+BALL_WARPS = 4
 
 
 @triton.jit
@@ -32,6 +34,15 @@ def _distances(points, base, offsets, mask, cx, cy, cz, stride_n):  # type: igno
     z = tl.load(points + base + offsets * stride_n + 2, mask=mask, other=0.0)
     squared = (x - cx) * (x - cx) + (y - cy) * (y - cy) + (z - cz) * (z - cz)
     return tl.where(mask, squared, float("inf"))
+
+
+@triton.jit
+def _ordered(points, base, offsets, n_points, cx, cy, cz, stride_n):  # type: ignore[no-untyped-def]
+    """Integers in the order of the squared distances; points behind the end come last."""
+    mask = offsets < n_points
+    squared = _distances(points, base, offsets, mask, cx, cy, cz, stride_n)
+    # Non-negative floats are ordered as their bits are.
+    return tl.where(mask, squared.to(tl.int32, bitcast=True), 0x7FFFFFFF)
 
 
 @triton.jit
@@ -131,6 +142,7 @@ def _knn_kernel(  # type: ignore[no-untyped-def]
     channels: tl.constexpr,
     K: tl.constexpr,
     BLOCK: tl.constexpr,
+    PART: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -138,11 +150,7 @@ def _knn_kernel(  # type: ignore[no-untyped-def]
     cx = tl.load(centroids + row * 3)
     cy = tl.load(centroids + row * 3 + 1)
     cz = tl.load(centroids + row * 3 + 2)
-    offsets = tl.arange(0, BLOCK)
-    mask = offsets < n_points
-    squared = _distances(points, base, offsets, mask, cx, cy, cz, stride_n)
-    # Non-negative floats are ordered as their bits are. Points behind the end come last.
-    bits = tl.where(mask, squared.to(tl.int32, bitcast=True), 0x7FFFFFFF)
+    bits = _ordered(points, base, tl.arange(0, BLOCK), n_points, cx, cy, cz, stride_n)
     # The K-th smallest distance, by bisection over all floats: 31 bits, 31 steps.
     low = 0
     high = 0x7F800000
@@ -151,21 +159,36 @@ def _knn_kernel(  # type: ignore[no-untyped-def]
         enough = tl.sum((bits <= middle).to(tl.int32), axis=0) >= K
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle + 1)
-    nearer = (bits < high).to(tl.int32)
-    equal = (bits == high).to(tl.int32)
-    missing = K - tl.sum(nearer, axis=0)  # how many of the equal ones are taken
-    rank = tl.cumsum(equal, axis=0)
-    taken = tl.where((nearer > 0) | ((equal > 0) & (rank <= missing)), 1, 0)
-    place = tl.cumsum(taken, axis=0) - taken
-    _emit(
-        points, out, base, row, offsets, place, (taken > 0) & (place < K),
-        cx, cy, cz, stride_n, channels, K, INDEX,
-    )  # fmt: skip
+    missing = K - tl.sum((bits < high).to(tl.int32), axis=0)  # how many of the equal ones are taken
+    # A second look at the points, part by part: places of all of them at once fit no registers.
+    lane = tl.arange(0, PART)
+    count = 0
+    equals = 0
+    start = 0
+    while (start < n_points) & (count < K):
+        offsets = start + lane
+        part = _ordered(points, base, offsets, n_points, cx, cy, cz, stride_n)
+        equal = (part == high).to(tl.int32)
+        rank = equals + tl.cumsum(equal, axis=0)
+        taken = tl.where((part < high) | ((equal > 0) & (rank <= missing)), 1, 0)
+        place = count + tl.cumsum(taken, axis=0) - taken
+        _emit(
+            points, out, base, row, offsets, place, taken > 0,
+            cx, cy, cz, stride_n, channels, K, INDEX,
+        )  # fmt: skip
+        count += tl.sum(taken, axis=0)
+        equals += tl.sum(equal, axis=0)
+        start += PART
 
 
 def knn_fits(n_points: int) -> bool:
     """Whether clouds of this size fit the kNN kernel."""
     return n_points <= KNN_POINTS
+
+
+def knn_warps(block: int) -> int:
+    """Warps of a kNN program: at most 32 distances a thread, or registers spill to memory."""
+    return min(16, max(4, block // 512))
 
 
 def _launch(
@@ -191,14 +214,14 @@ def _launch(
             block = triton.next_power_of_2(n_points)
             _knn_kernel[grid](
                 points, centroids, out, n_points, n_centroids, *strides,
-                channels=channels, K=k, BLOCK=block, INDEX=index,
-                num_warps=8 if block > 2048 else 4,
+                channels=channels, K=k, BLOCK=block, PART=min(block, SCAN), INDEX=index,
+                num_warps=knn_warps(block), enable_fp_fusion=False,
             )  # fmt: skip
         else:
             _ball_kernel[grid](
                 points, centroids, out, n_points, n_centroids, radius * radius, *strides,
                 channels=channels, K=k, BLOCK_K=triton.next_power_of_2(k), BLOCK=SCAN, INDEX=index,
-                num_warps=4,
+                num_warps=BALL_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 

@@ -147,7 +147,7 @@ class Job:
 def gradients_of_gather(rank: int) -> Tensor:
     """Gradient of own rows when each process weighs the gathered rows by its rank + 1."""
     rows = torch.arange(2 * (rank + 1), dtype=torch.float64).reshape(-1, 2).requires_grad_(True)
-    sizes = [count[0] for count in distributed.gather_counts([len(rows)], rows.device)]
+    sizes = [count[0] for count in distributed.gather_counts([len(rows)])]
     gathered = distributed.gather_rows(rows, sizes)
     weights = torch.arange(gathered.numel(), dtype=torch.float64).view_as(gathered)
     (gathered * weights * (rank + 1)).sum().backward()  # type: ignore[no-untyped-call]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,14 +47,16 @@ def compare_all() -> None:
         grouped = torch.cat([grouped[..., :3] - middle[:, :, None], grouped], dim=-1)
         assert torch.equal(kernels.grouped(cloud, middle, k, None), grouped)
 
-    # Equal distances: each point is there three times; the lower index goes first.
-    base = clouds(1, 40, 3)
-    cloud = torch.cat([base, base, base], dim=1)
-    index = kernels.neighbours(cloud, base[:, :4, :3], 5, None)
-    for row in range(4):
-        squared = (cloud[0, :, :3] - base[0, row, :3]).square().sum(-1)
-        order = torch.argsort(squared, stable=True)[:5]
-        assert sorted(index[0, row].tolist()) == sorted(order.tolist())
+    # Equal distances: each point is there three times; the lower index goes first. Some of them lie
+    # in one part of the scan, some in two.
+    for points in (40, 600):
+        base = clouds(1, points, 3)
+        cloud = torch.cat([base, base, base], dim=1)
+        index = kernels.neighbours(cloud, base[:, :4, :3], 5, None)
+        for row in range(4):
+            squared = (cloud[0, :, :3] - base[0, row, :3]).square().sum(-1)
+            order = torch.argsort(squared, stable=True)[:5]
+            assert sorted(index[0, row].tolist()) == sorted(order.tolist())
     assert kernels.knn_fits(16_384)
     assert not kernels.knn_fits(16_385)
 
@@ -66,6 +70,51 @@ def test_kernels__equal_the_plain_versions_in_the_interpreter() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("points", [None, 1024, 10_000, 16_384])
+def test_kernels__compile_for_a_gpu_and_keep_everything_in_registers(
+    capability: int, points: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton and its assembler need no GPU. The interpreter takes what the compiler does not."""
+    triton = pytest.importorskip("triton", minversion="3.3", reason="needs Triton 3.3")
+    if INTERPRETED:
+        pytest.skip("the interpreter compiles nothing")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trainer import triton_grouping as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants: dict[str, int] = {"channels": 6, "K": 64, "INDEX": False}
+    if points is None:
+        kernel, warps = kernels._ball_kernel, kernels.BALL_WARPS
+        constants |= {"BLOCK_K": 64, "BLOCK": kernels.SCAN}
+    else:
+        block = triton.next_power_of_2(points)
+        kernel, warps = kernels._knn_kernel, kernels.knn_warps(block)
+        constants |= {"BLOCK": block, "PART": min(block, kernels.SCAN)}
+    types = {"points": "*fp32", "centroids": "*fp32", "out": "*fp32", "radius2": "fp32"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(
+        ASTSource(kernel, signature, place),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    told = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    [(registers, stack)] = re.findall(r"REG:(\d+) STACK:(\d+)", told)
+    assert int(stack) == 0, "values are spilled to memory"
+    assert int(registers) * warps * 32 <= 65_536, "a program has more registers than there are"
 
 
 @pytest.mark.gpu
