@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensorDeviceMismatchError,
     FakeTensorMode,
 )
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from trainer import parallel, task
+from trainer import distributed, parallel, task
 from trainer.config import Recipe
 from trainer.data import CloudBatch, Position
 from trainer.optim import build_optimizer
@@ -189,6 +191,29 @@ def test_step__mixes_no_devices_and_waits_for_nothing(
     values = [told.loss, *told.terms.values(), *told.every_step.values()]
     assert all(value.device == GPU for value in values if isinstance(value, Tensor))
     assert all(parameter.device == GPU for parameter in made.trainable.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tiny", ()),
+        ("tiny", ("loss.distill.queue=64",)),
+        ("tiny", ("train.micro_batch=4",)),
+        ("multi-positive", ("model.backbone=pointbert-5m",)),
+    ],
+)
+def test_step__of_several_processes_waits_for_nothing(
+    gpu: FakeTensorMode, name: str, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Their counts go by way of the hosts; the student is as it is on one.
+    monkeypatch.setattr(distributed, "gather_counts", lambda counts: [list(counts)] * 2)
+    monkeypatch.setattr(parallel, "choose_kind", lambda *_: "one")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        _, told = step(gpu, name, *settings)
+    finally:
+        dist.destroy_process_group()
+    assert told.loss.device == GPU
 
 
 def test_step__a_value_that_is_looked_at_is_told(
