@@ -13,7 +13,6 @@ On a CPU the ball query is a kernel of numba's (``trainer.cpu_kernels``).
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -70,9 +69,17 @@ def _squared_distances(centroids_BS3: Tensor, xyz_BN3: Tensor) -> Tensor:
     return distance.square_()
 
 
-@functools.cache
+_found: list[ModuleType | None] = []  # the Triton kernels, once they were looked for
+
+
 def _kernels() -> ModuleType | None:
     """The Triton kernels, or None with a note that says why they are not used."""
+    if not _found:  # no functools.cache: torch.compile warns of it
+        _found.append(_look_for_kernels())
+    return _found[0]
+
+
+def _look_for_kernels() -> ModuleType | None:
     if os.environ.get("MRD3D_TRITON", "1") == "0":
         note("grouping: plain PyTorch, as MRD3D_TRITON=0 asks")
         return None
@@ -84,14 +91,14 @@ def _kernels() -> ModuleType | None:
     return triton_grouping
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _on_gpu(points: Tensor) -> bool:
+    return points.is_cuda
+
+
 def _fused(
     name: str, points: Tensor, centroids: Tensor, k: int, radius: float | None
 ) -> Tensor | None:
-    """Result of a kernel, None where the plain version has to do it.
-
-    A compiled backbone calls it between its graphs, as it stands.
-    """
+    """Result of a kernel, None where the plain version has to do it."""
     kernels = _kernels()
     if kernels is None or (radius is None and not kernels.knn_fits(points.shape[1])):
         return None
@@ -107,7 +114,7 @@ def knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
     same machine. Raises ``ValueError`` when a cloud has fewer than ``k`` points.
     """
     _require_neighbours(xyz_BN3, k)
-    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, None) if xyz_BN3.is_cuda else None
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, None) if _on_gpu(xyz_BN3) else None
     return plain_knn(centroids_BS3, xyz_BN3, k) if found is None else found
 
 
@@ -122,7 +129,7 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
         from trainer import cpu_kernels
 
         return cpu_kernels.ball_query(centroids_BS3, xyz_BN3, radius, k)
-    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if xyz_BN3.is_cuda else None
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if _on_gpu(xyz_BN3) else None
     return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
 
 
@@ -149,7 +156,7 @@ def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: floa
     """
     gradient = torch.is_grad_enabled() and (points_BNC.requires_grad or centroids_BS3.requires_grad)
     narrow = points_BNC.shape[-1] <= FUSED_CHANNELS
-    if points_BNC.is_cuda and narrow and not gradient:
+    if _on_gpu(points_BNC) and narrow and not gradient:
         if radius is None:
             _require_neighbours(points_BNC, k)
         found: Tensor | None = _fused("grouped", points_BNC, centroids_BS3, k, radius)

@@ -226,16 +226,49 @@ def _launch(
     return out
 
 
-@torch.no_grad()
+# Operators of PyTorch's, which ``torch.compile`` takes into its graphs as they stand.
+_LIBRARY = torch.library.Library("mrd3d", "DEF")
+for _name in ("neighbours", "grouped"):
+    _LIBRARY.define(f"{_name}(Tensor points, Tensor centroids, int k, float? radius) -> Tensor")
+
+
 def neighbours(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:
     """(B, S, K) int64: ``ball_query`` of ``trainer.grouping``, or ``knn`` without a radius.
 
     Nearest neighbours come in the order of the index. The first three channels are coordinates.
+    No gradient flows back.
     """
-    return _launch(points_BNC, centroids_BS3, k, radius, index=True)
+    found: Tensor = torch.ops.mrd3d.neighbours(points_BNC, centroids_BS3, k, radius)
+    return found
 
 
-@torch.no_grad()
 def grouped(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None) -> Tensor:
-    """(B, S, K, 3 + C) float32: ``group_points`` of ``trainer.grouping``."""
-    return _launch(points_BNC, centroids_BS3, k, radius, index=False)
+    """(B, S, K, 3 + C) float32: ``group_points`` of ``trainer.grouping``, without a gradient."""
+    found: Tensor = torch.ops.mrd3d.grouped(points_BNC, centroids_BS3, k, radius)
+    return found
+
+
+def _neighbours(points: Tensor, centroids: Tensor, k: int, radius: float | None) -> Tensor:
+    return _launch(points, centroids, k, radius, index=True)
+
+
+def _grouped(points: Tensor, centroids: Tensor, k: int, radius: float | None) -> Tensor:
+    return _launch(points, centroids, k, radius, index=False)
+
+
+for _device in ("CUDA", "CPU"):  # a CPU's: in the interpreter
+    _LIBRARY.impl("neighbours", _neighbours, _device)
+    _LIBRARY.impl("grouped", _grouped, _device)
+
+
+@torch.library.register_fake("mrd3d::neighbours", lib=_LIBRARY)
+def _(points: Tensor, centroids: Tensor, k: int, radius: float | None) -> Tensor:
+    del radius
+    return points.new_empty((*centroids.shape[:2], k), dtype=torch.int64)
+
+
+@torch.library.register_fake("mrd3d::grouped", lib=_LIBRARY)
+def _(points: Tensor, centroids: Tensor, k: int, radius: float | None) -> Tensor:
+    del radius
+    shape = (*centroids.shape[:2], k, 3 + points.shape[-1])
+    return points.new_empty(shape, dtype=torch.float32)

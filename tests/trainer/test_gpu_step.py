@@ -52,32 +52,17 @@ def without_generator(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return drawn
 
 
-def fake_launch(
-    points: Tensor, middle: Tensor, k: int, radius: float | None, *, index: bool
-) -> Tensor:
-    """Shape and device of ``triton_grouping._launch``."""
-    del radius
-    assert points.device == middle.device == GPU
-    shape = (*middle.shape[:2], k)
-    if index:
-        return torch.empty(shape, dtype=torch.int64, device=GPU)
-    return torch.empty(*shape, 3 + points.shape[-1], device=GPU)
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     """Everything that would ask a driver, answered."""
     import torch.cuda.amp.common as amp
 
+    pytest.importorskip("triton", reason="needs Triton")
     monkeypatch.setattr(amp, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch, "Generator", FakeGenerator)
     for name in ("rand", "randn", "randperm"):
         monkeypatch.setattr(torch, name, without_generator(getattr(torch, name)))
-    kernels = pytest.importorskip(
-        "trainer.triton_grouping", reason="needs Triton", exc_type=ImportError
-    )
-    monkeypatch.setattr(kernels, "_launch", fake_launch)
     monkeypatch.setattr(task, "_rng_state", lambda _: torch.empty(0))
     monkeypatch.setattr(task, "_set_rng_state", lambda *_: None)
     monkeypatch.setattr(Tensor, "backward", lambda *_: None)

@@ -34,6 +34,9 @@ class RelationQueue(nn.Module):
             self.register_buffer(name, torch.zeros(size, width))
         self.register_buffer("has_text", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("row", torch.full((size,), -1, dtype=torch.int64))
+        # Not compiled: at first the queue grows with every step, and each size would be a graph.
+        # Said here and not at the method: it imports the compiler, for which all would wait.
+        self._as_it_stands: Any = torch.compiler.disable(self._after)  # type: ignore[no-untyped-call]
 
     def get_extra_state(self) -> dict[str, int]:
         """Part of ``state_dict`` that is no tensor."""
@@ -68,10 +71,12 @@ class RelationQueue(nn.Module):
         self.cursor = (self.cursor + count) % self.size
         self.filled = min(self.filled + count, self.size)
 
-    # Not compiled: at first the queue grows with every step, and each size would be a graph.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, features: Features) -> Features:
         """``features`` with the objects of the queue behind them."""
+        joined: Features = self._as_it_stands(features)
+        return joined
+
+    def _after(self, features: Features) -> Features:
         if self.filled == 0:
             return features
         joined: dict[str, Tensor | None] = {"image": None, "text": None}
