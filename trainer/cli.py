@@ -368,7 +368,7 @@ def ablate(
     """
     from trainer.ablate import Study, ablate, load_grid
     from trainer.ablate_report import HEADLINE, TITLES, headline_rows
-    from trainer.jobs import Executor, Here, Processes, RayTasks
+    from trainer.jobs import Executor, Here, Processes, RayTasks, visible_gpus
     from trainer.run import choose_device
 
     if workers > 1 and (ray or jobs > 1):
@@ -387,11 +387,15 @@ def ablate(
         workers,
         address,
     )
-    gpus = choose_device(device).type == "cuda"
+    on_gpu = choose_device(device, address if ray or workers > 1 else None).type == "cuda"
     # Runs of several workers too get a process of their own: each starts Ray Train anew.
-    executor: Executor = Here() if jobs == workers == 1 else Processes(jobs)
+    executor: Executor = (
+        Here()
+        if jobs == workers == 1
+        else Processes(jobs, visible_gpus() if on_gpu and workers == 1 else ())
+    )
     if ray:
-        executor = RayTasks(address, cpus, int(gpus))
+        executor = RayTasks(address, cpus, None if device == "auto" and address else int(on_gpu))
     goes_on(study.runs)
     record = ablate(study, executor, overwrite=overwrite)
     if as_json:

@@ -72,8 +72,11 @@ def _squared_distances(centroids_BS3: Tensor, xyz_BN3: Tensor) -> Tensor:
 _found: list[ModuleType | None] = []  # the Triton kernels, once they were looked for
 
 
-def _kernels() -> ModuleType | None:
-    """The Triton kernels, or None with a note that says why they are not used."""
+def find_kernels() -> ModuleType | None:
+    """The Triton kernels, or None with a note that says why they are not used.
+
+    They are looked for once: before ``torch.compile`` comes by, which cannot.
+    """
     if not _found:  # no functools.cache: torch.compile warns of it
         _found.append(_look_for_kernels())
     return _found[0]
@@ -85,8 +88,13 @@ def _look_for_kernels() -> ModuleType | None:
         return None
     try:
         from trainer import triton_grouping
-    except ImportError as error:
-        note(f"grouping: plain PyTorch, several times slower; Triton is not usable here ({error})")
+
+        if torch.cuda.is_available():
+            triton_grouping.try_out()
+    # Whatever it is: a compiler, a header, a driver that Triton needs may be missing or too old.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        note(f"grouping: plain PyTorch, several times slower; Triton is not usable here ({reason})")
         return None
     return triton_grouping
 
@@ -99,7 +107,7 @@ def _fused(
     name: str, points: Tensor, centroids: Tensor, k: int, radius: float | None
 ) -> Tensor | None:
     """Result of a kernel, None where the plain version has to do it."""
-    kernels = _kernels()
+    kernels = find_kernels()
     if kernels is None or (radius is None and not kernels.knn_fits(points.shape[1])):
         return None
     found: Tensor = getattr(kernels, name)(points, centroids, k, radius)

@@ -81,7 +81,9 @@ def perform(folder: Path) -> None:
     workers = Workers(job.workers, job.address)
     train(job.shards, recipe, run, resume=resume, device=job.device, workers=workers)
     loaded = load_model(run)
-    student = as_student(loaded, choose_device(job.device))
+    # The machine that drives a cluster need not have the GPU that was trained on.
+    device = "auto" if job.device == "cuda" and job.address else job.device
+    student = as_student(loaded, choose_device(device))
     rows = HeldOut.open(job.eval_shards, job.split, or_all=job.or_all)
     figures = rows.measure(student.encode_stored, student.n_points)
     write_json(
@@ -132,25 +134,30 @@ class Here:
 class Processes:
     """Several at a time, each in a process of its own with its share of the cores."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
+        """``gpus`` are shared out among those that run at a time; without any all see all."""
         if count < 1:
             raise InputError(f"--jobs {count}: give at least 1")
-        self.count = count
+        self.count, self.gpus = count, tuple(gpus)
 
     def __call__(self, folders: Sequence[Path], done: Done) -> None:
         """See ``Executor``."""
         waiting, running = list(folders), dict[Path, subprocess.Popen[bytes]]()
         threads = max(1, cores() // self.count)
+        places, place_of = list(range(self.count)), dict[Path, int]()  # free ones, taken ones
         try:
             with _terminable():
                 while waiting or running:
                     while waiting and len(running) < self.count:
                         folder = waiting.pop(0)
-                        running[folder] = start(folder, threads)
+                        place = place_of[folder] = places.pop(0)
+                        gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
+                        running[folder] = start(folder, threads, gpu)
                     time.sleep(POLL_S)
                     for folder, process in list(running.items()):
                         if process.poll() is not None:
                             del running[folder]
+                            places.append(place_of.pop(folder))
                             done(folder, failure(folder, process.returncode))
         finally:
             stop(list(running.values()))
@@ -162,9 +169,13 @@ class RayTasks:
     Each takes ``cpus`` cores, and a GPU where ``gpus`` is 1.
     """
 
-    def __init__(self, address: str | None, cpus: int, gpus: int) -> None:
-        """Without an address Ray is started on this machine, and stopped afterwards."""
-        self.address, self.cpus, self.gpus = address, cpus, gpus
+    def __init__(self, address: str | None, cpus: int, gpus: int | None) -> None:
+        """Without an address Ray is started on this machine, and stopped afterwards.
+
+        ``gpus`` None: 1 where the cluster has any.
+        """
+        self.address, self.cpus = address, cpus
+        self._gpus = gpus
 
     def __call__(self, folders: Sequence[Path], done: Done) -> None:
         """See ``Executor``."""
@@ -191,23 +202,25 @@ class RayTasks:
                     "`ray start --head`, or leave the option out"
                 ) from error
         try:
-            self._check(ray.cluster_resources())  # type: ignore[no-untyped-call]
-            self._run(ray, folders, done)
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            gpus = int(resources.get("GPU", 0) > 0) if self._gpus is None else self._gpus
+            self._check(resources, gpus)
+            self._run(ray, folders, done, gpus)
         finally:
             if begun:
                 ray.shutdown()
 
-    def _check(self, resources: dict[str, float]) -> None:
+    def _check(self, resources: dict[str, float], gpus: int) -> None:
         """Raise ``InputError`` when no run would ever begin."""
-        for kind, wanted in (("CPU", self.cpus), ("GPU", self.gpus)):
+        for kind, wanted in (("CPU", self.cpus), ("GPU", gpus)):
             if resources.get(kind, 0) < wanted:
                 raise InputError(
                     f"--ray: a run takes {wanted} {kind}, the cluster has "
                     f"{resources.get(kind, 0):.0f}; lower --cpus, or give another --address"
                 )
 
-    def _run(self, ray: Any, folders: Sequence[Path], done: Done) -> None:
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(_in_task)
+    def _run(self, ray: Any, folders: Sequence[Path], done: Done, gpus: int) -> None:
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(_in_task)
         of = {remote.remote(str(folder.absolute()), self.cpus): folder for folder in folders}
         try:
             with _terminable():
@@ -236,14 +249,18 @@ def _in_task(folder: str, threads: int) -> int:
         stop([process])
 
 
-def start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, threads: int, gpu: str | None = None) -> subprocess.Popen[bytes]:
     """A process that does a job and writes what it says into the job's log.
+
+    ``gpu``: the only one that it sees.
 
     In a session of its own: Ctrl-C is for the one who started it, who then asks it to stop.
     """
     package = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "trainer.jobs", str(folder)],
@@ -253,6 +270,15 @@ def start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
             env=environment,
             start_new_session=True,
         )
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named[:count] if any(named) else [str(number) for number in range(count)]
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -68,9 +68,9 @@ def launch(
 ) -> None:
     """Train the run folder ``out``, from its newest checkpoint on, in several processes.
 
-    ``device`` is ``cpu`` or ``cuda``, ``n_samples`` what the whole run sees. Raises ``InputError``
-    and ``Interrupted`` as ``trainer.run.fit`` does in one process, and ``InputError`` when workers
-    were lost more often than ``workers.restarts``.
+    ``device`` is ``cpu``, ``cuda``, or ``auto``: GPUs where the cluster has any; ``n_samples`` what
+    the whole run sees. Raises ``InputError`` and ``Interrupted`` as ``trainer.run.fit`` does in one
+    process, and ``InputError`` when workers were lost more often than ``workers.restarts``.
     """
     out = out.absolute()
     folder = out / FOLDER
@@ -83,7 +83,7 @@ def launch(
     }
     note(f"starting {_number(workers)} processes by Ray Train")
     try:
-        with _environment(workers), _ray(workers, device):
+        with _environment(workers), _ray(workers, device) as device:
             failure = _run(config, folder, workers, device, n_samples)
         _raise_outcome(folder, out, failure)
     finally:
@@ -312,8 +312,10 @@ def _environment(workers: Workers) -> Iterator[None]:
 
 
 @contextmanager
-def _ray(workers: Workers, device: str) -> Iterator[None]:
+def _ray(workers: Workers, device: str) -> Iterator[str]:
     """Join the cluster, or start Ray here and stop it afterwards; one that runs is used.
+
+    Yields ``cpu`` or ``cuda``.
 
     Raises ``InputError`` when no cluster answers, or it is too small.
     """
@@ -347,6 +349,8 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         least = workers.least or workers.count
+        if device == "auto":
+            device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
         for kind in ("CPU", *(["GPU"] if device == "cuda" else [])):
             if resources.get(kind, 0) < least:
                 option = "--workers" if least == workers.count else "--min-workers"
@@ -354,7 +358,7 @@ def _ray(workers: Workers, device: str) -> Iterator[None]:
                     f"{option} {least}: {resources.get(kind, 0):.0f} {kind}s are there; "
                     "give fewer, or --address of a larger cluster"
                 )
-        yield
+        yield device
     finally:
         if begun:
             ray.shutdown()

@@ -133,9 +133,10 @@ def replicate(student: nn.Module, average: nn.Module | None, kind: str) -> Repli
         )
         wrapped.register_comm_hook(None, _sum_hook)
         return Replicas(wrapped, kind, wrapped)
-    for module in (student, average):
-        if module is not None:
-            share_out(module)
+    share_out(student)
+    if average is not None:
+        # It has no backward pass, after which the outermost weights would be shared out again.
+        share_out(average, reshard=True)
     return Replicas(student, kind, student)
 
 
@@ -150,8 +151,12 @@ def _sum_hook(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
 _sum_hook.__annotations__.clear()
 
 
-def share_out(module: nn.Module) -> None:
-    """Share the parameters of a module out among the processes, block by block."""
+def share_out(module: nn.Module, *, reshard: bool | None = None) -> None:
+    """Share the parameters of a module out among the processes, block by block.
+
+    ``reshard``: also those outside of the blocks are shared out again after each forward pass;
+    None: as FSDP2 chooses, after the backward pass.
+    """
     try:
         from torch.distributed.fsdp import FSDPModule, fully_shard
     except ImportError as error:
@@ -164,7 +169,7 @@ def share_out(module: nn.Module) -> None:
     mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
     for block in getattr(module, "blocks", ()):
         fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             # gloo knows sums only; and a share of a loss is not to be divided.
@@ -255,10 +260,14 @@ def local(value: Tensor) -> Tensor:
 def whole(state: Any) -> Any:
     """A nested state with every tensor that is shared out put together, on the CPU.
 
-    All processes must ask.
+    All processes must ask, and the first one, which writes checkpoints, gets it: the others have
+    empty tensors in these places, since the machine would else hold the state once for each.
     """
     if isinstance(state, Tensor):
-        return state.full_tensor().cpu() if is_shared(state) else state  # type: ignore[attr-defined]
+        if not is_shared(state):
+            return state
+        full: Tensor = state.full_tensor()  # type: ignore[attr-defined]
+        return full.cpu() if rank() == 0 else full.new_empty(0, device="cpu")
     if isinstance(state, dict):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

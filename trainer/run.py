@@ -74,13 +74,18 @@ class RunResult:
         }
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a GPU. Raises ``InputError`` for ``cuda`` without one."""
+def choose_device(name: str, address: str | None = None) -> torch.device:
+    """``auto`` is CUDA where there is a GPU. Raises ``InputError`` for ``cuda`` without one.
+
+    With the ``address`` of a cluster it is not this machine that must have it.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {name}: unknown; choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and address is None and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ def train(
     shards, when the loss stops being finite, and when memory or disk are full; ``Interrupted``
     after a signal, with a checkpoint saved.
     """
-    target = choose_device(device)
     workers = workers or Workers()
+    target = choose_device(device, workers.address if workers.count > 1 else None)
     if workers.count < 1:
         raise InputError(f"--workers {workers.count}: give at least 1")
     if workers.least is not None and not 1 <= workers.least <= workers.count:
@@ -143,7 +148,9 @@ def train(
     from trainer.launch import launch
 
     with exclusive(out):
-        launch(out, recipe, absolute(shards), workers, target.type, order.rows_until(total))
+        # What ``auto`` means is up to the cluster.
+        wanted = "auto" if device == "auto" and workers.address else target.type
+        launch(out, recipe, absolute(shards), workers, wanted, order.rows_until(total))
     return RunResult.of(out)
 
 
@@ -320,7 +327,7 @@ def _explained(out: Path, recipe: Recipe) -> Iterator[None]:
 
 def _out_of_memory(what: str, recipe: Recipe) -> InputError:
     """The next option that lowers what a step needs, in the order of what they cost."""
-    rows = recipe.train.micro_batch or recipe.data.batch_size
+    rows = recipe.train.micro_batch or -(-recipe.data.batch_size // world_size())
     if recipe.train.micro_batch == 0 or (recipe.train.recompute and rows > 2):
         way = f"--set train.micro_batch={max(1, rows // 2)} (the gradients stay the same)"
     elif not recipe.train.recompute:

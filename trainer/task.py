@@ -23,6 +23,7 @@ from trainer.backbones import Backbone, build_backbone
 from trainer.backbones.layers import recompute_blocks
 from trainer.config import SEEDS, EmaConfig, Recipe
 from trainer.data import CloudBatch, DeviceBatch
+from trainer.grouping import find_kernels
 from trainer.initial import begin
 from trainer.losses import AlignLoss, DistillLoss, Features
 from trainer.optim import ramp
@@ -116,6 +117,8 @@ class DistillTask:
         if recipe.loss.distill.enabled:
             self.modules["distill"] = DistillLoss(recipe.loss.distill, width)
         self.modules.to(device)
+        if device.type == "cuda":
+            find_kernels()
         self.ema = Ema(self.student, recipe.ema) if recipe.ema.enabled else None
         self.augment = Augment(recipe.augment)
         self.dtype, self.dtype_reason = choose_precision(recipe.train.precision, device)
@@ -329,11 +332,16 @@ class DistillTask:
     def validate(self, batches: Iterable[CloudBatch]) -> dict[str, float]:
         """Metrics of held-out batches (see ``trainer.validate``)."""
         encoder = self.final.eval()
+        # No more at once than in a step: each process encodes the rows of all.
+        most = self.recipe.train.micro_batch
+        most = most or -(-self.recipe.data.batch_size // distributed.world_size())
         found: list[Features] = []
         for batch in batches:
             clouds = batch.to(self.device)
+            parts = zip(torch.split(clouds.xyz, most), torch.split(clouds.rgb, most), strict=True)
             with self._autocast():
-                found.append(clouds.features(encoder(clouds.xyz, clouds.rgb).float()))
+                points = torch.cat([encoder(xyz, rgb).float() for xyz, rgb in parts])
+            found.append(clouds.features(points))
         if not found:
             return {}
         features = Features(
@@ -376,14 +384,17 @@ def _set_rng_state(device: torch.device, state: Tensor) -> None:
 
 @contextlib.contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm from counting a pass in its running statistics."""
+    """Keep BatchNorm from counting a pass in its running statistics.
+
+    Copies take the count. Without any, ``SyncBatchNorm`` fails in bf16 on CUDA (PyTorch 96203).
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+        for name, value in norm._buffers.items():
+            norm._buffers[name] = None if value is None else value.clone()
     try:
         yield
     finally:
-        for norm, flag, (mean, variance) in zip(norms, tracked, kept, strict=True):
-            norm.track_running_stats, norm.running_mean, norm.running_var = flag, mean, variance
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

@@ -191,6 +191,12 @@ def knn_warps(block: int) -> int:
     return min(16, max(4, block // 512))
 
 
+def try_out() -> None:
+    """Launch a kernel on the current GPU. Raises whatever Triton does where that is impossible."""
+    cloud = torch.zeros(1, 1, 3, device="cuda")
+    _launch(cloud, cloud, 1, 1.0, index=True)
+
+
 def _launch(
     points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: float | None, *, index: bool
 ) -> Tensor:

@@ -52,6 +52,8 @@ def choose_precision(name: str, device: str) -> str:
 class _Slot:
     """A pair of buffers, in page-locked memory and on the device, with who may touch them when."""
 
+    length = 0  # of the chunk in them
+
     def __init__(self, like: torch.Tensor, device: str) -> None:
         self.host = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
         self.there = torch.empty(like.shape, dtype=like.dtype, device=device)
@@ -63,8 +65,9 @@ class _Slot:
 def on_device(chunks: Iterable[torch.Tensor], device: str) -> Iterator[torch.Tensor]:
     """Chunks on the device, in order; the next one is copied while one is computed on.
 
-    All chunks have one shape and type. A yielded tensor is good for work that is queued on the
-    current stream before the next one is asked for. On a CPU the chunks are passed through.
+    All chunks have one type and shape, but for the last one, which may be shorter. A yielded tensor
+    is good for work that is queued on the current stream before the next one is asked for. On a CPU
+    the chunks are passed through.
 
     Two pairs of buffers take turns: the host fills page-locked memory, a stream of its own copies
     it, and the current stream waits for that copy alone. The host runs ahead of the device by four
@@ -84,10 +87,11 @@ def on_device(chunks: Iterable[torch.Tensor], device: str) -> Iterator[torch.Ten
             copies.wait_stream(compute)  # queued work may still use the memory that was given
         slot = slots[number % 2]
         slot.copied.synchronize()  # returns at once where nothing was recorded
-        slot.host.copy_(chunk)
+        slot.length = len(chunk)
+        slot.host[: slot.length].copy_(chunk)
         with torch.cuda.stream(copies):
             copies.wait_event(slot.used)
-            slot.there.copy_(slot.host, non_blocking=True)
+            slot.there[: slot.length].copy_(slot.host[: slot.length], non_blocking=True)
             slot.copied.record(copies)
         if ready is not None:
             yield from _used(ready, compute)
@@ -98,5 +102,5 @@ def on_device(chunks: Iterable[torch.Tensor], device: str) -> Iterator[torch.Ten
 
 def _used(slot: _Slot, compute: torch.cuda.Stream) -> Iterator[torch.Tensor]:
     compute.wait_event(slot.copied)
-    yield slot.there
+    yield slot.there[: slot.length]
     slot.used.record(compute)

@@ -16,9 +16,11 @@ from torch.multiprocessing.spawn import spawn
 from pipeline.common import InputError
 from trainer import parallel
 from trainer.checkpoint import checkpoints
+from trainer.config import EmaConfig
 from trainer.loop import Interrupted
 from trainer.recipe import parse_recipe
 from trainer.run import fit
+from trainer.task import Ema
 
 CPU = torch.device("cpu")
 
@@ -67,6 +69,22 @@ def batch_norm_case(rank: int, world: int) -> dict[str, Any]:
     }
 
 
+def average_case() -> dict[str, Any]:
+    """A moving average that is shared out, brought up to date after it was validated."""
+    torch.manual_seed(5)
+    first = nn.Linear(4, 6)
+    student = nn.Sequential(first, nn.Linear(6, 3))
+    average = Ema(student, EmaConfig(enabled=True, decay=0.5))
+    with torch.no_grad():
+        first.weight.add_(1.0)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    parallel.replicate(student, average.module, "fsdp")
+    with torch.no_grad():
+        average.module(torch.ones(2, 4))
+    average.update(student, 100)
+    return {"student": before, "average": parallel.whole(average.module.state_dict())}
+
+
 def told_by_the_first(rank: int) -> list[Any]:
     """Decisions of the first process as this one sees them."""
 
@@ -96,6 +114,7 @@ def work(rank: int, job: Job) -> None:
     try:
         found: dict[str, Any] = {
             "norm": batch_norm_case(rank, job.world),
+            "average": average_case(),
             "told": told_by_the_first(rank),
         }
         for name, (recipe, shards, stop) in job.runs.items():

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.common import InputError
 from tests.trainer.conftest import MakeShards, small_recipe
+from trainer import jobs
 from trainer.checkpoint import load_model
 from trainer.config import Recipe
 from trainer.jobs import LOG, RESULT, Done, Here, Job, Processes, RayTasks, failure, perform, start
@@ -72,6 +74,52 @@ def test_failure__is_the_last_line_of_the_log(tmp_path: Path) -> None:
     assert "killed by SIGKILL" in str(failure(tmp_path, -9))
     (tmp_path / LOG).write_text("")
     assert failure(tmp_path, 7) == "exit code 7"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [((), [None] * 5), (("2", "0"), ["2", "0", "0", "0", "2"])]
+)
+def test_processes__share_the_gpus_out_among_those_that_run(
+    gpus: tuple[str, ...], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Finished:
+        """A process that is done when it has been looked at so often."""
+
+        returncode = 0
+
+        def __init__(self, looks: int) -> None:
+            self.looks = looks
+
+        def poll(self) -> int | None:
+            self.looks -= 1
+            return None if self.looks > 0 else 0
+
+    told: list[str | None] = []
+    looks = iter((7, 1, 3, 9, 9))
+
+    def start(folder: Path, threads: int, gpu: str | None = None) -> Finished:
+        del folder, threads
+        told.append(gpu)
+        return Finished(next(looks))
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "POLL_S", 0)
+    found: dict[str, str | None] = {}
+    Processes(2, gpus)([Path(str(number)) for number in range(5)], collect(found))
+    assert told == expected
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [("", 2, ["0", "1"]), ("3, 5", 2, ["3", "5"]), ("GPU-8f2e,1", 1, ["GPU-8f2e"]), ("", 0, [])],
+)
+def test_visible_gpus__are_named_as_the_environment_does(
+    named: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert jobs.visible_gpus() == expected
 
 
 def test_processes__need_one_at_least() -> None:

@@ -17,10 +17,10 @@ from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from tests.trainer.test_run import assert_same_state
 from trainer.checkpoint import checkpoints, load_model
 from trainer.jobs import OF_OUR_OWN
-from trainer.launch import FOLDER, OUTCOME, _raise_outcome, _Tail
+from trainer.launch import FOLDER, OUTCOME, _raise_outcome, _ray, _Tail
 from trainer.loop import Interrupted
 from trainer.recorder import METRICS, read_metrics
-from trainer.run import Workers, train
+from trainer.run import Workers, choose_device, train
 
 slow = pytest.mark.slow
 # Ray Train sets options of Ray Data that Ray has deprecated.
@@ -29,6 +29,34 @@ pytestmark = [
     pytest.mark.timeout(1200),  # Ray starts ten processes, each of which imports torch
 ]
 TWO = Workers(2)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "chosen"),
+    [("auto", 4, "cuda"), ("auto", 0, "cpu"), ("cpu", 4, "cpu"), ("cuda", 2, "cuda")],
+)
+def test_device__of_a_cluster_is_not_up_to_the_machine_that_drives_it(
+    device: str, gpus: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    assert choose_device("cuda", "head:6379").type == "cuda"
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
+    with _ray(Workers(2, "head:6379"), device) as found:
+        assert found == chosen
+
+
+def test_device__too_few_gpus_of_a_cluster_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    with (
+        pytest.raises(InputError, match="--workers 2: 1 GPUs are there"),
+        _ray(Workers(2, "head:6379"), "auto"),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,18 @@ def test_joint_batch_norm__equals_that_of_all_rows(
         torch.testing.assert_close(result["norm"]["eval"], module(rows).detach())
 
 
+def test_ema__goes_on_after_a_validation_where_weights_are_shared_out(
+    found: tuple[list[dict[str, Any]], Job],
+) -> None:
+    first, *others = [result["average"] for result in found[0]]
+    expected = dict(first["student"])
+    expected["0.weight"] = expected["0.weight"] - 0.5  # half way from what it was to 1 more
+    torch.testing.assert_close(first["average"], expected)
+    # The whole is with the process that writes it.
+    for other in others:
+        assert all(value.numel() == 0 for value in other["average"].values())
+
+
 def test_one_process__decides_alone() -> None:
     assert parallel.agree(True)
     assert not parallel.agree(False)

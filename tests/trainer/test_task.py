@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
+from trainer import distributed
 from trainer.config import Recipe
 from trainer.data import Batches, CloudBatch, validation_batches
 from trainer.index import Corpus
@@ -306,6 +307,25 @@ def test_validate__all_positives_are_measured_by_their_mean(root: Path) -> None:
         task = DistillTask(recipe, WIDTH, CPU)
         found.append(task.validate(validation_batches(Corpus([root], recipe))))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "most"), [(0, 1, 16), (3, 1, 3), (0, 3, 6), (5, 3, 5)]
+)
+def test_validate__takes_no_more_rows_at_once_than_a_step(
+    root: Path, size: int, processes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(f"train.micro_batch={size}", "data.val_fraction=0.4")
+    batches = list(validation_batches(Corpus([root], recipe)))
+    assert len(batches[0]) == recipe.data.batch_size == 16
+    task = DistillTask(recipe, WIDTH, CPU)
+    expected = DistillTask(small_recipe("data.val_fraction=0.4"), WIDTH, CPU).validate(batches)
+    seen = []
+    task.final.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    assert task.validate(batches) == pytest.approx(expected, rel=1e-5)
+    assert max(seen) == most
+    assert sum(seen) == sum(len(batch) for batch in batches)
 
 
 @pytest.mark.parametrize(("slowdown", "advice"), [(0.5, False), (37.0, True)])

@@ -145,7 +145,7 @@ def test_kernels__are_the_same_each_time_and_used_by_default() -> None:
     first = grouping.group_points(cloud, middle, 64, 0.2)
     assert torch.equal(first, grouping.group_points(cloud, middle, 64, 0.2))
     assert torch.equal(first, grouping.plain_group(cloud, middle, 64, 0.2))
-    assert grouping._kernels() is not None
+    assert grouping.find_kernels() is not None
 
 
 def test_group_points__falls_back_with_a_note(
@@ -153,8 +153,27 @@ def test_group_points__falls_back_with_a_note(
 ) -> None:
     monkeypatch.setenv("MRD3D_TRITON", "0")
     monkeypatch.setattr(grouping, "_found", [])
-    assert grouping._kernels() is None
+    assert grouping.find_kernels() is None
     assert "plain PyTorch" in capsys.readouterr().err
+
+
+def test_group_points__falls_back_where_triton_is_there_and_cannot_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = pytest.importorskip("trainer.triton_grouping", exc_type=ImportError)
+
+    def fails() -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
+
+    monkeypatch.setattr(grouping, "_found", [])
+    monkeypatch.setattr(kernels, "try_out", fails)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert grouping.find_kernels() is None
+    told = capsys.readouterr().err
+    assert "plain PyTorch" in told
+    assert "(Failed to find C compiler.)" in told
+    assert grouping.find_kernels() is None
+    assert capsys.readouterr().err == ""  # told once
 
 
 def test_group_points__is_offset_then_channels() -> None:

@@ -15,7 +15,15 @@ from pipeline.common import InputError
 from trainer.backbones.registry import Backbone
 
 # Released models know clouds whose y and z are exchanged (a reflection, kept for them alone).
-AXES = {"xyz": [0, 1, 2], "xzy": [0, 2, 1]}
+AXES = {"xyz": (0, 1, 2), "xzy": (0, 2, 1)}
+
+
+def in_order(xyz_BN3: Tensor, axes: str) -> Tensor:
+    """(B, N, 3) with the coordinates in the order of ``axes``, one of ``AXES``."""
+    if axes == "xyz":
+        return xyz_BN3
+    # Not by a list of indices, which is copied to the device while everything waits.
+    return torch.stack([xyz_BN3[..., axis] for axis in AXES[axes]], dim=-1)
 
 
 class DropPath(nn.Module):

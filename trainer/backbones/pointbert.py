@@ -30,6 +30,7 @@ from trainer.backbones.layers import (
     DropPath,
     drop_patches,
     drop_path_rates,
+    in_order,
     strided,
 )
 from trainer.backbones.registry import require_choice, require_share
@@ -245,8 +246,7 @@ class PointBert(BlockLadder):
     def tokenise(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> tuple[Tensor, Tensor]:
         """Centroids (B, S, 3) and what the blocks are given, CLS first (B, 1 + S, C)."""
         options = self.options
-        if options.axes != "xyz":
-            xyz_BN3 = xyz_BN3[..., AXES[options.axes]]
+        xyz_BN3 = in_order(xyz_BN3, options.axes)
         centroids_BS3 = prefix_centroids(xyz_BN3, self.centroids)
         points_BN6 = torch.cat([xyz_BN3, rgb_BN3], dim=-1)
         if options.scan == "strided":

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.backbones.layers import AXES
+from trainer.backbones.layers import AXES, in_order
 from trainer.backbones.registry import Backbone, require_choice, require_share
 from trainer.grouping import group_points, prefix_centroids
 
@@ -149,8 +149,7 @@ class PointNext(Backbone):
 
         Raises ``ValueError`` when the clouds have fewer points than the first stage.
         """
-        if self.options.axes != "xyz":
-            xyz_BN3 = xyz_BN3[..., AXES[self.options.axes]]
+        xyz_BN3 = in_order(xyz_BN3, self.options.axes)
         features_BNC = self.stem(torch.cat([xyz_BN3, rgb_BN3], dim=-1))
         for stage in self.stages:
             xyz_BN3, features_BNC = stage(xyz_BN3, features_BNC)

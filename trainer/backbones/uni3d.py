@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.common import InputError
-from trainer.backbones.layers import AXES, BlockLadder, drop_patches
+from trainer.backbones.layers import AXES, BlockLadder, drop_patches, in_order
 from trainer.backbones.registry import require_choice, require_share
 from trainer.grouping import group_points, prefix_centroids
 
@@ -151,8 +151,7 @@ class Uni3d(BlockLadder):
     def tokenise(self, xyz_BN3: Tensor, rgb_BN3: Tensor) -> tuple[Tensor, Tensor]:
         """Centroids (B, S, 3) and what the blocks are given, CLS first (B, 1 + S, C)."""
         options = self.options
-        if options.axes != "xyz":
-            xyz_BN3 = xyz_BN3[..., AXES[options.axes]]
+        xyz_BN3 = in_order(xyz_BN3, options.axes)
         centroids_BS3 = prefix_centroids(xyz_BN3, self.centroids)
         points_BN6 = torch.cat([xyz_BN3, rgb_BN3], dim=-1)
         points_BSK9 = group_points(points_BN6, centroids_BS3, options.neighbours, None)

@@ -123,16 +123,31 @@ class Buffer:
     def __init__(self, streams: Streams | None) -> None:
         self.streams, self.value = streams, -1
 
+    def __getitem__(self, part: slice) -> Part:
+        return Part(self, part.stop)
+
+
+class Part:
+    """The first places of a buffer."""
+
+    def __init__(self, buffer: Buffer, length: int) -> None:
+        self.buffer, self.length = buffer, length
+
     def copy_(self, source: Any, non_blocking: bool = False) -> None:
-        if self.streams is None:  # of the host: copied at once
-            self.value = source
+        buffer = self.buffer
+        assert len(source) == self.length
+        if buffer.streams is None:  # of the host: copied at once
+            buffer.value = source[0]
             return
         assert non_blocking
 
         def work() -> None:
-            self.value = source.value
+            buffer.value = source.buffer.value
 
-        self.streams.current.add(work)
+        buffer.streams.current.add(work)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 @pytest.mark.parametrize("lazy", [True, False])
@@ -146,6 +161,7 @@ def test_on_device__the_buffers_turns_are_safe_however_late_the_work_runs(
         def __init__(self, *_: Any) -> None:
             self.host, self.there = Buffer(None), Buffer(streams)
             self.copied, self.used = Event(), Event()
+            self.length = 0
 
     @contextmanager
     def on(stream: Stream) -> Iterator[None]:
@@ -159,11 +175,14 @@ def test_on_device__the_buffers_turns_are_safe_however_late_the_work_runs(
     monkeypatch.setattr(torch.cuda, "stream", on)
     found: list[int] = []
     ahead = []
-    fed: Any = on_device(iter(range(count)), "cuda")  # type: ignore[arg-type]
-    for buffer in fed:
+    lengths = [4] * (count - 1) + [3]  # of the chunks
+    chunks = [[value] * length for value, length in zip(range(count), lengths, strict=False)]
+    fed: Any = on_device(iter(chunks), "cuda")  # type: ignore[arg-type]
+    for number, part in enumerate(fed):
+        assert len(part) == lengths[number]
         # Twice, as a kernel that takes its time: the content has to stay in between.
         for _ in range(2):
-            streams.compute.add(lambda buffer=buffer: found.append(buffer.value))  # type: ignore[misc]
+            streams.compute.add(lambda part=part: found.append(part.buffer.value))  # type: ignore[misc]
         ahead.append(len(streams.compute.queue) - streams.compute.ran)
     streams.compute.run(len(streams.compute.queue))
     assert found == [value for value in range(count) for _ in range(2)]
