@@ -284,6 +284,7 @@ class TrainConfig(Section):
     val_every: Count = 500
     checkpoint_every: Count = 500
     keep: Count = 2  # newest checkpoints kept, beside the best
+    wandb: str = ""  # project, or ENTITY/PROJECT, of Weights & Biases for the records
 
 
 class EmaConfig(Section):

@@ -2,7 +2,8 @@
 
 A run folder holds ``run.json`` (recipe, shard sets), ``environment.json``, ``metrics.jsonl``,
 ``tensorboard/``, ``checkpoints/``, ``best.json`` and ``README.md``, the model card; ``near.npy``
-where a student tells what is alike; and ``diverged.json`` when a loss was not finite.
+where a student tells what is alike; ``wandb/`` where records go there too; and ``diverged.json``
+when a loss was not finite.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trainer.initial import settled
 from trainer.lock import exclusive
 from trainer.loop import DivergedError, Interrupted, Loop, Progress
 from trainer.recipe import override_recipe
-from trainer.recorder import METRICS, Recorder
+from trainer.recorder import METRICS, Recorder, require_wandb
 from trainer.run_folder import absolute, environment, reopen, require_new, write_run
 from trainer.task import DistillTask
 
@@ -135,6 +136,7 @@ def train(
         recipe = override_recipe(recipe, overrides)
         recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     require_points(recipe)
+    require_wandb(recipe.train.wandb)
     if workers.count == 1:
         return fit(shards, recipe, out, resume=resume, device=target, hold=exclusive)
     corpus = Corpus(shards, recipe)
@@ -202,7 +204,7 @@ def fit(
             write_json(out / "environment.json", environment(device))
             if not restored:
                 near.keep_vectors(corpus, vectors, out)
-            recorder = Recorder(out, start)
+            recorder = Recorder(out, start, recipe.train.wandb, header["recipe"])
             held.callback(recorder.close)
         _introduce(recipe, corpus, task, batches, total, say)
         loop = Loop(

@@ -28,6 +28,7 @@ FREE = (
     "train.keep",
     "train.parallel",
     "train.recompute",
+    "train.wandb",
 )
 # What a resumed run may change: also what a machine may be too small for.
 RESUMABLE = (*FREE, "train.micro_batch", "train.compile")
