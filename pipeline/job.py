@@ -298,7 +298,14 @@ def _device(name: str, address: str | None) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        if address is not None:
+            note(
+                "--device auto: this machine has no GPU, so CPUs encode; --device cuda takes the "
+                "GPUs of the cluster"
+            )
+        return "cpu"
     if name not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: use auto, cpu or cuda")
     if name == "cuda" and address is None and not torch.cuda.is_available():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline import job
 from pipeline.cameras import ring
 from pipeline.captions import CaptionJoin
 from pipeline.common import InputError
@@ -134,3 +136,17 @@ def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: P
         np.testing.assert_array_equal(row.xyz, rows[1][uid].xyz)
         np.testing.assert_array_equal(row.image_embeds, rows[1][uid].image_embeds)
     assert [s.failures_table().num_rows for s in (one, two)] == [1, 1]
+
+
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_device__a_driver_without_a_gpu_tells_who_encodes(
+    address: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert job._device("auto", address) == "cpu"
+    assert ("--device cuda takes the GPUs" in capsys.readouterr().err) == (address is not None)
+    if address is None:
+        with pytest.raises(InputError, match="--device cuda: no CUDA device"):
+            job._device("cuda", address)
+    else:
+        assert job._device("cuda", address) == "cuda"
