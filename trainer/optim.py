@@ -59,19 +59,17 @@ def _exceptions(module: nn.Module, layer_decay: float) -> tuple[set[str], dict[s
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW; fused where all parameters are on CUDA or all on a CPU (a single walk through memory).
 
-    One parameter at a time where some are shared out among processes (``trainer.parallel``): these
-    do not mix with others in one call.
+    One parameter at a time in groups of which some are shared out among processes and some are not
+    (``trainer.parallel``): these do not mix in one call.
     """
-    shared = any(is_shared(p) for p in module.parameters())
     parameters = list(module.parameters())
     one_kind = all(p.is_cuda for p in parameters) or all(p.is_cpu for p in parameters)
+    groups = parameter_groups(module, config.weight_decay, config.layer_decay)
+    for group in groups:
+        mixed = len({is_shared(p) for p in group["params"]}) > 1
+        group |= {"fused": one_kind and not mixed, "foreach": False if mixed else None}
     return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay, config.layer_decay),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=one_kind and not shared,
-        foreach=False if shared else None,
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import optim
 from trainer.backbones import backbone_names
 from trainer.backbones.measure import on_meta
 from trainer.config import OptimConfig
@@ -141,3 +142,17 @@ def test_optimizer__parameters_of_two_devices_are_not_fused() -> None:
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
     optimizer = build_optimizer(model, OptimConfig())
     assert not any(group["fused"] for group in optimizer.param_groups)
+
+
+def test_optimizer__only_groups_that_mix_what_is_shared_out_go_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = nn.ModuleDict({"student": nn.Linear(3, 2), "loss": nn.Linear(2, 2, bias=False)})
+    module["loss"].requires_grad_(False)
+    module["loss"].register_parameter("scale", nn.Parameter(torch.ones(())))
+    student = set(map(id, module["student"].parameters()))
+    monkeypatch.setattr(optim, "is_shared", lambda value: id(value) in student)
+    matrices, vectors = build_optimizer(module, OptimConfig(weight_decay=0.1)).param_groups
+    assert len(vectors["params"]) == 2  # the bias, shared out, and the scale, which is not
+    assert (matrices["fused"], matrices["foreach"]) == (True, None)
+    assert (vectors["fused"], vectors["foreach"]) == (False, False)
