@@ -265,6 +265,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _seen(arm: dict[str, Any]) -> list[Any]:
+    """What decides the batches of an arm and their augmentations."""
+    return [arm["changes"].get(section, {}) for section in ("data", "augment")]
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The report: what was run, the primary metric, all metrics, what failed."""
     arms, rows, protocol = record["arms"], record["rows"], record["protocol"]
@@ -288,17 +293,21 @@ def markdown(record: dict[str, Any]) -> str:
         for name, arm in arms.items()
         if arm["differences"]
     ]
-    # Of these the control of the same seed has other batches, or other augmentations.
-    apart = [f"`{name}`" for name, arm in arms.items() if {"data", "augment"} & set(arm["changes"])]
+    # Of these the arm that they are compared with has other batches, or other augmentations.
+    apart = [
+        f"`{name}`"
+        for name, arm in arms.items()
+        if arm["against"] and _seen(arm) != _seen(arms[arm["against"]])
+    ]
     parts = [
         f"# {record['title']}",
         record["about"],
         f"Recipe `{record['recipe']}`{options}, grid `{record['grid']}`, seeds "
         f"{', '.join(map(str, record['seeds']))}. Every run sees "
         f"{' or '.join(f'{n:,}' for n in samples)} samples of {record['data']['n_train']:,} "
-        "shapes; runs of one seed begin with the same weights and see the same batches and "
-        f"augmentations{f' (but for {_listed(apart)})' if apart else ''}. The student after the "
-        "last step is measured, no checkpoint is chosen.",
+        "shapes; runs of one seed that are compared begin with the same weights and see the same "
+        f"batches and augmentations{f' (but for {_listed(apart)})' if apart else ''}. The student "
+        "after the last step is measured, no checkpoint is chosen.",
         f"Measured on {rows['n_rows']:,} objects that no run has seen ({sets}, {split})"
         + (
             "; what the weights were trained on that runs begin with is not known here"

@@ -382,6 +382,8 @@ def test_summarise__numbers_are_those_of_the_statistics(study: Study) -> None:
     own["changes"] = {"data": {"near": 4}}
     record["arms"]["all"] = own
     assert "same batches and augmentations (but for `all`). The student" in markdown(record)
+    record["arms"]["align-only"]["changes"] = {"data": {"near": 4}}  # its control as well
+    assert "same batches and augmentations. The student" in markdown(record)
 
 
 def test_plan__arm_that_needs_texts_where_there_are_none(
