@@ -39,7 +39,7 @@ from trainer.heldout import HeldOut
 from trainer.index import Corpus
 from trainer.initial import pinned
 from trainer.jobs import RESULT, Executor, Here, Job
-from trainer.recipe import load_recipe, parse_recipe
+from trainer.recipe import load_recipe, merged, parse_recipe
 from trainer.run import require_points
 from trainer.run_folder import FREE, absolute
 
@@ -147,15 +147,6 @@ def load_grid(name: str) -> Grid:
     controls = {control, *against.values()}
     against |= {arm: control for arm in arms if arm not in controls | against.keys()}
     return Grid(path.stem, str(title), str(about), control, arms, against)
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over`` put in, table by table."""
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merged(out[key], value) if both else value
-    return out
 
 
 def arm_recipes(grid: Grid, recipe: str, sets: Sequence[str]) -> dict[str, Recipe]:

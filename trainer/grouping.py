@@ -99,10 +99,6 @@ def _look_for_kernels() -> ModuleType | None:
     return triton_grouping
 
 
-def _on_gpu(points: Tensor) -> bool:
-    return points.is_cuda
-
-
 def _fused(
     name: str, points: Tensor, centroids: Tensor, k: int, radius: float | None
 ) -> Tensor | None:
@@ -122,7 +118,7 @@ def knn(centroids_BS3: Tensor, xyz_BN3: Tensor, k: int) -> Tensor:
     same machine. Raises ``ValueError`` when a cloud has fewer than ``k`` points.
     """
     _require_neighbours(xyz_BN3, k)
-    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, None) if _on_gpu(xyz_BN3) else None
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, None) if xyz_BN3.is_cuda else None
     return plain_knn(centroids_BS3, xyz_BN3, k) if found is None else found
 
 
@@ -137,7 +133,7 @@ def ball_query(centroids_BS3: Tensor, xyz_BN3: Tensor, radius: float, k: int) ->
         from trainer import cpu_kernels
 
         return cpu_kernels.ball_query(centroids_BS3, xyz_BN3, radius, k)
-    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if _on_gpu(xyz_BN3) else None
+    found = _fused("neighbours", xyz_BN3, centroids_BS3, k, radius) if xyz_BN3.is_cuda else None
     return plain_ball_query(centroids_BS3, xyz_BN3, radius, k) if found is None else found
 
 
@@ -164,7 +160,7 @@ def group_points(points_BNC: Tensor, centroids_BS3: Tensor, k: int, radius: floa
     """
     gradient = torch.is_grad_enabled() and (points_BNC.requires_grad or centroids_BS3.requires_grad)
     narrow = points_BNC.shape[-1] <= FUSED_CHANNELS
-    if _on_gpu(points_BNC) and narrow and not gradient:
+    if points_BNC.is_cuda and narrow and not gradient:
         if radius is None:
             _require_neighbours(points_BNC, k)
         found: Tensor | None = _fused("grouped", points_BNC, centroids_BS3, k, radius)

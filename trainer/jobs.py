@@ -142,25 +142,24 @@ class Processes:
 
     def __call__(self, folders: Sequence[Path], done: Done) -> None:
         """See ``Executor``."""
-        waiting, running = list(folders), dict[Path, subprocess.Popen[bytes]]()
+        waiting, running = list(folders), dict[Path, tuple[subprocess.Popen[bytes], str | None]]()
         threads = max(1, cores() // self.count)
-        places, place_of = list(range(self.count)), dict[Path, int]()  # free ones, taken ones
+        gpus = self.gpus or (None,)
+        free = [gpus[place % len(gpus)] for place in range(self.count)]
         try:
             with _terminable():
                 while waiting or running:
-                    while waiting and len(running) < self.count:
-                        folder = waiting.pop(0)
-                        place = place_of[folder] = places.pop(0)
-                        gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
-                        running[folder] = start(folder, threads, gpu)
+                    while waiting and free:
+                        folder, gpu = waiting.pop(0), free.pop(0)
+                        running[folder] = start(folder, threads, gpu), gpu
                     time.sleep(POLL_S)
-                    for folder, process in list(running.items()):
+                    for folder, (process, gpu) in list(running.items()):
                         if process.poll() is not None:
                             del running[folder]
-                            places.append(place_of.pop(folder))
+                            free.append(gpu)
                             done(folder, failure(folder, process.returncode))
         finally:
-            stop(list(running.values()))
+            stop([process for process, _ in running.values()])
 
 
 class RayTasks:
@@ -174,8 +173,7 @@ class RayTasks:
 
         ``gpus`` None: 1 where the cluster has any.
         """
-        self.address, self.cpus = address, cpus
-        self._gpus = gpus
+        self.address, self.cpus, self.gpus = address, cpus, gpus
 
     def __call__(self, folders: Sequence[Path], done: Done) -> None:
         """See ``Executor``."""
@@ -203,7 +201,7 @@ class RayTasks:
                 ) from error
         try:
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = int(resources.get("GPU", 0) > 0) if self._gpus is None else self._gpus
+            gpus = int(resources.get("GPU", 0) > 0) if self.gpus is None else self.gpus
             self._check(resources, gpus)
             self._run(ray, folders, done, gpus)
         finally:

@@ -118,15 +118,15 @@ def _read(path: Path, name: str, below: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise InputError(f"{path}: extends is not the name of a recipe; correct the file")
     file = path.parent / parent if parent.endswith(".toml") else RECIPES / f"{parent}.toml"
-    return _merged(_read(file, parent, (*below, path)), values)
+    return merged(_read(file, parent, (*below, path)), values)
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``base`` with the values of ``over`` put in, table by table."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
+        out[key] = merged(out[key], value) if both else value
     return out
 
 

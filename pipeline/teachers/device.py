@@ -52,14 +52,13 @@ def choose_precision(name: str, device: str) -> str:
 class _Slot:
     """A pair of buffers, in page-locked memory and on the device, with who may touch them when."""
 
-    length = 0  # of the chunk in them
-
     def __init__(self, like: torch.Tensor, device: str) -> None:
         self.host = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
         self.there = torch.empty(like.shape, dtype=like.dtype, device=device)
         event: Any = torch.cuda.Event
         self.copied = event()  # host -> there is done
         self.used = event()  # the work on there is done
+        self.length = 0  # of the chunk in them
 
 
 def on_device(chunks: Iterable[torch.Tensor], device: str) -> Iterator[torch.Tensor]:

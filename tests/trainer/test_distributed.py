@@ -11,6 +11,7 @@ from tests.trainer import processes
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
 from tests.trainer.features import ROWS, batch
 from tests.trainer.processes import CASES, WORLD, Job, run_case, train_steps
+from trainer import distributed
 from trainer.data import Batches
 from trainer.distributed import (
     gather_counts,
@@ -82,6 +83,19 @@ def test_gather_rows__gradients_are_summed_over_processes(found: dict[str, Any])
     first, second = (result["gather"] for result in found["processes"])
     assert first.tolist() == [[0, 3]]  # weights 0 1, times 1 + 2
     assert second.tolist() == [[6, 9], [12, 15]]
+
+
+def test_gather_counts__goes_by_way_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_gather(everyone: list[torch.Tensor], mine: torch.Tensor, group: str) -> None:
+        assert group == "hosts"
+        assert mine.is_cpu
+        for place, value in enumerate(everyone):
+            value.copy_(mine + place)
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "control_group", lambda: "hosts")
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    assert gather_counts([3, 0]) == [[3, 0], [4, 1]]
 
 
 def test_one_process__everything_is_the_identity() -> None:

@@ -29,7 +29,7 @@ from tests.trainer.conftest import (
     small_recipe,
 )
 from tests.trainer.test_run import STATEFUL, assert_same_state
-from trainer import checkpoint, data
+from trainer import checkpoint, data, run
 from trainer.checkpoint import checkpoint_path, checkpoints, load_model
 from trainer.loop import Loop
 from trainer.recorder import METRICS, Recorder, read_metrics
@@ -319,6 +319,14 @@ def test_memory__full_names_the_option_that_lowers_it(
     with pytest.raises(InputError, match=message) as caught:
         train([make_shards()], small_recipe(*settings), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_memory__full_counts_the_rows_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe("data.batch_size=20")
+    monkeypatch.setattr(run, "world_size", lambda: 3)
+    told = str(run._out_of_memory("GPU memory", recipe))
+    assert "with 7 rows" in told
+    assert "train.micro_batch=3 " in told
 
 
 def test_memory__full_of_shards_says_how_to_stream_them(

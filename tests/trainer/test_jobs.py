@@ -122,6 +122,22 @@ def test_visible_gpus__are_named_as_the_environment_does(
     assert jobs.visible_gpus() == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"), [(None, 2.0, 1), (None, 0.0, 0), (0, 2.0, 0), (1, 2.0, 1)]
+)
+def test_ray__takes_gpus_where_the_cluster_has_any(
+    asked: int | None, there: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    told: list[int] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": there})
+    monkeypatch.setattr(RayTasks, "_run", lambda *args: told.append(args[-1]))
+    RayTasks("head:6379", 1, asked)([], collect({}))
+    assert told == [expected]
+
+
 def test_processes__need_one_at_least() -> None:
     with pytest.raises(InputError, match="--jobs 0"):
         Processes(0)
