@@ -40,6 +40,8 @@ from pipeline.shards import (
     ShardSet,
     TeacherInfo,
     create_or_open,
+    mark_unfinished,
+    record_contents,
     write_failures,
     write_part,
     write_part_with_images,
@@ -123,12 +125,14 @@ def encode_again(options: EncodeAgainOptions) -> EncodeAgainSummary:
     )
     with exclusive(options.out):
         clean_temporaries(options.out)
+        mark_unfinished(options.out)
         failures = source.failures()
         if failures:
             write_failures(options.out, failures)
         summary.failures = len(failures)
         begun = time.perf_counter()
         _run(source, images, teacher, manifest, options, summary)
+        record_contents(options.out)
         summary.seconds = time.perf_counter() - begun
     return summary
 

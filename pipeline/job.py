@@ -29,7 +29,15 @@ from pipeline.graph import run_graph
 from pipeline.lock import exclusive
 from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
-from pipeline.shards import Manifest, TeacherInfo, create_or_open, taken_back, unstarted
+from pipeline.shards import (
+    Manifest,
+    TeacherInfo,
+    create_or_open,
+    mark_unfinished,
+    record_contents,
+    taken_back,
+    unstarted,
+)
 from pipeline.shards.storage import shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
 from pipeline.stages import EncodeSettings, Target
@@ -197,7 +205,11 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         summary.skipped = seen.records - spool.total
         summary.failed_before = seen.failed
         if spool.total:
+            for target in targets.targets:
+                mark_unfinished(target.out)
             run_graph(replace(options, objects=objects), targets, spool, summary, begun)
+        for target in targets.targets:
+            record_contents(target.out)
         if options.objects.captions.files:
             summary.texts.update(captions.counts)
             for line in captions.lines():

@@ -22,7 +22,7 @@ import torch
 
 from pipeline.common import InputError, shown_bytes, write_json
 from pipeline.console import note
-from pipeline.shards import NEUTRAL_RGB, TeacherInfo
+from pipeline.shards import NEUTRAL_RGB, TeacherInfo, what_lacks
 from trainer import checkpoint, near, parallel
 from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
@@ -273,6 +273,10 @@ def _introduce(
     say: Callable[[str], None],
 ) -> None:
     """Tell the user what is about to be trained on what."""
+    for root in corpus.roots:
+        lacking = what_lacks(root)
+        if lacking:
+            say(lacking)
     if corpus.left_out:
         say(f"nothing in the shards to read: {', '.join(corpus.left_out)} switched off")
     if task.begun_with is not None:

@@ -85,7 +85,7 @@ def encode(
     from evaluation.embeddings import EmbeddingsMeta, write_embeddings
     from evaluation.sources import MeshSource, embed_shards, find_meshes, shards_data
     from evaluation.student import load_student, pick_device
-    from pipeline.shards import ShardSet
+    from pipeline.shards import ShardSet, what_lacks
 
     check_new(out, "--out", overwrite)
     if (shards is None) == (not meshes):
@@ -99,6 +99,9 @@ def encode(
     failures: list[tuple[str, str]] = []
     if shards is not None:
         opened = ShardSet.open(shards)
+        lacking = what_lacks(shards)
+        if lacking:
+            note(lacking)
         encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
         meta = EmbeddingsMeta(opened.manifest.teacher, encoder.model, shards_data(opened, split))
         _introduce(f"{len(opened):,} objects", meta, dtype, len(opened), out)

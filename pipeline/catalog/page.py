@@ -90,6 +90,7 @@ def facts(found: Analysis) -> list[tuple[str, str]]:
         ("Objects", f"{seen.rows:,}"),
         ("Failures", f"{seen.failures:,}"),
         ("Size", f"{seen.bytes_on_disk / 1e6:,.1f} MB in {seen.parts:,} parts"),
+        ("Finished", seen.state),
         ("Teacher", f"{seen.teacher}, width {seen.embed_width}"),
         ("Views", f"{seen.n_views}{size}" if seen.n_views else "none"),
         ("Points", f"{seen.n_points:,}"),

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from pipeline.catalog.connection import connect
-from pipeline.shards import ShardSet
+from pipeline.shards import ShardSet, compare_contents
 
 _FILES = ("part-", "failures-", "images-")
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
@@ -35,6 +35,8 @@ class Inspection:
     duplicates: int  # rows whose uid another row has too; 0 in a sound set
     failures: int  # objects without a row
     parts: int  # files
+    finished: bool | None  # as a finished run left it; None: not recorded
+    missing_files: int  # lost since then
     bytes_on_disk: int  # of parts, failures, kept images and manifest
     datasets: dict[str, int]
     splits: dict[str, int]  # rows without a split are not in it
@@ -52,6 +54,15 @@ class Inspection:
     image_size: int | None  # pixels; None when the renderer does not tell
     failure_kinds: list[FailureKind]
 
+    @property
+    def state(self) -> str:
+        """Whether the set is complete, for people."""
+        if self.missing_files:
+            return f"no, files missing: {self.missing_files}; `pipeline verify` names them"
+        if self.finished is None:
+            return "not recorded"
+        return "yes" if self.finished else "no; run the same command again to complete the set"
+
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self)
@@ -64,6 +75,7 @@ def inspect(root: str | Path, *, top: int = 20) -> Inspection:
     """
     shards = ShardSet.open(root)
     manifest = shards.manifest
+    contents = compare_contents(root)
     with connect(shards) as db:
         rows, unique, without_category, without_text, colored, n_categories = _one(
             db,
@@ -84,10 +96,12 @@ def inspect(root: str | Path, *, top: int = 20) -> Inspection:
             duplicates=rows - unique,
             failures=sum(kind[2] for kind in kinds),
             parts=len(shards.parts),
+            finished=None if contents is None else contents.finished,
+            missing_files=0 if contents is None else len(contents.missing),
             bytes_on_disk=sum(
                 size
                 for name, size in shards.storage.sizes().items()
-                if name == "manifest.json"
+                if name in ("manifest.json", "contents.json")
                 or (name.startswith(_FILES) and name.endswith(".parquet"))
             ),
             datasets=_counts(db, "select dataset as key from shards"),

@@ -75,6 +75,7 @@ def show_inspection(found: Inspection) -> None:
     rows: list[list[object]] = [
         ["objects", found.rows],
         ["failures", found.failures],
+        ["finished", found.state],
         ["files, bytes", f"{found.parts}, {found.bytes_on_disk:,}"],
         ["teacher, width", f"{found.teacher}, {found.embed_width}"],
         ["views", f"{found.n_views} of {found.image_size} px"],

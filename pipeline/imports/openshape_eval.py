@@ -49,6 +49,8 @@ from pipeline.shards import (
     Row,
     ShardSet,
     create_or_open,
+    mark_unfinished,
+    record_contents,
     write_failures,
     write_part,
 )
@@ -103,7 +105,9 @@ def import_eval(options: EvalOptions) -> ImportSummary:
     summary = ImportSummary(limit=options.max_failures)
     with exclusive(options.out):
         clean_temporaries(options.out)
+        mark_unfinished(options.out)
         _write(shapes, embeds, manifest, options, summary)
+        record_contents(options.out)
     summary.seconds = time.perf_counter() - begun
     return summary
 

@@ -41,7 +41,7 @@ from pipeline.imports.unpickle import BadPickleError, UnsafePickleError, load_np
 from pipeline.imports.writing import Grant, Progress, Task, Writer
 from pipeline.lock import exclusive
 from pipeline.meshes import UP_AXES
-from pipeline.shards import ShardSet, create_or_open
+from pipeline.shards import ShardSet, create_or_open, mark_unfinished, record_contents
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ def import_openshape(options: ImportOptions) -> ImportSummary:
         total = None
         if listed is not None:
             total = sum(uid_of(p) not in uids for places in listed.values() for p in places)
+        mark_unfinished(options.out)
         damaged = _drive(options, rules, tasks, uids, summary, total)
+        if not damaged:
+            record_contents(options.out)
     summary.seconds = time.perf_counter() - begun
     if damaged:
         tell(summary, options.out)

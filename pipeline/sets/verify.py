@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import pyarrow as pa
 from pipeline.common import InputError
 from pipeline.console import ProgressBar
 from pipeline.sets import checks
-from pipeline.shards import Batch, ImageSet, RowGroup, ShardSet
+from pipeline.shards import Batch, ImageSet, RowGroup, ShardSet, compare_contents
+from pipeline.shards.contents import CONTENTS
 from pipeline.shards.storage import Storage
 
 MAX_PROBLEMS = 1000  # kept; all are counted
 ORDER_SAMPLE = 100  # objects whose order is followed point by point
 _NAME = re.compile(r"-(\d{5,})-([0-9a-f]{16})-[0-9a-f]{8}\.parquet$")  # rows, hash of the content
-_NUMBERED = re.compile(r"^part-(\d{6,})-\d{5,}-[0-9a-f]{16}-")  # of merge, split and filter
 _BLOCK = 1 << 22
 
 
@@ -86,6 +85,7 @@ class Verdict:
 # By check, what it does; also the order in which they are shown.
 CHECKS = {
     "manifest": "fields and config hash",
+    "contents": "every file that a finished run left is there",
     "file": "name, size and content agree (SHA-256)",
     "columns": "every column decodes, page checksums",
     "uids": "no uid is empty or comes twice",
@@ -133,12 +133,12 @@ class _SetCheck:
         self.readable: list[RowGroup] = []  # with clouds
 
     def run(self) -> None:
+        self._contents()
         sizes = self.storage.sizes("part-", ".parquet")
         with ProgressBar("verify", len(sizes), "parts") as bar:
             for part in self.shards.parts:
                 self._part(part)
                 bar.advance(1)
-        self._gaps()
         self._order()
         self._failures()
         if self.images is not None:
@@ -260,13 +260,31 @@ class _SetCheck:
                 yield row, f"the uid is {where}"
             self.seen.setdefault(digest, part)
 
-    def _gaps(self) -> None:
-        """Numbers of parts that are not there; those of `embed` have none."""
-        found = {int(match[1]) for part in self.shards.parts if (match := _NUMBERED.match(part))}
-        for before, after in pairwise([-1, *sorted(found)]):
-            if after - before > 1:
-                missing = f"{after - before - 1} missing before it"
-                self.verdict.add("file", f"part-{after:06d}", f"numbered parts: {missing}")
+    def _contents(self) -> None:
+        """Files that were lost since a run finished: no other file tells of them."""
+        try:
+            contents = compare_contents(self.storage.root)
+        except InputError as error:
+            self.verdict.add("contents", CONTENTS, _reason(error, self.storage, CONTENTS))
+            return
+        if contents is None:
+            self.verdict.notes.append(
+                f"no {CONTENTS}, as in sets of older versions and of other code: files that are "
+                "missing cannot be detected"
+            )
+            return
+        self.verdict.saw("contents", contents.recorded)
+        for name in contents.missing:
+            self.verdict.add(
+                "contents",
+                name,
+                "missing; copy it again, or run the command that made the set again",
+            )
+        if contents.added:
+            self.verdict.notes.append(
+                f"a run that has not finished added files: {len(contents.added)}; run the same "
+                "command again to complete the set"
+            )
 
     def _order(self) -> None:
         """Follow the order of a sample of objects to its end."""

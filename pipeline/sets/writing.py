@@ -25,6 +25,7 @@ from pipeline.shards import (
     KeptImages,
     Manifest,
     ShardSet,
+    record_contents,
     write_failures,
     write_table,
 )
@@ -109,6 +110,7 @@ class SetWriter:
     def finish(self) -> Written:
         """Write what waits; what was written in all."""
         self._write(self._waiting)
+        record_contents(self.root)
         return Written(self.rows, self.parts, self.failures)
 
     def _add(self, table: pa.Table, kept: list[KeptImages]) -> None:

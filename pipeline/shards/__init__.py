@@ -5,12 +5,20 @@ A shard set is a folder (a local path or a URI that pyarrow or fsspec understand
 - ``manifest.json``: how every row was made (``Manifest``); all parts share it,
 - ``part-*.parquet``: one row per object (``schema``), written atomically, named by content,
 - ``failures-*.parquet``: one row per object that could not become a row,
-- ``images-*.parquet``: where the set keeps its views, one side file per part (``images``).
+- ``images-*.parquet``: where the set keeps its views, one side file per part (``images``),
+- ``contents.json``: the names of these files, once a run has finished (``contents``).
 
 ``ShardSet.open`` reads one; ``write_part`` and ``write_failures`` add to one. ``ImageSet.open``
 reads the kept views.
 """
 
+from pipeline.shards.contents import (
+    Contents,
+    compare_contents,
+    mark_unfinished,
+    record_contents,
+    what_lacks,
+)
 from pipeline.shards.images import (
     ImageBatch,
     ImageSet,
@@ -37,6 +45,7 @@ __all__ = [
     "NEUTRAL_RGB",
     "POINT_SCALE",
     "Batch",
+    "Contents",
     "Failure",
     "ImageBatch",
     "ImageSet",
@@ -47,11 +56,15 @@ __all__ = [
     "ShardSet",
     "TeacherInfo",
     "clean_orphans",
+    "compare_contents",
     "create_or_open",
     "decode_xyz",
+    "mark_unfinished",
     "read_manifest",
+    "record_contents",
     "taken_back",
     "unstarted",
+    "what_lacks",
     "write_failures",
     "write_part",
     "write_part_with_images",

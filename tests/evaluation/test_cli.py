@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets.folder import FolderDataset
-from pipeline.shards import ShardSet, create_or_open, write_part
+from pipeline.shards import ShardSet, create_or_open, record_contents, write_part
 from tests.evaluation import world
 from tests.running import Cli, run
 
@@ -232,6 +233,20 @@ def test_encode__teacher_views_and_float16(
         "retrieve", "--index", tmp_path / "views.index", "--shape", tmp_path / "views.parquet"
     )
     assert "text or image" in error
+
+
+def test_encode__a_set_that_lacks_files_is_told(
+    command: Cli, fakes: Path, shards: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(shards, root)
+    record_contents(root)
+    asked = ("encode", "--checkpoint", fakes, "--shards", root, "--out")
+    assert "files missing" not in command(*asked, tmp_path / "whole.parquet").err
+    mark = root / "contents.json"
+    mark.write_text(mark.read_text().replace("part-", "part-gone-"))
+    told = command(*asked, tmp_path / "lacking.parquet").err
+    assert f"{root}: files missing: 1; `pipeline verify` names them" in told
 
 
 def test_zeroshot__several_draws_tell_their_spread(command: Cli, fakes: Path, shards: Path) -> None:

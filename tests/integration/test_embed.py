@@ -21,7 +21,7 @@ from pipeline.cli import app
 from pipeline.job import EmbedOptions
 from pipeline.meshes import SUFFIXES
 from pipeline.objects import process
-from pipeline.shards import ShardSet
+from pipeline.shards import ShardSet, compare_contents, what_lacks
 from pipeline.spool import Spool, SpoolReader
 from pipeline.stages import EncodeSettings, EncodeStage, pack, write_stage
 from tests.pipeline.test_mesh_hostile import CASES
@@ -99,6 +99,7 @@ class Resumed:
 
     out: Path
     survived: dict[str, bytes]
+    lacking: str | None
     summary: dict[str, Any]
 
 
@@ -115,10 +116,10 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Resumed:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    survived = contents(out)
+    survived, lacking = contents(out), what_lacks(out)
     done = run(*embed_procedural(out, teacher, 70, "--json"))
     assert done.returncode == 0, done.stderr
-    return Resumed(out, survived, json.loads(done.stdout))
+    return Resumed(out, survived, lacking, json.loads(done.stdout))
 
 
 def test_embed__killed_and_resumed_has_the_rows_of_a_plain_loop(
@@ -126,13 +127,17 @@ def test_embed__killed_and_resumed_has_the_rows_of_a_plain_loop(
 ) -> None:
     kept, summary = len(resumed.survived), resumed.summary
     assert 0 < kept < 70
+    assert "has not finished" in str(resumed.lacking)
     assert (summary["skipped"], summary["embedded"], summary["failed"]) == (kept, 70 - kept, 0)
     assert contents(resumed.out) == contents(undisturbed)
+    recorded = compare_contents(resumed.out)
+    assert recorded is not None
+    assert recorded.finished
 
 
 def test_embed__leaves_nothing_temporary(resumed: Resumed) -> None:
     names = {path.name.split("-")[0] for path in resumed.out.iterdir()}
-    assert names == {"manifest.json", "part", ".lock"}
+    assert names == {"manifest.json", "contents.json", "part", ".lock"}
 
 
 def test_embed__rows_are_complete_and_normalised(undisturbed: Path) -> None:

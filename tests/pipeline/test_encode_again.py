@@ -23,12 +23,14 @@ from pipeline.lock import exclusive
 from pipeline.objects import Processed, teacher_size
 from pipeline.pictures import at_sizes, encode_webp
 from pipeline.shards import (
+    Contents,
     Failure,
     ImageSet,
     KeptImages,
     Manifest,
     Row,
     ShardSet,
+    compare_contents,
     create_or_open,
     write_failures,
     write_part,
@@ -170,6 +172,7 @@ def assert_rows(found: Sequence[Row], expected: Sequence[Row], *, views: bool = 
 def test_encode_again__same_teacher_gives_the_same_rows(first: str, tmp_path: Path) -> None:
     manifest = make(tmp_path / "in", first)
     summary = run(tmp_path / "in", tmp_path / "out", first)
+    assert compare_contents(tmp_path / "out") == Contents(4, [], [])
     before, after = rows_of(tmp_path / "in"), rows_of(tmp_path / "out")
     assert_rows(after, before)
     assert all(np.array_equal(a.xyz, b.xyz) for a, b in zip(after, before, strict=True))

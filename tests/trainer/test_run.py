@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common import InputError
+from pipeline.shards import record_contents
 from tests.running import Cli
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from trainer import run as run_module
@@ -307,6 +308,19 @@ def test_train__a_warm_up_that_the_run_does_not_leave_is_told(
     recipe = small_recipe("train.steps=3", f"optim.warmup_steps={warmup}")
     train([make_shards()], recipe, tmp_path / "run", device="cpu")
     assert ("the full rate is never reached" in capsys.readouterr().err) == told
+
+
+def test_train__a_set_that_lacks_files_is_told(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_shards()
+    train([root], small_recipe("train.steps=1"), tmp_path / "unknown", device="cpu")
+    record_contents(root)
+    train([root], small_recipe("train.steps=1"), tmp_path / "whole", device="cpu")
+    assert "missing" not in capsys.readouterr().err
+    next(root.glob("part-*")).rename(tmp_path / "elsewhere")
+    train([root], small_recipe("train.steps=1"), tmp_path / "lacking", device="cpu")
+    assert f"{root}: files missing: 1; `pipeline verify` names them" in capsys.readouterr().err
 
 
 def test_train__wrong_shards_leave_no_run_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.common import InputError
 from pipeline.imports.openshape_eval import SCANOBJECTNN, EvalOptions, import_eval
 from pipeline.imports.run import ImportSummary
-from pipeline.shards import NEUTRAL_RGB, Row, ShardSet
+from pipeline.shards import NEUTRAL_RGB, Contents, Row, ShardSet, compare_contents
 from tests.pipeline.imports.release import WIDTH, small_teacher
 
 __all__ = ["small_teacher"]
@@ -66,6 +66,7 @@ def test_modelnet40__clouds_with_category_and_its_feature(tmp_path: Path) -> Non
     folder = modelnet(tmp_path)
     summary = run(tmp_path, tmp_path / "out", "modelnet40")
     assert (summary.imported, summary.failed) == (3, 0)
+    assert compare_contents(tmp_path / "out") == Contents(2, [], [])
     found = rows(tmp_path / "out")
     assert [row.uid for row in found] == [f"modelnet40/{name}" for name in sorted(NAMES)]
     assert [row.category for row in found] == ["airplane", "airplane", "night stand"]

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.common import InputError
 from pipeline.imports.run import ImportOptions, ImportSummary, import_openshape
-from pipeline.shards import Row, ShardSet, TeacherInfo
+from pipeline.shards import Contents, Row, ShardSet, TeacherInfo, compare_contents, what_lacks
 from tests.pipeline.imports.release import (
     ABOVE,
     ARCHIVES,
@@ -58,6 +58,7 @@ def test_import__archives_become_a_set(tmp_path: Path, small_teacher: TeacherInf
     make_release(tmp_path / "release")
     summary = run(tmp_path / "release", tmp_path / "out")
     assert (summary.imported, summary.failed, summary.skipped) == (12, 0, 0)
+    assert compare_contents(tmp_path / "out") == Contents(3, [], [])
     found = rows(tmp_path / "out")
     assert sorted(found) == sorted(EVERY)
     assert {p for p, row in found.items() if row.category} == {
@@ -266,8 +267,10 @@ def test_import__archive_cut_off_is_named_and_the_rest_is_imported(tmp_path: Pat
         run(release.root, tmp_path / "out")
     before = len(rows(tmp_path / "out"))
     assert 8 <= before < 12
+    assert "has not finished" in str(what_lacks(tmp_path / "out"))
     path.write_bytes(whole)
     assert run(release.root, tmp_path / "out").imported == 12 - before
+    assert what_lacks(tmp_path / "out") is None
     assert len(rows(tmp_path / "out")) == 12
 
 

@@ -1,0 +1,101 @@
+"""Which files a shard set held when a run last finished, so that files lost since are noticed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common import InputError
+from pipeline.shards.storage import Storage, shown
+
+CONTENTS = "contents.json"
+_FORMAT = "mrd3d-contents"
+_VERSION = 1
+_KINDS = ("part-", "failures-", "images-")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a set, compared with those it held when a run last finished."""
+
+    recorded: int  # files held then
+    missing: list[str]  # held then, not now
+    added: list[str]  # by a run that has not finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether the set is as a finished run left it."""
+        return not self.missing and not self.added
+
+
+def mark_unfinished(root: str | Path) -> None:
+    """Record, before a run writes the first file of a set, that none has finished.
+
+    A record that is there stays: what comes to the set will differ from it. Raises ``InputError``
+    when the folder cannot be written.
+    """
+    storage = Storage.at(root)
+    if not storage.exists(CONTENTS):
+        _write(storage, {})
+
+
+def record_contents(root: str | Path) -> None:
+    """Record the files of the set, at the end of a run that left nothing to do.
+
+    The record depends on the files alone, so equal sets have equal records. Raises ``InputError``
+    when the folder cannot be written.
+    """
+    storage = Storage.at(root)
+    _write(storage, _files(storage))
+
+
+def compare_contents(root: str | Path) -> Contents | None:
+    """The files of the set against its record.
+
+    None without a record: the set was made by an older version or by other code. Raises
+    ``InputError`` when the record is damaged.
+    """
+    storage = Storage.at(root)
+    if not storage.exists(CONTENTS):
+        return None
+    name = storage.show(CONTENTS)
+    remedy = "delete it and run the command that made the set again"
+    try:
+        value = json.loads(storage.read(CONTENTS))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict) or value.get("format") != _FORMAT:
+        raise InputError(f"{name}: not the record of a shard set; {remedy}")
+    if value.get("version") != _VERSION:
+        raise InputError(f"{name}: version {value.get('version')!r} is unknown; upgrade mrd3d")
+    files = value.get("files")
+    if not isinstance(files, dict):
+        raise InputError(f"{name}: holds no list of files; {remedy}")
+    there = _files(storage)
+    return Contents(len(files), sorted(files.keys() - there), sorted(there.keys() - files))
+
+
+def what_lacks(root: str | Path) -> str | None:
+    """For those who read a set: in one line, why it may hold less than it should.
+
+    None when it is complete, or when there is no record. Raises as ``compare_contents`` does.
+    """
+    contents = compare_contents(root)
+    if contents is not None and contents.missing:
+        count = len(contents.missing)
+        return f"{shown(root)}: files missing: {count}; `pipeline verify` names them"
+    if contents is not None and contents.added:
+        return f"{shown(root)}: the run that makes this set has not finished; reading what is there"
+    return None
+
+
+def _write(storage: Storage, files: dict[str, int]) -> None:
+    record = {"format": _FORMAT, "version": _VERSION, "files": files}
+    storage.write(CONTENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _files(storage: Storage) -> dict[str, int]:
+    """Bytes by name of what holds rows, failures or kept views."""
+    found = storage.sizes("", ".parquet")
+    return {name: size for name, size in found.items() if name.startswith(_KINDS)}
