@@ -52,7 +52,7 @@ def summarise(
     finished = [result for result in results.values() if result is not None]
     if not finished:
         reason = next(iter(failed.values()), "no run was started")
-        raise InputError(f"--grid {study.grid.name}: no run was finished; the first said: {reason}")
+        raise InputError(f"--grid {study.grid.name}: no run finished; the first error was: {reason}")
     grid = study.grid
     metrics = [name for name in TITLES if all(name in item["metrics"] for item in finished)]
     primary = PRIMARY if PRIMARY in metrics else metrics[0]
@@ -181,7 +181,7 @@ def check_report(
     except FileNotFoundError:
         there = [name for name in (TABLE, CHART) if (study.out / name).exists()]
         if there and not overwrite:
-            raise InputError(f"{option}: has a {there[0]} that is of no study; {remedy}") from None
+            raise InputError(f"{option}: has a {there[0]} that belongs to no study; {remedy}") from None
         return
     except ValueError:
         old = None
@@ -305,17 +305,17 @@ def markdown(record: dict[str, Any]) -> str:
         f"Recipe `{record['recipe']}`{options}, grid `{record['grid']}`, seeds "
         f"{', '.join(map(str, record['seeds']))}. Every run sees "
         f"{' or '.join(f'{n:,}' for n in samples)} samples of {record['data']['n_train']:,} "
-        "shapes; runs of one seed that are compared begin with the same weights and see the same "
-        f"batches and augmentations{f' (but for {_listed(apart)})' if apart else ''}. The student "
-        "after the last step is measured, no checkpoint is chosen.",
-        f"Measured on {rows['n_rows']:,} objects that no run has seen ({sets}, {split})"
+        "shapes; compared runs of one seed start from the same weights and see the same batches "
+        f"and augmentations{f' (except {_listed(apart)})' if apart else ''}. The student is "
+        "measured after the last step; no checkpoint is selected.",
+        f"Measured on {rows['n_rows']:,} objects unseen in training ({sets}, {split})"
         + (
-            "; what the weights were trained on that runs begin with is not known here"
+            "; the training data of the initial weights is unknown"
             if any(arm.get("begins_with") for arm in arms.values())
             else ""
         )
         + (f", {classes} categories" if classes else "")
-        + (f", {means} of them by the mean of training names" if means else "")
+        + (f", {means} of them represented by the mean of their training names" if means else "")
         + (f"; text queries: {protocol['text_source']}s" if "text_source" in protocol else "")
         + ".",
         f"## {primary[0].upper()}{primary[1:]}",
@@ -324,7 +324,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"{_controls(record)}, paired by seed, with its 95 % t-interval over seeds (other "
         "trainings, these objects) and over objects (other objects, these students); p of the "
         "paired t-test, adjusted by Holm's method for all arms (n/a: too few runs, or "
-        "runs that agree to the object); s: training seconds of a run.",
+        "runs that agree on every object); s: training seconds of a run.",
         f"![Differences to the control]({CHART})",
         "## All figures",
         table(["arm", *[TITLES[metric] for metric in chosen]], everything),

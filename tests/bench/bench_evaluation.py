@@ -204,7 +204,7 @@ def figures(quick: bool) -> TableParts:
         told = told if case == "classify" else f"{pairs[0]:,} x {pairs[0]:,}"
         rows.append([name, told, round(seconds, 1), round(peak), round(whole / (1 << 20))])
     columns = ["figures", "size", "s", "peak MiB", "MiB of the whole matrix"]
-    notes = "The peak has the vectors themselves, float32. Target: within 2 GiB."
+    notes = "The peak includes the vectors, float32. Target: within 2 GiB."
     return "Metrics of large benchmarks", columns, rows, notes
 
 

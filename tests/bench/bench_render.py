@@ -158,7 +158,7 @@ def tables(quick: bool = False, folder: Path = ASSETS) -> list[Result]:
     notes = (
         "12 views of 224 px, 2 x 2 samples, processor time of the whole render call, median of "
         "interleaved rounds. Embree shares the rasteriser's shading; VTK draws on Mesa, and "
-        "its head light shines along the view axis, which tells in the differences. "
+        "its head light shines along the view axis, which shows in the differences. "
     ) + " ".join(f"Missing baseline. {line}." for line in missing)
     groups: list[tuple[str, list[Row]]] = [("all", rows)]
     for low, high in SPLITS:

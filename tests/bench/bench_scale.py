@@ -385,7 +385,7 @@ def listed(count: int) -> tuple[str, list[str], list[list[object]], str]:
             write_part(target.out, target.manifest, part)
         timed("all is there")
     columns = ["", "there already", f"s for {count:,}", "s for 876,000"]
-    notes = "Listing, looking for what lacks, and spooling; processor time, linear in the objects."
+    notes = "Listing, finding what is missing, and spooling; processor time, linear in the objects."
     return "What is still to be done", columns, rows, notes
 
 

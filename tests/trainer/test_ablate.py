@@ -302,7 +302,7 @@ def test_ablate__a_run_that_diverges_is_named_and_the_others_count(
 
 def test_ablate__nothing_finished_is_an_error(study: Study) -> None:
     broken = dataclasses.replace(study, sets=(*SETS, "optim.lr=1e30"), seeds=1)
-    with pytest.raises(InputError, match="no run was finished; the first said"):
+    with pytest.raises(InputError, match="no run finished; the first error was"):
         ablate(broken)
 
 
@@ -381,7 +381,7 @@ def test_summarise__numbers_are_those_of_the_statistics(study: Study) -> None:
     assert "same batches and augmentations. The student" in markdown(record)
     own["changes"] = {"data": {"near": 4}}
     record["arms"]["all"] = own
-    assert "same batches and augmentations (but for `all`). The student" in markdown(record)
+    assert "same batches and augmentations (except `all`). The student" in markdown(record)
     record["arms"]["align-only"]["changes"] = {"data": {"near": 4}}  # its control as well
     assert "same batches and augmentations. The student" in markdown(record)
 
