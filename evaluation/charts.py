@@ -118,7 +118,7 @@ def heat_map(matrix_CC: NDArray[np.int64], classes: Sequence[str]) -> Markup:
             share = part[row, column] / totals[row]
             kind = "right" if row == column else "wrong"
             title = (
-                f"{classes[shown[row]]} taken for {classes[shown[column]]}: "
+                f"{classes[shown[row]]} predicted as {classes[shown[column]]}: "
                 f"{part[row, column]} of {totals[row]}"
             )
             parts.append(

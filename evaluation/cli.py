@@ -15,7 +15,7 @@ from evaluation.commands import (
 )
 from pipeline.console import make_app, run_app
 
-app = make_app("evaluation", "Measure a checkpoint, index what it embeds, and search.")
+app = make_app("evaluation", "Evaluate students, index their embeddings, and search.")
 for module in (encode, index, measure, parts, retrieve, score, serve, report, published):
     module.register(app)
 

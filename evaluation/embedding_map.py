@@ -51,7 +51,7 @@ def map_section(path: Path, seed: int = 0) -> MapSection:
     drawing = scatter(places, classes, [rows.uid[i] for i in chosen])
     told = f"{len(chosen):,} objects"
     if len(chosen) < len(rows):
-        told += f", drawn at random of {len(rows):,}"
+        told += f", sampled from {len(rows):,}"
     return MapSection(loaded.meta.model.name, drawing, told)
 
 

@@ -14,7 +14,7 @@ from pipeline.cloud_pictures import data_uri, draw_cloud
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.pages import render_page
 from pipeline.scene import MeshError
-from pipeline.shards import ShardSet
+from pipeline.shards import RowGroup, ShardSet
 
 PICTURE_POINTS = 10_000
 PICTURE_SIZE = 144  # pixels
@@ -119,18 +119,21 @@ def render_objects(
 
 def draw_objects(shards: ShardSet, uids: Iterable[str], size: int = PICTURE_SIZE) -> dict[str, str]:
     """Pictures of the objects that are in the set, by uid, as ``data:`` addresses."""
-    wanted = set(uids)
-    groups = [g for g in shards.row_groups if wanted & set(shards.read(g, ["uid"]).uid)]
+    wanted: dict[RowGroup, list[int]] = {}
+    for uid in uids:
+        if uid in shards.places:
+            group, row = shards.places[uid]
+            wanted.setdefault(group, []).append(row)
     pictures = {}
-    for batch in shards.batches(["xyz", "rgb", "has_color"], groups):
+    for group, rows in wanted.items():
+        batch = shards.read(group, ["xyz", "rgb", "has_color"])
         xyz = batch.xyz_float()
         assert batch.rgb is not None
         assert batch.has_color is not None
-        for row, uid in enumerate(batch.uid):
-            if uid in wanted:
-                points = slice(0, PICTURE_POINTS)
-                image = draw_cloud(
-                    xyz[row, points], batch.rgb[row, points], bool(batch.has_color[row]), size
-                )
-                pictures[uid] = data_uri(image)
+        for row in rows:
+            points = slice(0, PICTURE_POINTS)
+            image = draw_cloud(
+                xyz[row, points], batch.rgb[row, points], bool(batch.has_color[row]), size
+            )
+            pictures[batch.uid[row]] = data_uri(image)
     return pictures

@@ -28,7 +28,7 @@ from evaluation.embeddings import (
     parse_record,
     require_distinct,
 )
-from evaluation.index_choice import Wanted, choose
+from evaluation.index_choice import Trying, Wanted, choose
 from evaluation.teachers import require_same_teacher
 from pipeline.catalog.connection import connect, table_database
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
@@ -101,7 +101,7 @@ class Index:
         shape: str | Path | None = None,
         minus: str | None = None,
         where: str | None = None,
-        shards: str | None = None,
+        shards: str | ShardSet | None = None,
         k: int = 10,
         checkpoint: str | Path | None = None,
         teacher: str | None = None,
@@ -109,9 +109,9 @@ class Index:
         """The best ``k`` objects for words, a picture, a mesh or .npz cloud, or several together.
 
         As `evaluation retrieve`: ``minus`` are words to keep away from, ``where`` is an SQL
-        condition on the columns of the index or of ``shards``. Teacher and student are loaded when
-        they are first needed and kept; ``checkpoint`` and ``teacher`` say where they are if not
-        where they were. Raises ``InputError``.
+        condition on the columns of the index or of ``shards``, a set that was opened or its place.
+        Teacher and student are loaded when they are first needed and kept; ``checkpoint`` and
+        ``teacher`` say where they are if not where they were. Raises ``InputError``.
         """
         from evaluation.queries import compose, parse_parts
         from evaluation.search import Embedder
@@ -164,13 +164,8 @@ class Index:
         set of other objects, one that no object fulfils, or one that takes more than ``seconds``.
         """
         uids = self.uids()
-        if shards is not None:
-            opened = ShardSet.open(shards) if isinstance(shards, str) else shards
-            if set(opened.uids()).isdisjoint(uids):
-                raise InputError(
-                    f"--shards {opened.storage.root}: holds none of the objects of {self.path}; "
-                    "give the shard set that was indexed"
-                )
+        opened = ShardSet.open(shards) if isinstance(shards, str) else shards
+        if opened is not None:
             wanted = uids_where(connect(opened), "shards", where, seconds)
         else:
             # Without removed rows: what an object was before it was replaced has the same uid.
@@ -179,6 +174,12 @@ class Index:
             wanted = uids_where(objects, "objects", where, seconds)
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():
+            # The uids of the set are read only here: whatever is left is of both.
+            if opened is not None and opened.places.keys().isdisjoint(uids):
+                raise InputError(
+                    f"--shards {opened.storage.root}: holds none of the objects of {self.path}; "
+                    "give the shard set that was indexed"
+                )
             raise InputError(f"--where {where}: no object of {self.path} is left")
         return allowed
 
@@ -258,20 +259,22 @@ def build_index(
     wanted: Wanted | None = None,
     queries: Mapping[str, F32] | None = None,
     seed: int = 0,
+    trying: Trying | None = None,
 ) -> dict[str, Any]:
     """Write an index folder and return its manifest.
 
     ``wanted`` says what kind of index, or what it is to reach. ``queries`` are (Q, D) vectors by
     modality (``text``, ``image``) on which recall and time are measured, beside shapes drawn from
-    the rows. Atomic; an earlier index at ``out`` is replaced. Raises ``InputError`` when ``out`` is
-    anything else, two rows have one uid, or no index reaches what is wanted.
+    the rows. ``trying`` as ``choose`` takes it. Atomic; an earlier index at ``out`` is replaced.
+    Raises ``InputError`` when ``out`` is anything else, two rows have one uid, or no index reaches
+    what is wanted.
     """
     check_target(out, overwrite=True)
     rows = embeddings.rows
     require_distinct(rows.uid, "the embeddings")
     drawn = np.random.default_rng(seed).permutation(len(rows))[:RECALL_QUERIES]
     samples = {"shape": rows.vectors[np.sort(drawn)], **(queries or {})}
-    built = choose(rows.vectors, samples, wanted or Wanted(), seed)
+    built = choose(rows.vectors, samples, wanted or Wanted(), seed, trying)
     record = {
         "kind": built.plan.kind,
         "settings": built.plan.settings,

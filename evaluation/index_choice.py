@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ from evaluation.exact import top_k
 from pipeline.common import InputError
 
 F32 = NDArray[np.float32]
+Advance = Callable[[int], None]
+Trying = Callable[["Plan"], AbstractContextManager[Advance]]  # what is told of a plan and its rows
 
 KINDS = ("flat", "hnsw", "ivfpq")
 # Exact search of 200,000 rows of 512 takes about 20 ms a query on one core: nothing to gain below.
@@ -43,6 +46,9 @@ _DIMS_A_CODE = (8, 4, 2, 1)  # coordinates that one byte of a code stands for
 _TRAIN_PER_LIST = 64  # k-means of FAISS wants 39 or more
 _TRAIN_PER_CODE = 128  # k-means of a codebook of 256; more costs minutes and gains nothing
 _TIMED = 100  # single queries
+# Rows that are added at once. A graph of a million takes minutes: its blocks are small for the sake
+# of progress, and make it no worse and no slower.
+_BLOCKS = {"flat": 1 << 16, "hnsw": 1 << 12, "ivfpq": 1 << 16}
 _GAIN = 0.002  # of recall, below which a wider search is no use
 
 
@@ -114,11 +120,18 @@ def ivfpq_plans(count: int, width: int) -> Iterator[Plan]:
         yield Plan("ivfpq", {"lists": lists, "code_bytes": code}, memory)
 
 
-def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int = 0) -> Built:
+def choose(
+    vectors: F32,
+    samples: Mapping[str, F32],
+    wanted: Wanted,
+    seed: int = 0,
+    trying: Trying | None = None,
+) -> Built:
     """Build the first index of ``plans`` that meets what is wanted.
 
     ``vectors`` are (N, D); ``samples`` (Q, D) queries by kind, on which recall and time are
-    measured. Raises ``InputError`` when none does, with what was tried.
+    measured. ``trying`` is entered with every plan that is built, and counts the rows added.
+    Raises ``InputError`` when none does, with what was tried.
     """
     count, width = vectors.shape
     exact: dict[str, Any] = {}
@@ -132,7 +145,8 @@ def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int =
             continue
         if not hasattr(engine, "nlist"):
             engine = None  # a refused graph is not held while the next index is made
-        engine = make(plan, vectors, seed, engine)
+        with trying(plan) if trying else nullcontext() as advance:
+            engine = make(plan, vectors, seed, engine, advance)
         if plan.kind == "flat":
             recall = None
         else:
@@ -148,16 +162,23 @@ def choose(vectors: F32, samples: Mapping[str, F32], wanted: Wanted, seed: int =
         latency = latency_ms(engine, samples) if timed else None
         entry["latency_ms"] = latency
         if wanted.latency_ms is not None and latency is not None and latency > wanted.latency_ms:
-            entry["refused"] = f"{latency:.2g} ms a query"
+            entry["refused"] = f"{latency:.2g} ms per query"
             continue
         return Built(plan, engine, recall, latency, tried)
     raise _none(tried, wanted, count)
 
 
-def make(plan: Plan, vectors: F32, seed: int = 0, before: Any = None) -> Any:
+def make(
+    plan: Plan,
+    vectors: F32,
+    seed: int = 0,
+    before: Any = None,
+    advance: Advance | None = None,
+) -> Any:
     """The index of a plan, filled. Codebooks and lists are learned from a sample.
 
     Lists do not depend on the codes: they are taken from ``before``, an index with as many.
+    ``advance`` counts the rows added.
     """
     count, width = vectors.shape
     engine: Any
@@ -180,8 +201,12 @@ def make(plan: Plan, vectors: F32, seed: int = 0, before: Any = None) -> Any:
         needed = max(_TRAIN_PER_LIST * lists, 256 * _TRAIN_PER_CODE)
         chosen = np.random.default_rng(seed).permutation(count)[:needed]
         engine.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
-    for start in range(0, count, 1 << 16):
-        engine.add(np.ascontiguousarray(vectors[start : start + (1 << 16)], np.float32))
+    step = _BLOCKS[plan.kind]
+    for start in range(0, count, step):
+        block = np.ascontiguousarray(vectors[start : start + step], np.float32)
+        engine.add(block)
+        if advance:
+            advance(len(block))
     return engine
 
 
@@ -257,9 +282,9 @@ def _none(tried: list[dict[str, Any]], wanted: Wanted, count: int) -> InputError
     if wanted.latency_ms is not None:
         limits.append(f"{wanted.latency_ms:g} ms")
     if not tried:
-        told = f"{count} rows are too few to learn codes from"
+        told = f"{count} rows are too few to train codes on"
     return InputError(
-        f"no index reaches {', '.join(limits)} ({told}); lower --recall or give more --memory or "
+        f"no index reaches {', '.join(limits)} ({told}); lower --recall, or raise --memory or "
         "--latency"
     )
 

@@ -63,8 +63,8 @@ def update_index(
         twice = _check(index, add, place, gone)
         if twice and not replace:
             raise InputError(
-                f"{path}: {len(twice)} objects of the new ones are there already ({min(twice)}); "
-                "give --replace to put the new ones in their place"
+                f"{path}: {len(twice)} of the new objects already exist ({min(twice)}); "
+                "give --replace to replace them"
             )
         replaced = len(twice)
         gone |= {place[uid] for uid in twice}
@@ -107,12 +107,12 @@ def _check(index: Index, add: Embeddings, place: dict[str, int], gone: Collectio
     if ours.kind == theirs.kind == "teacher-views" and ours.name != theirs.name:
         # They have no weights to compare: which views were taken stands in the name.
         raise InputError(
-            f"{index.path}: its vectors are of {ours.name}, the new ones of {theirs.name}; encode "
+            f"{index.path}: its vectors are by {ours.name}, the new ones by {theirs.name}; encode "
             "them with the same --views"
         )
     if (ours.kind, ours.hash) != (theirs.kind, theirs.hash):
         raise InputError(
-            f"{index.path}: its vectors are of {ours.name} (step {ours.step}), the new ones of "
+            f"{index.path}: its vectors are by {ours.name} (step {ours.step}), the new ones by "
             f"{theirs.name} (step {theirs.step}); encode them with the checkpoint of the index"
         )
     require_distinct(add.rows.uid, "the new embeddings")

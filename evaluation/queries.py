@@ -73,7 +73,7 @@ def _part(option: str, kind: Kind, value: str, sign: int) -> Part:
     if not value.strip():
         raise InputError(f'{option}: is empty; say what is meant, as in {option} "a red mug"')
     if weight == 0:
-        raise InputError(f"{option} {value}@0: has no weight; leave it out")
+        raise InputError(f"{option} {value}@0: has weight 0; leave it out")
     if kind != "text" and not Path(value).is_file():
         hint = {"image": "give a PNG, JPEG or WebP file", "shape": "give a mesh or an .npz cloud"}
         raise InputError(f"{option} {value}: no such file; {hint[kind]}")

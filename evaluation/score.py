@@ -324,11 +324,11 @@ def read_distractors(path: Path | None) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--distractors {path}: not a readable text file; write one text a line"
+            f"--distractors {path}: not a readable text file; write one text per line"
         ) from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise InputError(f"--distractors {path}: holds no text; write one a line")
+        raise InputError(f"--distractors {path}: holds no text; write one per line")
     return found
 
 
@@ -339,7 +339,7 @@ def read_prompts(path: Path) -> list[Asked]:
     missing or empty, not both. Raises ``InputError`` that names the line. A mesh that is not there
     fails when it is scored.
     """
-    remedy = "give a CSV with the columns mesh, text and, where there is one, image"
+    remedy = "give a CSV with the columns mesh, text and, optionally, image"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter=delimiter(file))
@@ -354,7 +354,7 @@ def read_prompts(path: Path) -> list[Asked]:
     for line, row in enumerate(rows, 2):
         mesh, text, image = ((row.get(c) or "").strip() for c in ("mesh", wording, "image"))
         if not mesh or not (text or image):
-            raise InputError(f"--prompts {path}, line {line}: no mesh, or nothing asked; {remedy}")
+            raise InputError(f"--prompts {path}, line {line}: no mesh, or no prompt; {remedy}")
         found.append(
             Asked(mesh, path.parent / mesh, text or None, path.parent / image if image else None)
         )

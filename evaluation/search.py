@@ -99,8 +99,9 @@ def index_student(index: Index, checkpoint: Path | None, device: str) -> Student
     model = index.meta.model
     if model.kind != "student":
         raise InputError(
-            f"{index.path}: holds {model.name} embeddings, which no shape can be compared with "
-            "unrendered; search by text or image, or index a student's embeddings"
+            f"{index.path}: holds {model.name} embeddings, which need rendered views, so "
+            "it cannot be searched by shape; search by text or image, or index a student's "
+            "embeddings"
         )
     path = checkpoint or Path(model.path)
     if checkpoint is None and not path.exists():

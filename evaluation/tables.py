@@ -28,14 +28,14 @@ def zeroshot_tables(record: Record) -> None:
         for group in record.get("groups", [])
     ]
     if grouped:
-        columns = ["classes", "objects", "classes met", "top-1", "top-3", "top-5", "class mean"]
+        columns = ["classes", "objects", "classes present", "top-1", "top-3", "top-5", "class mean"]
         print_table("By class, each against all classes, percent", columns, grouped)
     drawn = record.get("draws")
     if drawn:
         top1, each = drawn["top1"], drawn["top1"]["each"]
         out.print(
             f"top-1 of one draw of points, percent: {100 * top1['mean']:.1f} ± "
-            f"{100 * top1['sd']:.1f} (sd over {len(each)}); above: of their mean embedding",
+            f"{100 * top1['sd']:.1f} (sd over {len(each)}); above: for their mean embedding",
             highlight=False,
         )
     rated = [row for row in record["per_class"] if row["count"]]
@@ -49,7 +49,7 @@ def zeroshot_tables(record: Record) -> None:
         [pair["true"], pair["predicted"], pair["count"]] for pair in record["most_confused"][:5]
     ]
     if pairs:
-        print_table("Most confused", ["true", "taken for", "objects"], pairs)
+        print_table("Most confused", ["true", "predicted", "objects"], pairs)
 
 
 def one_table(record: Record) -> None:

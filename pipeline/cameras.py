@@ -187,14 +187,13 @@ def make_cameras(
     count = found.n_views if n_views is None else n_views
     if not 1 <= count <= found.max_views:
         raise InputError(
-            f"--views {count}: the cameras `{name}` have 1 to {found.max_views} views; "
+            f"--views {count}: `--cameras {name}` allows 1 to {found.max_views} views; "
             "give a number in that range"
         )
     fov = found.fov_y_deg if fov_y_deg is None else fov_y_deg
     if not MIN_FOV <= fov <= MAX_FOV:
         raise InputError(
-            f"--fov {fov:g}: not an angle that can be drawn; "
-            f"give {MIN_FOV:g} to {MAX_FOV:g} degrees"
+            f"--fov {fov:g}: not a valid angle; give {MIN_FOV:g} to {MAX_FOV:g} degrees"
         )
     return found.make(count, fov)
 

@@ -80,7 +80,7 @@ MaxFailuresOption = Annotated[
         "--max-failures",
         min=0,
         max=1,
-        help="Failed fraction above which to exit 3.",
+        help="Fraction of failed objects above which the exit code is 3.",
         rich_help_panel=WORKERS,
     ),
 ]
@@ -88,7 +88,7 @@ OverwriteOption = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace what is there already, once all is done.",
+        help="Replace existing output, once the new one is complete.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -117,7 +117,8 @@ def make_app(name: str, help_text: str) -> typer.Typer:
             bool, typer.Option("--debug", help="Show the traceback of an error.")
         ] = False,
         quiet: Annotated[
-            bool, typer.Option("--quiet", help="Results and errors alone: no notes, no progress.")
+            bool,
+            typer.Option("--quiet", help="Print only results and errors, no notes or progress."),
         ] = False,
         version: Annotated[
             bool,
@@ -174,7 +175,7 @@ def interruption_leaves(told: str | Callable[[], str]) -> None:
 
 def goes_on(out: object) -> None:
     """``interruption_leaves`` of commands that keep what is done and skip it the next time."""
-    interruption_leaves(f"what is done is kept in {out}; run the same command again to go on")
+    interruption_leaves(f"finished work is kept in {out}; run the same command again to continue")
 
 
 def _fail_usage(error: Any) -> NoReturn:
@@ -259,7 +260,8 @@ def tell_failed_before(count: int) -> None:
 class ProgressBar:
     """The one progress bar: rate, ETA and a free status on a terminal, plain lines elsewhere.
 
-    Used as a context manager. ``advance(n, status)`` adds ``n`` finished units.
+    Used as a context manager. ``advance(n, status)`` adds ``n`` finished units. Work that ends
+    within ``after_s`` shows nothing.
     """
 
     def __init__(
@@ -269,10 +271,11 @@ class ProgressBar:
         unit: str,
         *,
         plain_every_s: float = 10.0,
+        after_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self._plain_every_s, self._clock = plain_every_s, clock
+        self._plain_every_s, self._after_s, self._clock = plain_every_s, after_s, clock
         self._done, self._start, self._last_line = 0, clock(), clock()
         self._told = 0  # done when the last plain line was printed
         self._status = ""
@@ -298,18 +301,25 @@ class ProgressBar:
         return self._done / max(self._clock() - self._start, 1e-9)
 
     def __enter__(self) -> ProgressBar:
-        if self._bar:
-            self._bar.start()
+        self._show()
         return self
+
+    def _show(self) -> bool:
+        """Whether it is time to show anything; the bar of a terminal starts then."""
+        due = self._clock() - self._start >= self._after_s
+        if self._bar and due:
+            self._bar.start()  # which does nothing from the second time on
+        return due
 
     def advance(self, count: int = 1, status: str = "") -> None:
         """Add ``count`` finished units and show ``status`` at the end of the line."""
         self._done += count
         self._status = status
+        shown = self._show()
         if self._bar:
             rate = f"{self.rate:.3g} {self.unit}/s"
             self._bar.update(self._task, advance=count, rate=rate, status=status)
-        elif self._clock() - self._last_line >= self._plain_every_s:
+        elif shown and self._clock() - self._last_line >= self._plain_every_s:
             self._last_line = self._clock()
             self._print_line()
 
@@ -329,6 +339,7 @@ class ProgressBar:
         trace: TracebackType | None,
     ) -> None:
         if self._bar:
-            self._bar.stop()
-        elif self._done != self._told:
+            if self._bar.live.is_started:
+                self._bar.stop()
+        elif self._done != self._told and self._show():
             self._print_line()

@@ -78,7 +78,7 @@ def _python() -> Check:
         except importlib.metadata.PackageNotFoundError:
             lacking.append(name[0])
     if lacking:
-        return Check("Python", "broken", f"without {', '.join(lacking)}", "pip install -e .")
+        return Check("Python", "broken", f"missing: {', '.join(lacking)}", "pip install -e .")
     return Check("Python", "ok", f"{version}; {told}")
 
 
@@ -87,7 +87,7 @@ def _machine() -> Check:
     total = pages * size
     told = f"{cores():g} cores, {total / _GB:.0f} GB"
     if total < 4 * _GB:
-        remedy = "a job takes some 3 GB: close other programs, or give --workers 1"
+        remedy = "a job needs about 3 GB: close other programs, or give --workers 1"
         return Check("cores and memory", "missing", told, remedy)
     return Check("cores and memory", "ok", told)
 
@@ -96,7 +96,9 @@ def _disk(out: str) -> Check:
     from pipeline.shards.storage import is_uri
 
     if is_uri(out):
-        return Check("disk", "ok", f"{out} is a store; `pipeline embed --dry-run` says how much")
+        return Check(
+            "disk", "ok", f"{out} is a store; `pipeline embed --dry-run` estimates the size"
+        )
     place = Path(out).absolute()
     while not place.exists():
         place = place.parent
@@ -106,7 +108,7 @@ def _disk(out: str) -> Check:
     told = f"{free / _GB:.0f} GB free in {place}"
     if free < _LITTLE:
         return Check(
-            "disk", "missing", told, "`pipeline embed --dry-run` says how much a job takes"
+            "disk", "missing", told, "`pipeline embed --dry-run` estimates how much a job needs"
         )
     return Check("disk", "ok", told)
 
@@ -118,7 +120,7 @@ def _gpu() -> Check:
         card = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()
         return Check("GPU", "ok", f"{count} x {card.name}, {card.total_memory / _GB:.0f} GB")
-    remedy = "all works without; a large teacher is slow: see docs/teachers.md"
+    remedy = "works without a GPU; a large teacher is slow: see docs/teachers.md"
     return Check("GPU", "missing", "no CUDA device", remedy)
 
 
@@ -156,7 +158,7 @@ def _gl() -> Check:
     if done.returncode == 0:
         return Check("gl renderer", "ok", done.stdout.strip().splitlines()[-1])
     told = (done.stderr.strip().splitlines() or ["it crashed"])[-1].partition("; ")[0]
-    remedy = "nothing: raster draws the same pictures; see docs/renderers.md"
+    remedy = "not needed: raster draws the same pictures; see docs/renderers.md"
     return Check("gl renderer", "missing", told, remedy)
 
 
@@ -168,7 +170,9 @@ def _hub() -> Check:
         with urllib.request.urlopen(_HUB, timeout=5) as answer:
             return Check("hub", "ok", f"{_HUB} answers ({answer.status})")
     except (urllib.error.URLError, OSError, ValueError):
-        remedy = "teachers from files: --teacher MODEL:/path/to/weights.safetensors, or demo"
+        remedy = (
+            "load teachers from files: --teacher MODEL:/path/to/weights.safetensors, or use demo"
+        )
         return Check("hub", "missing", f"{_HUB} does not answer", remedy)
 
 

@@ -172,14 +172,14 @@ def tell(summary: EncodeAgainSummary, out: str) -> None:
     rate = summary.encoded / summary.seconds if summary.seconds else 0.0
     note(
         f"{out}: {summary.encoded} objects encoded by {summary.teacher} ({summary.device}, "
-        f"{summary.precision}), {summary.skipped} were there already; {rate:.1f} objects/s"
+        f"{summary.precision}), {summary.skipped} already there; {rate:.1f} objects/s"
     )
     if summary.failures:
         note(f"  {summary.failures} recorded failures were carried over")
     if summary.texts_cut:
         note(
-            f"  {summary.texts_cut} of {summary.texts} texts were longer than the teacher reads, "
-            f"{summary.tokens_cut} tokens in all"
+            f"  {summary.texts_cut} of {summary.texts} texts were truncated to the teacher's "
+            f"context, by {summary.tokens_cut} tokens in total"
         )
 
 
@@ -190,7 +190,7 @@ def _check_out(source: ShardSet, out: str) -> None:
     else:
         same = there.root.rstrip("/") == source.storage.root.rstrip("/")
     if same:
-        raise InputError(f"--out {out}: is the set that is to be encoded; name another folder")
+        raise InputError(f"--out {out}: is the input set; name another folder")
     if there.is_local:
         check_place(Path(there.path), "--out", folder=True)  # before the teacher is loaded
 
@@ -212,8 +212,8 @@ def _images(source: ShardSet, options: EncodeAgainOptions) -> ImageSet | None:
 def _tell_without_views(manifest: Manifest, options: EncodeAgainOptions) -> None:
     if manifest.kept_images is None and (manifest.n_views or manifest.thumbnails):
         note(
-            f"{options.shards} keeps no pictures: texts alone are encoded, and {options.out} has "
-            "no views. To have them, make the set again with `pipeline embed --keep-images webp`"
+            f"{options.shards} keeps no pictures: only texts are encoded, and {options.out} has "
+            "no views. To have views, make the set again with `pipeline embed --keep-images webp`"
         )
 
 
@@ -310,7 +310,7 @@ def _item(found: tuple[Row, KeptImages | None], size: Size, part: str) -> _Item:
     except ValueError as error:  # also of pictures that differ in size
         raise InputError(
             f"{part}: the kept pictures of {row.uid} cannot be read ({error}); delete the part "
-            "and run the `pipeline embed` command that made it again"
+            "and run the same `pipeline embed` command again"
         ) from error
     # As the renderer gave them, with a fourth channel, which does not change the colours.
     opaque = np.full((*pictures.shape[:3], 4), 255, np.uint8)

@@ -150,8 +150,8 @@ def estimate(
         free_bytes=_free(options.out),
         cost=None if price_per_hour is None else hours * price_per_hour,
         price_per_hour=price_per_hour,
-        basis=f"{len(good)} objects of {to_do:,}, drawn evenly, one after another on this machine; "
-        f"teachers on {targets.device}; the start of Ray and of the workers comes on top",
+        basis=f"{len(good)} objects of {to_do:,}, sampled evenly, one at a time on this machine; "
+        f"teachers on {targets.device}; add the start-up time of Ray and the workers",
     )
 
 
@@ -279,27 +279,29 @@ def show(found: Estimate) -> None:
     quick, slow = found.hours_range
     stages = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in found.seconds.items())
     rows: list[list[object]] = [
-        ["objects listed, there already, to do", _counts(found)],
-        ["ms an object", f"{stages}, encode {1e3 * found.encode_seconds:.0f}"],
+        ["objects listed, already there, to do", _counts(found)],
+        ["ms per object", f"{stages}, encode {1e3 * found.encode_seconds:.0f}"],
         ["without encoding", f"{1e3 * low:.0f} to {1e3 * high:.0f} ms in the sample"],
         ["workers", f"{found.workers}" + (f", {found.encoders} on GPUs" * (found.encoders > 0))],
         [
             "time",
-            f"{_span(found.hours)} ({_span(quick)} to {_span(slow)} were all objects like one of "
-            f"the sample), limited by the {found.limited_by}",
+            f"{_span(found.hours)} ({_span(quick)} to {_span(slow)} if all objects were like one "
+            f"of the sample), limited by the {found.limited_by}",
         ],
     ]
     for out, size in found.bytes_per_object.items():
         told = f"{size / 1e3:.1f}, {found.to_do_by_set[out]:,} objects"
-        rows.append([f"{shown(out)}, kB an object", told])
+        rows.append([f"{shown(out)}, kB per object", told])
     if found.kept_bytes_per_object:
-        rows.append(["kept pictures, kB an object", f"{found.kept_bytes_per_object / 1e3:.1f}"])
-    room = "" if found.free_bytes is None else f" of {shown_bytes(found.free_bytes)} that are free"
+        rows.append(["kept pictures, kB per object", f"{found.kept_bytes_per_object / 1e3:.1f}"])
+    room = "" if found.free_bytes is None else f" of {shown_bytes(found.free_bytes)} free"
     lacks = found.free_bytes is not None and found.total_bytes > found.free_bytes
-    rows.append(["size on disk", shown_bytes(found.total_bytes) + room + (": TOO LITTLE" * lacks)])
+    rows.append(
+        ["size on disk", shown_bytes(found.total_bytes) + room + (": NOT ENOUGH SPACE" * lacks)]
+    )
     rows.append(["to read or download", shown_bytes(found.source_bytes_per_object * found.to_do)])
     if found.cost is not None:
-        rows.append(["cost", f"{found.cost:,.2f} at {found.price_per_hour:g} an hour"])
+        rows.append(["cost", f"{found.cost:,.2f} at {found.price_per_hour:g} per hour"])
     if found.sample_failed:
         told = ", ".join(f"{n} x {kind}" for kind, n in found.reasons.items())
         rows.append(["failed in the sample", f"{found.sample_failed} of {found.sampled}: {told}"])

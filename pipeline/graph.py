@@ -78,9 +78,9 @@ def run_graph(
             idle = idle + 1 if left.total == before.total else 0
             why = lost or "the job lost them"
             if idle >= _IDLE_PASSES:
-                raise RuntimeError(f"{left.total} of {total} objects cannot be done: {why}")
+                raise RuntimeError(f"{left.total} of {total} objects could not be processed: {why}")
             if left.total:
-                note(f"part of the cluster was lost; going on with {left.total} objects ({why})")
+                note(f"part of the cluster was lost; continuing with {left.total} objects ({why})")
         summary.seconds = time.perf_counter() - start
         _sum_up(summary, written)
         if summary.embedded + summary.failed != total:
@@ -126,8 +126,8 @@ def _ask(reporter: Reporter, method: str, *arguments: Any) -> Any:
         return reporter.call(method, *arguments, timeout_s=_ANSWER_S)
     except RayError as error:
         raise RuntimeError(
-            f"Ray on this machine does not answer any more ({type(error).__name__}); "
-            "run the same command again to go on"
+            f"Ray on this machine no longer responds ({type(error).__name__}); "
+            "run the same command again to continue"
         ) from error
 
 
@@ -225,7 +225,7 @@ def _watching(reporter: Reporter, options: EmbedOptions, targets: EncodeSettings
                     lacking = _lacking(options, targets)
                     told = lacking is not None
                     if told:
-                        note(f"waiting for {lacking}: the cluster has none")
+                        note(f"waiting for {lacking}, which the cluster does not have")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -265,7 +265,7 @@ def _settle(reporter: Reporter, kill: bool = False, patience_s: float = _SETTLE_
     deadline = time.monotonic() + patience_s
     while _ask(reporter, "writing"):
         if time.monotonic() > deadline:
-            raise RuntimeError("a part is being written for minutes; run the same command again")
+            raise RuntimeError("writing a part takes several minutes; run the same command again")
         time.sleep(0.2)
 
 

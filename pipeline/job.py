@@ -254,13 +254,13 @@ def _check_pictures(options: EmbedOptions, manifests: list[Manifest]) -> None:
     drawn = any(manifest.teacher.has_images for manifest in manifests)
     if objects.keep_images and not manifests[0].teacher.has_images:
         raise InputError(
-            f"--keep-images: {manifests[0].teacher.label} embeds no pictures, and the set would "
-            "hold none; leave the option out"
+            f"--keep-images: {manifests[0].teacher.label} does not embed images, so the set would "
+            "have none; leave the option out"
         )
     if objects.captions.captioner and not drawn:
         raise InputError(
-            "--captioner: text vectors by name embed no pictures, so none are drawn, and know no "
-            "captions; leave the option out"
+            "--captioner: with text vectors by name, no views are rendered and captions cannot be "
+            "embedded; leave the option out"
         )
 
 
@@ -314,7 +314,7 @@ def _device(name: str, address: str | None) -> str:
             return "cuda"
         if address is not None:
             note(
-                "--device auto: this machine has no GPU, so CPUs encode; --device cuda takes the "
+                "--device auto: this machine has no GPU, so CPUs encode; --device cuda uses the "
                 "GPUs of the cluster"
             )
         return "cpu"
@@ -330,7 +330,7 @@ def tell(summary: EmbedSummary, out: str) -> None:
     rate = (summary.embedded + summary.failed) / summary.seconds if summary.seconds else 0.0
     note(
         f"{shown(out)}: {summary.embedded} embedded, {summary.failed} failed, "
-        f"{summary.skipped} were there already; {rate:.1f} objects/s"
+        f"{summary.skipped} already there; {rate:.1f} objects/s"
     )
     tell_failed_before(summary.failed_before)
     if len(summary.sets) > 1:

@@ -171,8 +171,8 @@ class Guard:
                 )
                 if not allowed:
                     raise InputError(
-                        "workers die again and again before they finish one object, for want of "
-                        "memory perhaps; use fewer --workers or a smaller --teacher"
+                        "workers keep dying before they finish a single object, perhaps for lack "
+                        "of memory; use fewer --workers or a smaller --teacher"
                     )
             yield
 

@@ -47,13 +47,12 @@ def exclusive(out: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{shown(out)}: another run is at work on this folder; wait for it or use another "
-                "--out"
+                f"{shown(out)}: another run is using this folder; wait for it or use another --out"
             ) from error
         except OSError as error:
             raise InputError(
-                f"{shown(out)}: files cannot be locked here ({error.strerror or error}), so that "
-                "two runs could get in each other's way; use another --out"
+                f"{shown(out)}: files cannot be locked here ({error.strerror or error}), so two "
+                "runs could interfere with each other; use another --out"
             ) from error
         yield
 
@@ -103,9 +102,9 @@ def _refuse_others(storage: Storage, ours: str) -> None:
             storage.delete(name)
         else:
             raise InputError(
-                f"{shown(storage.root)}: another run is at work on this folder; wait for it or use "
-                f"another --out; if it was killed on another machine, this is known {STALE_S:g} s "
-                "after"
+                f"{shown(storage.root)}: another run is using this folder; wait for it or use "
+                f"another --out; if it was killed on another machine, its lock expires after "
+                f"{STALE_S:g} s"
             )
 
 

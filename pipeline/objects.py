@@ -104,7 +104,7 @@ def draw(mesh: Mesh, settings: ObjectSettings) -> NDArray[np.uint8]:
         red, green, blue = background
         raise MeshError(
             "blank_render",
-            "no view shows an object that can be told from the background "
+            "in no view can the object be distinguished from the background "
             f"#{red:02x}{green:02x}{blue:02x}; try another one",
             "render",
         )

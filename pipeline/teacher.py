@@ -110,8 +110,8 @@ def load_matching(
         reason = info.mismatch(renamed)  # same model, width and activation
         if not reason:
             note(
-                f"teacher {spec}: taken for {info.label}; the embeddings came without a "
-                "fingerprint to check that by"
+                f"teacher {spec}: assumed to be {info.label}; the embeddings have no "
+                "fingerprint to verify this"
             )
     if reason:
         raise InputError(

@@ -134,16 +134,18 @@ def load_grid(name: str) -> Grid:
     if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
         raise InputError(f"{path}: no arms; add tables [arms.NAME] with what each changes")
     if control not in arms:
-        raise InputError(f"{path}: control {control!r} is no arm; name one of {', '.join(arms)}")
+        raise InputError(
+            f"{path}: control {control!r} is not an arm; name one of {', '.join(arms)}"
+        )
     if len(arms) < 2:
         raise InputError(f"{path}: one arm only; add one to compare it with")
     for arm in arms:
         if not arm or any(letter in arm for letter in "/\\|\n"):
-            raise InputError(f"{path}: arm {arm!r}: name it without slashes and bars")
+            raise InputError(f"{path}: arm {arm!r}: choose a name without slashes and bars")
     against = {arm: values.pop(AGAINST) for arm, values in arms.items() if AGAINST in values}
     for arm, other in against.items():
         if other not in arms or other == arm:
-            raise InputError(f"{path}: arm {arm}: {AGAINST} {other!r} is no other arm")
+            raise InputError(f"{path}: arm {arm}: {AGAINST} {other!r} is not another arm")
     controls = {control, *against.values()}
     against |= {arm: control for arm in arms if arm not in controls | against.keys()}
     return Grid(path.stem, str(title), str(about), control, arms, against)
@@ -184,7 +186,7 @@ def plan(study: Study, heldout: HeldOut) -> list[Arm]:
         corpus = Corpus(study.shards, recipe)
         if corpus.left_out:
             raise InputError(
-                f"grid {study.grid.name}: arm {name} reads what the shards have none of "
+                f"grid {study.grid.name}: arm {name} needs data that the shards lack "
                 f"({', '.join(corpus.left_out)} would be switched off); embed with texts and "
                 "views, or switch them off with --set"
             )
@@ -289,7 +291,7 @@ def ablate(
 
     check_place(study.out, "--out", folder=True)
     if study.seeds < 1:
-        raise InputError(f"--seeds {study.seeds}: give at least 1, and 5 for intervals of use")
+        raise InputError(f"--seeds {study.seeds}: give at least 1, or 5 for useful intervals")
     heldout = HeldOut.open(
         study.eval_shards or study.shards, study.split, or_all=bool(study.eval_shards)
     )
@@ -299,8 +301,8 @@ def ablate(
     runs = make_runs(study, arms)
     left = [run for run in runs if result_of(run, identity) is None]
     note(
-        f"{len(arms)} arms x {study.seeds} seeds, {arms[0].samples} samples a run; "
-        f"{len(runs) - len(left)} of {len(runs)} runs are done; measured on "
+        f"{len(arms)} arms x {study.seeds} seeds, {arms[0].samples} samples per run; "
+        f"{len(runs) - len(left)} of {len(runs)} runs are done; evaluated on "
         f"{identity['n_rows']} objects"
     )
     failed = execute(left, executor or Here(), len(runs))

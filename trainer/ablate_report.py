@@ -52,7 +52,9 @@ def summarise(
     finished = [result for result in results.values() if result is not None]
     if not finished:
         reason = next(iter(failed.values()), "no run was started")
-        raise InputError(f"--grid {study.grid.name}: no run finished; the first error was: {reason}")
+        raise InputError(
+            f"--grid {study.grid.name}: no run finished; the first error was: {reason}"
+        )
     grid = study.grid
     metrics = [name for name in TITLES if all(name in item["metrics"] for item in finished)]
     primary = PRIMARY if PRIMARY in metrics else metrics[0]
@@ -181,7 +183,9 @@ def check_report(
     except FileNotFoundError:
         there = [name for name in (TABLE, CHART) if (study.out / name).exists()]
         if there and not overwrite:
-            raise InputError(f"{option}: has a {there[0]} that belongs to no study; {remedy}") from None
+            raise InputError(
+                f"{option}: has a {there[0]} that belongs to no study; {remedy}"
+            ) from None
         return
     except ValueError:
         old = None

@@ -16,7 +16,7 @@ DEMO = "demo"  # teacher that comes with the pipeline
 
 TEMPLATE = """# {name}
 
-A point-cloud encoder whose embeddings live in the space of an image-text model.
+A point-cloud encoder that embeds into the space of an image-text model.
 
 - Backbone: {backbone}, {parameters:.2f}M parameters, {n_points} points per cloud, {centroids} \
 centroids
@@ -26,8 +26,8 @@ centroids
 
 ## Input and output
 
-Clouds of {n_points} points in the unit sphere, {up_axis} up, in farthest-point order, with \
-colours in [0, 1]; a cloud without colour gets {neutral:.1f}. The output is {width} numbers, to be \
+Input: clouds of {n_points} points in the unit sphere, {up_axis} up, in farthest-point order, with \
+colours in [0, 1]; a cloud without colour gets {neutral:.1f}. Output: {width} numbers, to be \
 compared by cosine with the teacher's image and text embeddings.
 {usage}
 ## Data
@@ -48,9 +48,9 @@ compared by cosine with the teacher's image and text embeddings.
 
 ## Note
 
-The objective is an implementation after the abstract and public summaries of multi-modal \
-relation distillation (MRD, arXiv 2407.14007); no code of the paper was released. The licence and \
-the limits of the training shapes and of the teacher apply to this model too.
+The objective is an implementation based on the abstract and public summaries of multi-modal \
+relation distillation (MRD, arXiv 2407.14007); the paper's code was never released. The licences \
+and limits of the training shapes and of the teacher apply to this model too.
 """
 
 
@@ -128,7 +128,7 @@ def _training(config: Mapping[str, Any], total: int | None) -> str:
     planned = f" of {total}" if total is not None else ""
     ema = ", weights averaged over the steps" if config["ema"] else ""
     init = (config.get("recipe") or {}).get("model", {}).get("init")
-    begun = f", beginning with the weights of {init}" if init else ""
+    begun = f", starting from the weights of {init}" if init else ""
     return f"{config['step']}{planned} steps, {config['samples_seen']} samples seen{ema}{begun}"
 
 
@@ -139,10 +139,10 @@ def _data(config: Mapping[str, Any]) -> str:
         for item in data.get("shards", [])
     ]
     if not sets:
-        return "As the publication of the weights says."
+        return "As described in the publication of the weights."
     chosen = (
-        f"{data['n_val']} shapes, chosen by hash of their uid, were held out of training. Where a "
-        "run's best checkpoint is taken, it was chosen on them, on no benchmark."
+        f"{data['n_val']} shapes, selected by hash of their uid, were held out of training. A "
+        "run's best checkpoint is selected on them, not on a benchmark."
     )
     return "\n".join(sets) + f"\n\n{chosen}"
 
@@ -153,8 +153,8 @@ def _results(config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
     if metrics:
         lines = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
         parts += [
-            "Validation on the held-out shapes. Retrieval is among these only, so it depends on "
-            "their number.",
+            "Validation on the held-out shapes. Retrieval is among these shapes only, so it "
+            "depends on their number.",
             "\n".join(["| metric | value |", "|---|---|", *lines]),
         ]
     for record in results:
@@ -163,7 +163,7 @@ def _results(config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
             f"{record['count']} objects:",
             "\n".join(["| metric | value | 95 % |", "|---|---|---|", *_figures(record)]),
         ]
-    return "\n\n".join(parts) if parts else "None were made."
+    return "\n\n".join(parts) if parts else "None."
 
 
 def _figures(record: Mapping[str, Any]) -> list[str]:
@@ -185,23 +185,23 @@ def _limits(config: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
     limits = []
     if teacher["model"] == DEMO:
         limits.append(
-            "The teacher is the demonstration model, which knows 89 kinds of procedural objects: "
-            "names of other things mean nothing to it, and of their pictures it sees shape and "
-            "colour at most."
+            "The teacher is the demo model, which knows 89 kinds of procedural objects: names of "
+            "other things mean nothing to it, and from their pictures it gets shape and colour "
+            "at most."
         )
     trained = data.get("n_train")
     if trained is not None and trained < FEW_SHAPES:
         limits.append(
-            f"Trained on {trained:,} shapes: kinds of objects that are not among them are known "
-            "by chance at most."
+            f"Trained on {trained:,} shapes: expect it to recognise other kinds of objects only by "
+            "chance."
         )
     limits += [
-        f"Objects must stand {config['up_axis']} up; only turns about that axis, and slight "
-        "tilts, were seen in training."
+        f"Objects must be {config['up_axis']} up; training included only rotations about that "
+        "axis, and slight tilts."
         if recipe is None or recipe.augment.yaw
-        else f"Objects must stand {config['up_axis']} up and be turned as in training.",
-        "Whole single objects only: no scenes, no scans with parts missing.",
-        "What the teacher mixes up or carries of its own data's bias, the student does too.",
+        else f"Objects must be {config['up_axis']} up and oriented as in training.",
+        "Complete single objects only: no scenes, no partial scans.",
+        "The student inherits the confusions of the teacher and the biases of the teacher's data.",
     ]
     if recipe is not None and math.isclose(recipe.augment.drop_color, 0.0):
         limits.append("Clouds without colour were not seen in training.")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from trainer.config import Recipe
 
 
-app = make_app("trainer", "Shards to a checkpoint: train a point-cloud encoder.")
+app = make_app("trainer", "Train point-cloud encoders on shard sets.")
 
 
 @app.command()
@@ -58,7 +58,7 @@ def run(
     ] = None,
     sets: SetOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an existing run.", rich_help_panel=TRAINING)
+        bool, typer.Option("--resume", help="Continue an existing run.", rich_help_panel=TRAINING)
     ] = False,
     device: DeviceOption = "auto",
     workers: WorkersOption = 1,
@@ -105,7 +105,7 @@ def resume_run(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change of what decides speed and memory only, key=value.",
+            help="Change of an option that affects only speed and memory, key=value; repeatable.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -116,9 +116,9 @@ def resume_run(
     least: LeastOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint, as if it had never stopped.
+    """Continue a run from its newest checkpoint, as if it had never stopped.
 
-    Bit for bit on a CPU with the same number of workers. --shards is needed where they have moved.
+    Bit for bit on a CPU with the same number of workers. --shards is needed if the sets have moved.
 
     Examples:
 
@@ -155,7 +155,7 @@ def _train(
 
     interruption_leaves(
         lambda: (
-            f"`trainer resume {out}` goes on from the newest checkpoint"
+            f"`trainer resume {out}` continues from the newest checkpoint"
             if (out / RUN).is_file()
             else "nothing was written"
         )
@@ -184,7 +184,7 @@ def _train(
 
 @app.command()
 def backbones(as_json: JsonOption = False) -> None:
-    """List the backbones with parameters, tokens and arithmetic of one cloud.
+    """List the backbones with parameters, tokens, and compute cost per point cloud.
 
     Example:
 
@@ -198,8 +198,8 @@ def backbones(as_json: JsonOption = False) -> None:
         return
     columns = ["name", "parameters_m", "tokens", "points", "gflop"]
     print_table(
-        "Backbones for embeddings of 1,280 numbers (uni3d: 1,024); forward of one cloud, 2 FLOP a "
-        "multiply-add; options: docs/backbones.md",
+        "Backbones with 1,280-dimensional embeddings (uni3d: 1,024); forward pass of one cloud, "
+        "2 FLOP per multiply-add; options: docs/backbones.md",
         ["name", "parameters (M)", "tokens", "points", "GFLOP"],
         [[row[column] for column in columns] for row in rows],
     )
@@ -209,11 +209,11 @@ def backbones(as_json: JsonOption = False) -> None:
 def recipes(
     keys: Annotated[
         bool,
-        typer.Option("--keys", help="List every key that --set takes.", rich_help_panel=OUTPUT),
+        typer.Option("--keys", help="List every key that --set accepts.", rich_help_panel=OUTPUT),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes that come with the package.
+    """List the recipes included in the package.
 
     Examples:
 
@@ -253,7 +253,7 @@ def recipes(
         if not name.startswith(TWIN)
     ]
     print_table(
-        "Recipes (hours: expected on these GPUs; --json tells their basis)",
+        "Recipes (hours: expected on these GPUs; --json shows their basis)",
         ["name", "batch", "lr", "epochs", "GPUs", "hours"],
         rows,
     )
@@ -262,26 +262,26 @@ def recipes(
 
 @app.command("import-weights")
 def import_weights(
-    layout: Annotated[Layout, typer.Argument(help="Whose weights they are.")],
+    layout: Annotated[Layout, typer.Argument(help="Origin of the weights.")],
     file: Annotated[Path, typer.Argument(help="Released file, .pt or .safetensors.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.", rich_help_panel=OUTPUT)],
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Teacher as MODEL:TAG of open_clip. Default: that of the release.",
+            help="Teacher, as MODEL:TAG of open_clip. Default: that of the release.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     axes: Annotated[
         Axes | None,
         typer.Option(
-            help="xyz: +y up; xzy: y and z exchanged. Default: as released.", rich_help_panel=MODEL
+            help="xyz: +y up; xzy: y and z swapped. Default: as released.", rich_help_panel=MODEL
         ),
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a checkpoint of released weights of OpenShape or Uni3D.
+    """Convert released weights of OpenShape or Uni3D to a checkpoint.
 
     Examples:
 
@@ -315,7 +315,7 @@ def ablate(
         list[str], typer.Option(help="Shard set to train on; repeatable.", rich_help_panel=INPUT)
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for table, chart and record.", rich_help_panel=OUTPUT)
+        Path, typer.Option(help="Folder for the table, chart and results.", rich_help_panel=OUTPUT)
     ],
     grid: Annotated[
         str, typer.Option(help="Name of a grid, or a TOML file.", rich_help_panel=TRAINING)
@@ -323,31 +323,35 @@ def ablate(
     recipe: Annotated[
         str, typer.Option(help="Name of a recipe, or a TOML file.", rich_help_panel=TRAINING)
     ] = "tiny",
-    seeds: Annotated[int, typer.Option(help="Runs of every arm.", rich_help_panel=TRAINING)] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="Number of runs per arm.", rich_help_panel=TRAINING)
+    ] = 5,
     sets: SetOption = None,
     eval_shards: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shard set to measure on; repeatable. Default: rows of --split of --shards.",
+            help="Shard set to evaluate on; repeatable. Default: --split of --shards.",
             rich_help_panel=INPUT,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Rows to measure on.", rich_help_panel=INPUT)] = "test",
+    split: Annotated[
+        str, typer.Option(help="Split to evaluate on.", rich_help_panel=INPUT)
+    ] = "test",
     runs: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the runs; grids may share one. Default: OUT/runs.",
+            help="Folder for the runs; grids may share one. Default: OUT/runs.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Runs at a time, each in its own process.", rich_help_panel=WORKERS)
+        int, typer.Option(help="Concurrent runs, each in its own process.", rich_help_panel=WORKERS)
     ] = 1,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Do the runs as tasks of Ray.", rich_help_panel=WORKERS)
+        bool, typer.Option("--ray", help="Run as Ray tasks.", rich_help_panel=WORKERS)
     ] = False,
     cpus: Annotated[
-        int, typer.Option(min=1, help="Cores of a run, with --ray.", rich_help_panel=WORKERS)
+        int, typer.Option(min=1, help="Cores per run, with --ray.", rich_help_panel=WORKERS)
     ] = 1,
     workers: WorkersOption = 1,
     address: AddressOption = None,
@@ -355,10 +359,10 @@ def ablate(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the arms of a grid with several seeds and compare them, pair by pair.
+    """Train the arms of a grid with several seeds and make paired comparisons.
 
-    The same command again goes on where it was stopped, with more seeds too; --overwrite lets the
-    table of another study be replaced, whose runs stay. Exit code 3 when a run failed.
+    Run the same command again to resume, also with more seeds; --overwrite replaces the table of
+    another study, but keeps its runs. The exit code is 3 if a run failed.
 
     Examples:
 
@@ -372,7 +376,9 @@ def ablate(
     from trainer.run import choose_device
 
     if workers > 1 and (ray or jobs > 1):
-        raise InputError("--workers: not with --jobs or --ray; runs of several workers take turns")
+        raise InputError(
+            "--workers: not with --jobs or --ray; runs with several workers run one by one"
+        )
     study = Study(
         load_grid(grid),
         recipe,
@@ -414,7 +420,7 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to write. Default: RUN-FORMAT, beside the run.", rich_help_panel=OUTPUT
+            help="Folder to write. Default: RUN-FORMAT, next to the run.", rich_help_panel=OUTPUT
         ),
     ] = None,
     to: Annotated[
@@ -424,9 +430,9 @@ def export(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a student for use elsewhere, with its config and a model card, and check it.
+    """Export a student with its config and a model card, and check the file.
 
-    A run gives its newest checkpoint, RUN/best its best by validation.
+    A run folder stands for its newest checkpoint, RUN/best for its best by validation.
 
     Examples:
 
@@ -448,7 +454,7 @@ def export(
         print_json(made.to_json())
         return
     note(
-        f"exported {made.source} to {made.file}; largest difference to the student "
+        f"exported {made.source} to {made.file}; largest difference from the student "
         f"{made.max_difference:.2g} on {made.clouds} random clouds"
     )
 
@@ -456,14 +462,14 @@ def export(
 @app.command()
 def push(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint.")],
-    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model of the hub.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model on the hub.")],
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see a new one.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--public", help="Make a new repository public.", rich_help_panel=OUTPUT)
     ] = False,
     result: ResultsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a student to the Hugging Face hub, as the account that is logged in there.
+    """Upload a student to the Hugging Face hub with the account that is logged in.
 
     Example:
 

@@ -39,6 +39,7 @@ class DataConfig(Section):
     n_points: Count = 10_000  # leading points kept of every cloud
     batch_size: Annotated[int, Field(ge=2)] = 200  # rows that the losses compare with one another
     val_fraction: BelowOne = 0.01  # of the shapes, chosen by hash of the uid
+    val_rows: Annotated[int, Field(ge=2)] = 4000  # held out at most: validation is to stay short
     splits: tuple[str, ...] = ("train",)  # rows of other splits are not read; without a split: are
     # How often the rows of each shard set come up in an epoch, in the order of --shards: 0.5 is
     # half of them, in turn. Empty: once each.
@@ -64,11 +65,13 @@ class DataConfig(Section):
     def _legal(self) -> DataConfig:
         if self.near > self.batch_size:
             raise ValueError(
-                f"near {self.near} objects that are alike do not fit into batch_size "
-                f"{self.batch_size}; lower it"
+                f"near: groups of {self.near} similar objects do not fit into batch_size "
+                f"{self.batch_size}; lower near"
             )
         if self.near_after > 0 and self.near == 1:
-            raise ValueError("near_after needs near, the size of groups of alike objects, above 1")
+            raise ValueError(
+                "near_after needs near, the size of groups of similar objects, above 1"
+            )
         return self
 
 
@@ -131,7 +134,7 @@ class AlignConfig(Section):
     def _legal(self) -> AlignConfig:
         if self.hard_negatives > 0 and self.kind != "infonce":
             raise ValueError(
-                f"hard_negatives are those of kind infonce, not {self.kind}; leave them at 0"
+                f"hard_negatives apply to kind infonce only, not {self.kind}; leave them at 0"
             )
         return self
 
@@ -182,7 +185,7 @@ class DistillConfig(Section):
         if self.discrepancy in DIVERGENCES and self.representation != "normalised_similarity":
             raise ValueError(
                 f"discrepancy {self.discrepancy} needs representation normalised_similarity, not "
-                f"{self.representation}; take l1, l2 or huber with it"
+                f"{self.representation}; use l1, l2 or huber with it"
             )
         if self.enabled and not (self.intra_image or self.intra_text or self.cross):
             raise ValueError("all terms are off; set enabled = false instead")
@@ -312,10 +315,10 @@ class Recipe(Section):
             if every and self.loss.align.kind == "infonce":
                 raise ValueError(
                     f"data.{name}_sampling all needs loss.align.kind multi_positive or siglip: "
-                    "infonce has one positive a row"
+                    "infonce has one positive per row"
                 )
         if self.data.image_views and self.data.image_sampling == "one":
             raise ValueError("data.image_views needs data.image_sampling mean or all, not one")
         if self.data.near > 1 and self.data.near_by == "student" and not self.model.init:
-            raise ValueError("data.near_by student needs model.init, the student that tells it")
+            raise ValueError("data.near_by student needs model.init, the student to use")
         return self

@@ -24,8 +24,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ from trainer.sampling import (
     sample_images,
     sample_texts,
 )
+
+_LOOK_S = 0.5  # between looks whether a wait is over for another reason
 
 
 @dataclass(frozen=True)
@@ -165,23 +167,17 @@ class Batches:
         self.rows_per_epoch = self.order.rows_per_epoch
         self._sets = corpus.reopen()
         self._memory: Block | None = None
-        # Processes of one machine share its memory.
-        limit = corpus.data.cache_mib * 2**20 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if self.estimated_bytes() <= limit:
+        # Processes of one machine share its memory. What is left of it is for ``HeldOut``.
+        self.room = corpus.data.cache_mib * 2**20 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        size = estimated_bytes(corpus, corpus.n_train)
+        if size <= self.room:
+            self.room -= size
             self._memory = read_block(corpus, self._sets, corpus.groups, corpus.train_mask)
 
     @property
     def in_memory(self) -> bool:
         """Whether the training rows are kept in memory."""
         return self._memory is not None
-
-    def estimated_bytes(self) -> int:
-        """Upper estimate of the training rows' size in memory: 3 texts a row are assumed."""
-        corpus = self.corpus
-        views = max(shards.manifest.n_views for shards in corpus.sets)
-        views += any(shards.manifest.thumbnails for shards in corpus.sets)
-        vectors = views * corpus.loss.needs_image + 3 * corpus.loss.needs_text
-        return corpus.n_train * (9 * corpus.data.n_points + 2 * vectors * corpus.teacher.width)
 
     def rows_until(self, step: int) -> int:
         """Rows of the first ``step`` batches, over all processes."""
@@ -210,15 +206,29 @@ class Batches:
                 offset=part.start - int(order.bounds[number - 1]),
             )
 
-    def stream(self, start: Position) -> Iterator[CloudBatch]:
-        """Endless batches from a position, made ahead by a thread. Close it when done."""
-        return read_ahead(self._endless(start), self.corpus.data.prefetch)
+    def stream(
+        self, start: Position, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[CloudBatch]:
+        """Endless batches from a position, made ahead by a thread. Close it when done.
 
-    def _endless(self, start: Position) -> Iterator[CloudBatch]:
-        """The next epoch is put in order during this one, and read in the last window of it."""
+        Raises ``CancelledError`` where a batch is waited for, which may take minutes for the first
+        one of a large set in groups of similar objects, and ``cancelled`` becomes true.
+        """
+        left = threading.Event()
+        source = self._endless(start, left.is_set)
+        return read_ahead(source, self.corpus.data.prefetch, left, cancelled)
+
+    def _endless(
+        self, start: Position, left: Callable[[], bool] = lambda: False
+    ) -> Iterator[CloudBatch]:
+        """The next epoch is put in order during this one, and read in the last window of it.
+
+        Raises ``CancelledError`` where the first one is put in order for somebody who has ``left``.
+        """
+        first = self.order.epoch(start.epoch, left)
+        stop = threading.Event()  # or the process would not end before the next order is made
         sorter = ThreadPoolExecutor(1, thread_name_prefix="trainer-order")
-        stop = threading.Event()  # or the process would not end before the order is made
-        now, after = _Epoch(self, start.epoch, start.batch, self.order.epoch(start.epoch)), None
+        now, after = _Epoch(self, start.epoch, start.batch, first), None
         try:
             while True:
                 number = now.number + 1
@@ -323,24 +333,50 @@ class _Blocks:
         self._pool.shutdown(cancel_futures=True)
 
 
-def validation_batches(corpus: Corpus) -> Iterator[CloudBatch]:
-    """The held-out slice in a fixed order, the last batch smaller; never augmented."""
-    # One seed for all runs: their numbers are to be compared.
-    draws = Draws.of(0, -1, len(corpus))
-    data, held_out, sets = corpus.data, corpus.val_mask, corpus.reopen()
-    pending: list[tuple[Block, IntArray]] = []
-    waiting = 0
-    for address in corpus.groups:
-        block = read_block(corpus, sets, [address], held_out)
-        if len(block.row) == 0:
-            continue
-        pending.append((block, block.row))
-        waiting += len(block.row)
-        while waiting >= data.batch_size:
-            yield collate(corpus, _take(pending, data.batch_size), draws, Position())
-            waiting -= data.batch_size
-    if waiting:
-        yield collate(corpus, _take(pending, waiting), draws, Position())
+def estimated_bytes(corpus: Corpus, n_rows: int) -> int:
+    """Upper estimate of the size of rows in memory: 3 texts a row are assumed."""
+    views = max(shards.manifest.n_views for shards in corpus.sets)
+    views += any(shards.manifest.thumbnails for shards in corpus.sets)
+    vectors = views * corpus.loss.needs_image + 3 * corpus.loss.needs_text
+    return n_rows * (9 * corpus.data.n_points + 2 * vectors * corpus.teacher.width)
+
+
+class HeldOut:
+    """The validation slice. Its rows lie scattered over the sets: kept once read, if they fit."""
+
+    def __init__(self, corpus: Corpus, room: int = 0) -> None:
+        """``room``: bytes of memory that it may take for good."""
+        self.corpus = corpus
+        self._keeps = estimated_bytes(corpus, corpus.n_val) <= room
+        self._kept: list[Block] = []
+
+    def batches(self) -> Iterator[CloudBatch]:
+        """The slice in a fixed order, the last batch smaller; never augmented."""
+        # One seed for all runs: their numbers are to be compared.
+        draws = Draws.of(0, -1, len(self.corpus))
+        size = self.corpus.data.batch_size
+        pending: list[tuple[Block, IntArray]] = []
+        waiting = 0
+        for block in self._kept or self._read():
+            pending.append((block, block.row))
+            waiting += len(block.row)
+            while waiting >= size:
+                yield collate(self.corpus, _take(pending, size), draws, Position())
+                waiting -= size
+        if waiting:
+            yield collate(self.corpus, _take(pending, waiting), draws, Position())
+
+    def _read(self) -> Iterator[Block]:
+        """A block of each row group that has rows of the slice."""
+        corpus, sets = self.corpus, self.corpus.reopen()
+        found = []
+        for address in corpus.groups:
+            block = read_block(corpus, sets, [address], corpus.val_mask)
+            if len(block.row):
+                if self._keeps:
+                    found.append(block)
+                yield block
+        self._kept = found
 
 
 def _take(pending: list[tuple[Block, IntArray]], count: int) -> list[tuple[Block, IntArray]]:
@@ -429,13 +465,27 @@ def collate(
     )
 
 
-def read_ahead(source: Iterator[CloudBatch], depth: int) -> Iterator[CloudBatch]:
+def read_ahead(
+    source: Iterator[CloudBatch],
+    depth: int,
+    left: threading.Event | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[CloudBatch]:
     """Pass on the items of ``source``, made ahead by a thread; its errors are raised here.
 
-    Close it when it is left before its end.
+    Close it when it is left before its end, which sets ``left``. Raises ``CancelledError`` when an
+    item is waited for and ``cancelled`` becomes true.
     """
     ready: queue.Queue[CloudBatch | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
+    stop = left or threading.Event()
+
+    def get() -> CloudBatch | BaseException | None:
+        while True:
+            try:
+                return ready.get(timeout=_LOOK_S)
+            except queue.Empty:
+                if cancelled():
+                    raise CancelledError from None
 
     def put(item: CloudBatch | BaseException | None) -> None:
         while not stop.is_set():
@@ -459,7 +509,7 @@ def read_ahead(source: Iterator[CloudBatch], depth: int) -> Iterator[CloudBatch]
     thread = threading.Thread(target=work, name="trainer-prefetch", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
+        while (item := get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item

@@ -156,7 +156,7 @@ def export(
         raise InputError(f"--to {to}: unknown; choose {', '.join(FILES)}")
     loaded = load_model(source)
     if loaded.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"--out {out}: is what is exported; name another folder")
+        raise InputError(f"--out {out}: contains the exported checkpoint; name another folder")
     student = as_student(loaded, torch.device("cpu"))
     records = [read_result(path, loaded) for path in results]
     file = FILES[to]
@@ -204,13 +204,11 @@ def read_result(path: Path, loaded: LoadedModel) -> dict[str, Any]:
         of = record["model"]["hash"]
         known = all(key in record for key in ("task", "benchmark", "variant", "count"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"--result {path}: no result file of the evaluation ({error})") from error
+        raise InputError(f"--result {path}: not an evaluation result file ({error})") from error
     if not known:
-        raise InputError(f"--result {path}: no result file of the evaluation")
+        raise InputError(f"--result {path}: not an evaluation result file")
     if of != loaded.hash:
-        raise InputError(
-            f"--result {path}: of another checkpoint than {loaded.path}; evaluate that one"
-        )
+        raise InputError(f"--result {path}: not of checkpoint {loaded.path}; evaluate that one")
     return dict(record)
 
 

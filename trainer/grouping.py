@@ -84,7 +84,7 @@ def find_kernels() -> ModuleType | None:
 
 def _look_for_kernels() -> ModuleType | None:
     if os.environ.get("MRD3D_TRITON", "1") == "0":
-        note("grouping: plain PyTorch, as MRD3D_TRITON=0 asks")
+        note("grouping: plain PyTorch, because MRD3D_TRITON=0 is set")
         return None
     try:
         from trainer import triton_grouping

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common import InputError, content_hash
+from pipeline.console import ProgressBar
 from pipeline.shards import Manifest, RowGroup, ShardSet, TeacherInfo
 from trainer.config import Recipe
 from trainer.order import Order
@@ -38,12 +39,22 @@ class GroupAddress:
     start: int  # global number of its first row
 
 
-def is_held_out(uid: str, fraction: float) -> bool:
-    """Whether a shape belongs to the validation slice: hash(uid) as a number in [0, 1) < fraction.
+_OPEN_FILES = 256  # of all threads and sets together; 1,024 is a common limit of a process
 
-    A shape that is held out at one fraction is held out at every larger one.
+
+def held_out(
+    uids: Sequence[str], used: NDArray[np.bool_], fraction: float, most: int
+) -> NDArray[np.bool_]:
+    """Which of the ``used`` shapes are the validation slice: hash(uid) in [0, 1) < ``fraction``.
+
+    Of more than ``most`` those with the smallest hashes, so that a shape that is held out at one
+    fraction, or at one ``most``, is held out at every larger one.
     """
-    return _hash_number(uid) < fraction * 2.0**64
+    hashes = np.array([_hash_number(uid) for uid in uids], np.uint64)
+    held = used & (hashes < np.uint64(math.ceil(fraction * 2.0**64)))
+    if held.sum() > most:
+        held &= hashes <= np.partition(hashes[held], most - 1)[most - 1]
+    return held
 
 
 def _hash_number(uid: str) -> int:
@@ -119,14 +130,14 @@ class Corpus:
         self.category: NDArray[np.int64] | None = None
         if self.loss.needs_category:
             self.category = self._numbers(names)
-        held = np.array([is_held_out(uid, self.data.val_fraction) for uid in uids], np.bool_)
         self.uid_hash = content_hash("\n".join(sorted(uids)))
         self.row_hash = content_hash("\n".join(uids))  # of their order too: rows go by numbers
         used = np.array([split in (None, *self.data.splits) for split in splits], np.bool_)
         if self.loss.needs_text and not self.loss.needs_image:
             used &= np.array(has_text, np.bool_)  # no term reads anything of the others
+        held = held_out(uids, used, self.data.val_fraction, self.data.val_rows)
         self.train_mask: NDArray[np.bool_] = used & ~held
-        self.val_mask: NDArray[np.bool_] = used & held
+        self.val_mask: NDArray[np.bool_] = held
         self._check_split([uid for uid, kept in zip(uids, used, strict=True) if kept])
 
     def __len__(self) -> int:
@@ -134,7 +145,9 @@ class Corpus:
 
     def reopen(self) -> list[ShardSet]:
         """The sets opened once more: a thread must not share its files with another one."""
-        return [ShardSet.open(root) for root in self.roots]
+        threads = self.data.readers + 2  # that read: these, validation and the one that asks first
+        share = max(2, _OPEN_FILES // (threads * len(self.roots)))
+        return [ShardSet.open(root, open_files=share) for root in self.roots]
 
     def of_thread(self) -> list[ShardSet]:
         """The sets as the calling thread alone reads them, opened when it first asks."""
@@ -254,8 +267,15 @@ class Corpus:
             return source, part
 
         jobs = [(source, name) for source, s in enumerate(self.sets) for name in s.parts]
-        with ThreadPoolExecutor(max(1, min(self.data.readers, len(jobs)))) as pool:
-            return list(pool.map(read, jobs))
+        found = []
+        with (
+            ThreadPoolExecutor(max(1, min(self.data.readers, len(jobs)))) as pool,
+            ProgressBar("read", len(jobs), "parts", after_s=2.0) as bar,
+        ):
+            for part in pool.map(read, jobs):
+                found.append(part)
+                bar.advance(1)
+        return found
 
     def _leave_out_texts(self) -> None:
         """Switch off what reads texts. Raises ``InputError`` where nothing would align."""

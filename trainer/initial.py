@@ -86,12 +86,12 @@ def begin(backbone: Backbone, model: ModelConfig) -> TeacherInfo | None:
         if key not in TRAINING_ONLY and value != ours[key]
     ]
     if changes:
-        raise InputError(f"{source}: of other options than the recipe; {' '.join(changes)}")
+        raise InputError(f"{source}: options differ from the recipe; {' '.join(changes)}")
     if loaded.backbone.width != backbone.width:
         raise InputError(
             f"{source}: embeddings of {loaded.backbone.width} numbers, those of the shards' "
             f"teacher have {backbone.width}; embed the shards with {loaded.teacher.label}, or "
-            "begin with another checkpoint"
+            "start from another checkpoint"
         )
     backbone.load_state_dict(loaded.backbone.state_dict())
     return loaded.teacher

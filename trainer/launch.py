@@ -81,7 +81,7 @@ def launch(
         "recipe": recipe.model_dump(mode="json"),
         "shards": list(shards),
     }
-    note(f"starting {_number(workers)} processes by Ray Train")
+    note(f"starting {_number(workers)} processes with Ray Train")
     try:
         with _environment(workers), _ray(workers, device) as device:
             failure = _run(config, folder, workers, device, n_samples)
@@ -112,7 +112,9 @@ def _run(
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
         )
     except (TypeError, ValueError) as error:
-        raise InputError("--min-workers: not with this Ray; upgrade it, or leave it out") from error
+        raise InputError(
+            "--min-workers: not in this Ray version; upgrade Ray, or leave it out"
+        ) from error
     trainer = TorchTrainer(
         work,
         train_loop_config=config,
@@ -218,7 +220,7 @@ def _raise_outcome(folder: Path, out: Path, failure: BaseException | None) -> No
         raise Interrupted(outcome["interrupted"])
     if "done" not in outcome:
         raise InputError(
-            f"workers were lost for good ({_reason(failure)}); `trainer resume {out}` goes on "
+            f"workers were lost for good ({_reason(failure)}); `trainer resume {out}` continues "
             "from the newest checkpoint"
         ) from failure
 
@@ -286,7 +288,7 @@ def _stopping(file: Path) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
         file.touch()
-        note("stopping after the step under way")
+        note("stopping after the current step")
         restore()
 
     if threading.current_thread() is threading.main_thread():
@@ -355,7 +357,7 @@ def _ray(workers: Workers, device: str) -> Iterator[str]:
             if resources.get(kind, 0) < least:
                 option = "--workers" if least == workers.count else "--min-workers"
                 raise InputError(
-                    f"{option} {least}: {resources.get(kind, 0):.0f} {kind}s are there; "
+                    f"{option} {least}: {resources.get(kind, 0):.0f} {kind}s are available; "
                     "give fewer, or --address of a larger cluster"
                 )
         yield device

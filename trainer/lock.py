@@ -30,7 +30,7 @@ def exclusive(run: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in BUSY:
                 raise InputError(
-                    f"{run}: another command is at work on this run; wait for it, or end it first"
+                    f"{run}: another command is using this run; wait for it, or end it first"
                 ) from error
         yield
     finally:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -72,10 +73,15 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     last: dict[str, float] = field(default_factory=dict)  # last validation
+    validation_due: bool = False  # that of this step was left for the run that goes on
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved a checkpoint; says which, and how to go on."""
+
+
+class _CutOffError(Exception):
+    """A validation that was left before its end."""
 
 
 class DivergedError(Exception):
@@ -135,15 +141,26 @@ class Loop:
     def run(self) -> None:
         """Train to the end.
 
-        SIGINT or SIGTERM end it after the step under way, with a checkpoint, as ``Interrupted``.
+        SIGINT or SIGTERM end it after the step or the validation batch under way, with a
+        checkpoint, as ``Interrupted``. A validation that was cut off comes first when the run goes
+        on.
         Raises ``DivergedError`` before anything of a step that is not finite is recorded or saved.
         """
-        stream = self.batches.stream(self.progress.position)
+        # Alone: of several processes none may leave while the others wait for it.
+        alone = distributed.world_size() == 1
+        stream = self.batches.stream(self.progress.position, lambda: alone and self._stop)
         # The bar counts what is left to do, so that rate and ETA of a resumed run are right.
         left = self.batches.rows_until(self.total) - self.progress.samples
         try:
             with _Signals(self), ProgressBar("train", max(left, 0), "samples") as bar:
+                if self.progress.validation_due:
+                    self._saved_at = -1  # the checkpoint says that it is due
+                    self._validate(bar)
+                    self._end_step()
                 self._steps(stream, bar)
+        except CancelledError:  # before a first batch was there
+            self._checkpoint()
+            raise Interrupted from None
         finally:
             stream.close()  # type: ignore[attr-defined]
 
@@ -179,12 +196,16 @@ class Loop:
             if validates or saves:
                 before = time.perf_counter()
                 if validates:
-                    self._validate()
-                if saves:
-                    self._checkpoint()
-                    if self._stop and not done:
-                        raise Interrupted
+                    self._validate(bar, status)
+                if saves or progress.validation_due:
+                    self._end_step()
                 clock += time.perf_counter() - before  # speed is that of the steps
+
+    def _end_step(self) -> None:
+        """Save; then stop where this was asked for and something is left to do."""
+        self._checkpoint()
+        if self._stop and (self.progress.step < self.total or self.progress.validation_due):
+            raise Interrupted
 
     def _step(self, batch: CloudBatch) -> tuple[StepResult, Tensor]:
         progress = self.progress
@@ -214,7 +235,7 @@ class Loop:
             if not self.task.compiled:
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            note(f"torch.compile failed, going on without it ({lines[0]})")
+            note(f"torch.compile failed, continuing without it ({lines[0]})")
             self.task.compile_less()
         return self._seeded_backward(batch)
 
@@ -256,11 +277,17 @@ class Loop:
                 rows = [row for part in parallel.collect(step.rows.tolist()) for row in part]
                 raise DivergedError(step.step, loss, norm, rows)
 
-    def _validate(self) -> None:
+    def _validate(self, bar: ProgressBar, status: str = "") -> None:
         if self.held_out is None:
             return
         progress = self.progress
-        metrics = self.task.validate(self.held_out())
+        progress.validation_due = True
+        try:
+            metrics = self.task.validate(self._held_out_batches(bar))
+        except _CutOffError:
+            return
+        progress.validation_due = False
+        bar.advance(0, status)
         # Every process has done it all; the first one's numbers decide for everyone.
         progress.last = metrics = parallel.first_does(lambda: metrics)
         score, loss = metrics.get("score", -math.inf), metrics.get("align", math.inf)
@@ -273,6 +300,18 @@ class Loop:
             self.recorder.write("val", progress.step, {**metrics, "best": better})
         if better:
             self._checkpoint()  # the best must be on disk
+
+    def _held_out_batches(self, bar: ProgressBar) -> Iterator[CloudBatch]:
+        """The validation batches; raises ``_CutOffError`` once the run is asked to stop."""
+        assert self.held_out is not None
+        done = 0
+        for batch in self.held_out():
+            self._stop = parallel.agree(self._stop or self.asked_to_stop())
+            if self._stop:
+                raise _CutOffError
+            yield batch
+            done += len(batch)
+            bar.advance(0, f"validating: {done:,} shapes")
 
     def _checkpoint(self) -> None:
         if self._saved_at != self.progress.step:

@@ -309,40 +309,55 @@ def rank_queries(
     *,
     exclude_self: bool = False,
     chunk: int = 256,
+    advance: Callable[[int], None] | None = None,
 ) -> Ranking:
     """Exact ranking of ``gallery_GD`` for every query by inner product, ``chunk`` rows at a time.
 
     ``relevant(q)`` gives the gallery rows that are right for query q. With ``exclude_self``
-    row q of the gallery is no candidate of query q: it is the same object.
+    row q of the gallery is no candidate of query q: it is the same object. Only queries that have
+    a right answer are compared, and told to ``advance``.
     """
     total = len(queries_QD)
     first = np.zeros(total, np.int64)
     average, gain = np.full(total, math.nan), np.full(total, math.nan)
     counts, tied = np.zeros(total, np.int64), 0
-    for start in range(0, total, chunk):
-        scores = queries_QD[start : start + chunk] @ gallery_GD.T
-        for row, scores_G in enumerate(scores):
-            query = start + row
+    asking = answerable_queries(total, relevant, exclude_self=exclude_self)
+    for start in range(0, len(asking), chunk):
+        block = asking[start : start + chunk]
+        for query, scores_G in zip(block, queries_QD[block] @ gallery_GD.T, strict=True):
             rows = np.unique(relevant(query))
             itself = query if exclude_self else None
             counts[query] = len(rows) - (exclude_self and query in rows)
             first[query], average[query], gain[query], equal = rank_row(scores_G, rows, itself)
             tied += equal
+        if advance:
+            advance(len(block))
     return Ranking(first, average, gain, counts, len(gallery_GD) - exclude_self, tied)
+
+
+def answerable_queries(
+    total: int, relevant: Callable[[int], I64], *, exclude_self: bool = False
+) -> I64:
+    """Those of ``total`` queries for which ``rank_queries`` finds a right answer, in order."""
+    if exclude_self:
+        found = (query for query in range(total) if (relevant(query) != query).any())
+    else:
+        found = (query for query in range(total) if len(relevant(query)))
+    return np.fromiter(found, np.int64)
+
+
+def own_row(query: int) -> I64:
+    """``relevant`` of ``rank_queries`` where row q of the gallery is the answer to query q."""
+    return np.array([query], np.int64)
 
 
 def rank_pairs(queries_QD: F32, gallery_QD: F32) -> Ranking:
     """``rank_queries`` where row q of the gallery is the one right answer to query q."""
-    return rank_queries(queries_QD, gallery_QD, lambda query: np.array([query], np.int64))
+    return rank_queries(queries_QD, gallery_QD, own_row)
 
 
-def rank_groups(
-    embeds_BD: F32, keys: Sequence[str | None], queries_BD: F32 | None = None
-) -> Ranking:
-    """``rank_queries`` among rows: all others of the same key are right, itself is no candidate.
-
-    Rows whose key is None ask nothing. ``queries_BD`` ask in the place of the rows themselves.
-    """
+def same_key(keys: Sequence[str | None]) -> Callable[[int], I64]:
+    """``relevant`` of ``rank_queries`` where rows of the same key are right; none for None."""
     members = groups(keys)
     nobody = np.zeros(0, np.int64)
 
@@ -350,8 +365,15 @@ def rank_groups(
         key = keys[query]
         return nobody if key is None else members[key]
 
-    asked = embeds_BD if queries_BD is None else queries_BD
-    return rank_queries(asked, embeds_BD, relevant, exclude_self=True)
+    return relevant
+
+
+def rank_groups(embeds_BD: F32, keys: Sequence[str | None]) -> Ranking:
+    """``rank_queries`` among rows: all others of the same key are right, itself is no candidate.
+
+    Rows whose key is None ask nothing.
+    """
+    return rank_queries(embeds_BD, embeds_BD, same_key(keys), exclude_self=True)
 
 
 def recall_at_k(ranking: Ranking, k: int) -> float:

@@ -76,8 +76,8 @@ def _kept(corpus: Corpus, file: Path) -> Vectors:
         vectors: Vectors = np.load(file)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{file}: missing or damaged, and the run cannot go on with the same batches; start "
-            "another run"
+            f"{file}: missing or damaged, and the run cannot continue with the same batches; "
+            "start another run"
         ) from error
     if len(vectors) != len(corpus):
         raise InputError(f"{file}: not of these shards; give the same sets, in the same order")
@@ -123,8 +123,8 @@ def _by_teacher(corpus: Corpus, modality: str) -> Vectors:
     if not vectors.any():
         what, other = ("text", "image") if modality == "text" else ("image", "text")
         raise InputError(
-            f"--shards {', '.join(corpus.roots)}: no {what} embeddings, by which data.near_by "
-            f"tells what is alike; --set data.near_by={other}, or data.near=1"
+            f"--shards {', '.join(corpus.roots)}: no {what} embeddings, which data.near_by "
+            f"compares; --set data.near_by={other}, or data.near=1"
         )
     return vectors
 

@@ -35,13 +35,15 @@ class ExportFormat(StrEnum):
 
 ShardsOption = Annotated[
     list[str] | None,
-    typer.Option(help="Shard set, folder or URI; repeat it to mix several.", rich_help_panel=INPUT),
+    typer.Option(
+        help="Shard set: a folder or a URI; repeatable, to mix several.", rich_help_panel=INPUT
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Override of the recipe, key=value; repeat it for more.",
+        help="Override of a recipe key, key=value; repeatable.",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -49,24 +51,27 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_
 WorkersOption = Annotated[
     int,
     typer.Option(
-        help="Processes, one a GPU; several are started by Ray Train.", rich_help_panel=WORKERS
+        help="Number of processes, one per GPU; Ray Train starts more than one.",
+        rich_help_panel=WORKERS,
     ),
 ]
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="Ray cluster to run on. Default: one of this machine.", rich_help_panel=WORKERS
+        help="Ray cluster to run on. Default: start one on this machine.", rich_help_panel=WORKERS
     ),
 ]
 RestartsOption = Annotated[
     int,
-    typer.Option(min=0, help="How often lost workers are started again.", rich_help_panel=WORKERS),
+    typer.Option(
+        min=0, help="Maximum number of restarts after workers are lost.", rich_help_panel=WORKERS
+    ),
 ]
 LeastOption = Annotated[
     int | None,
     typer.Option(
         "--min-workers",
-        help="Go on with so many where no more are to be had. Default: --workers.",
+        help="Continue with this many if no more are available. Default: --workers.",
         rich_help_panel=WORKERS,
     ),
 ]
@@ -74,7 +79,7 @@ ResultsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--result",
-        help="Result file of the evaluation, for the model card; repeatable.",
+        help="Evaluation result file to add to the model card; repeatable.",
         rich_help_panel=OUTPUT,
     ),
 ]

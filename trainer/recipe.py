@@ -100,7 +100,7 @@ def _values(name: str) -> dict[str, Any]:
 
 def _read(path: Path, name: str, below: tuple[Path, ...]) -> dict[str, Any]:
     if path in below:
-        raise InputError(f"{path}: extends itself, by way of {below[-1]}; break the circle")
+        raise InputError(f"{path}: extends itself, by way of {below[-1]}; break the cycle")
     if not path.is_file():
         known = recipe_names()
         source = f"{below[-1]}: extends" if below else "--recipe"

@@ -25,15 +25,24 @@ class Recorder:
     """
 
     def __init__(
-        self, run: Path, step: int = 0, wandb: str = "", recipe: dict[str, Any] | None = None
+        self,
+        run: Path,
+        step: int = 0,
+        wandb: str = "",
+        recipe: dict[str, Any] | None = None,
+        *,
+        validates_again: bool = False,
     ) -> None:
         """``wandb`` is the project that the numbers go to as well, with the ``recipe``.
+
+        ``validates_again``: the validation of ``step`` itself is to be written again too.
 
         Raises ``InputError`` where it cannot be reached.
         """
         self.path = run / METRICS
         if self.path.exists():
-            kept = [line for line in read_metrics(run) if line["step"] <= step]
+            last = {"val": step - validates_again}
+            kept = [x for x in read_metrics(run) if x["step"] <= last.get(x["kind"], step)]
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         # First what may be refused.

@@ -27,7 +27,7 @@ from trainer import checkpoint, near, parallel
 from trainer.backbones import least_points, resolve_options
 from trainer.card import write_card
 from trainer.config import Recipe
-from trainer.data import Batches, read_ahead, validation_batches
+from trainer.data import Batches, HeldOut, read_ahead
 from trainer.distributed import rank, world_size
 from trainer.index import Corpus
 from trainer.initial import settled
@@ -204,13 +204,17 @@ def fit(
             write_json(out / "environment.json", environment(device))
             if not restored:
                 near.keep_vectors(corpus, vectors, out)
-            recorder = Recorder(out, start, recipe.train.wandb, header["recipe"])
+            due = state is not None and state["progress"].get("validation_due", False)
+            recorder = Recorder(
+                out, start, recipe.train.wandb, header["recipe"], validates_again=due
+            )
             held.callback(recorder.close)
         _introduce(recipe, corpus, task, batches, total, say)
+        held_out = HeldOut(corpus, batches.room)
         loop = Loop(
             task,
             batches,
-            (lambda: read_ahead(validation_batches(corpus), recipe.data.prefetch))
+            (lambda: read_ahead(held_out.batches(), recipe.data.prefetch))
             if corpus.n_val
             else None,
             recorder,
@@ -228,7 +232,7 @@ def fit(
             loop.run()
         except Interrupted:
             raise Interrupted(
-                f"saved at step {loop.progress.step}; `trainer resume {out}` goes on from there"
+                f"saved at step {loop.progress.step}; `trainer resume {out}` continues from there"
             ) from None
         except DivergedError as error:
             parallel.first_does(partial(_report, out, corpus, error))
@@ -300,6 +304,8 @@ def _introduce(
             f"optim.warmup_steps is {recipe.optim.warmup_steps}, and the run has {total}: the full "
             f"rate is never reached; --set optim.warmup_steps={total // 10} to reach it"
         )
+    if recipe.data.near > 1 and recipe.data.near_after == 0:
+        say("grouping similar objects for the first epoch; with many shapes this takes minutes")
     if recipe.data.weights:
         shares = [quota / batches.rows_per_epoch for quota in batches.order.quota]
         told = [
@@ -327,7 +333,7 @@ def _explained(out: Path, recipe: Recipe) -> Iterator[None]:
             raise
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); make room, then `trainer resume {out}` "
-            "goes on from the newest checkpoint"
+            "continues from the newest checkpoint"
         ) from error
 
 
@@ -340,7 +346,7 @@ def _out_of_memory(what: str, recipe: Recipe) -> InputError:
         way = "--set train.recompute=true, or a smaller train.micro_batch"
     else:
         way = "lower data.batch_size or data.n_points"
-    return InputError(f"out of {what} with {rows} rows in the backbone at once; {way}")
+    return InputError(f"out of {what} with {rows} rows per pass through the backbone; {way}")
 
 
 def _report(out: Path, corpus: Corpus, error: DivergedError) -> None:

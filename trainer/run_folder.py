@@ -39,7 +39,7 @@ def require_new(out: Path) -> None:
     check_place(out, "--out", folder=True)
     if (out / RUN).is_file():
         raise InputError(
-            f"--out {out}: exists already; `trainer resume {out}` goes on with it, or choose "
+            f"--out {out}: already exists; `trainer resume {out}` continues it, or choose "
             "another folder"
         )
     if out.is_dir() and any(out.iterdir()):
@@ -85,7 +85,7 @@ def reopen(
     for key, now in ours.items():
         if now != theirs.get(key) and key not in RESUMABLE:
             raise InputError(
-                f"resume: {key} is {now!r}, the run began with {theirs.get(key)!r}; "
+                f"resume: {key} is {now!r}, the run started with {theirs.get(key)!r}; "
                 "leave out --recipe and --set, or start another run"
             )
     return recipe, shards or roots

@@ -87,9 +87,15 @@ def read_block(
 ) -> Block:
     """The rows of ``groups`` that ``mask`` (over global rows) keeps, points cut to the prefix.
 
-    ``sets`` are those of the corpus as the calling thread has opened them.
+    ``sets`` are those of the corpus as the calling thread has opened them. Points, colours and
+    views are written to their places as they are read: a second copy of a large set would not fit.
     """
     data, width = corpus.data, corpus.teacher.width
+    kept = [
+        (address, address.start + np.flatnonzero(mask[address.start :][: address.group.n_rows]))
+        for address in sorted(groups, key=lambda item: item.start)
+    ]
+    kept = [(address, rows) for address, rows in kept if len(rows)]
     by_source = data.text_sampling == "source"
     thumbnails = corpus.loss.needs_image and data.thumbnail > 0
     columns = ["xyz", "rgb"]
@@ -97,29 +103,27 @@ def read_block(
     columns += ["thumbnail_embed"] if thumbnails else []
     if corpus.loss.needs_text:
         columns += ["text_embeds", *(["text_sources"] if by_source else [])]
-    parts: dict[str, list[NDArray[Any]]] = {
-        name: []
-        for name in (
-            *("row", "xyz", "rgb", "image", "image_n", "thumbnail", "thumbnail_n"),
-            *("text", "text_n", "share"),
-        )
-    }
-    for address in sorted(groups, key=lambda item: item.start):
-        size = address.group.n_rows
-        keep = np.flatnonzero(mask[address.start : address.start + size])
-        if len(keep) == 0:
-            continue
+    views = [s.manifest.n_views if corpus.loss.needs_image else 0 for s in sets]
+    image_n = np.repeat([views[a.source] for a, _ in kept], [len(rows) for _, rows in kept])
+    image_offsets = _offsets(image_n.astype(np.int64))
+    row = np.concatenate([np.zeros(0, np.int64), *[rows for _, rows in kept]])
+    xyz = np.empty((len(row), data.n_points, 3), np.int16)
+    rgb = np.empty((len(row), data.n_points, 3), np.uint8)
+    image = np.empty((image_offsets[-1], width), np.float16)
+    names = ("thumbnail", "thumbnail_n", "text", "text_n", "share")
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    end = 0
+    for address, rows in kept:
+        keep = rows - address.start
         batch = sets[address.source].read(address.group, columns)
         assert batch.xyz is not None
         assert batch.rgb is not None
-        parts["row"].append(address.start + keep)
-        parts["xyz"].append(batch.xyz[keep, : data.n_points])
-        parts["rgb"].append(batch.rgb[keep, : data.n_points])
-        views = 0
+        place, end = end, end + len(keep)
+        xyz[place:end] = batch.xyz[keep, : data.n_points]
+        rgb[place:end] = batch.rgb[keep, : data.n_points]
         if corpus.loss.needs_image and batch.image_embeds is not None:
-            views = batch.image_embeds.shape[1]
-            parts["image"].append(batch.image_embeds[keep].reshape(-1, width))
-        parts["image_n"].append(np.full(len(keep), views, np.int64))
+            found = batch.image_embeds[keep].reshape(-1, width)
+            image[image_offsets[place] : image_offsets[end]] = found
         there = np.zeros(len(keep), np.bool_)
         if thumbnails and batch.thumbnail_embeds is not None and batch.has_thumbnail is not None:
             there = batch.has_thumbnail[keep]
@@ -128,26 +132,25 @@ def read_block(
         counts = np.zeros(len(keep), np.int64)
         if batch.text_embeds is not None and batch.text_offsets is not None:
             counts = np.diff(batch.text_offsets)[keep]
-            parts["text"] += [batch.texts_of(int(row)) for row in keep]
+            parts["text"].append(pick_all(batch.text_embeds, batch.text_offsets, keep)[0])
         parts["text_n"].append(counts)
         if by_source and batch.text_sources is not None:
-            parts["share"] += [source_shares(batch.text_sources[int(row)]) for row in keep]
+            parts["share"] += [source_shares(batch.text_sources[int(at)]) for at in keep]
 
     def joined(name: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate(parts[name]) if parts[name] else empty
+        found = parts.pop(name)  # let go of once it is joined
+        return np.concatenate(found) if found else empty
 
     none = np.zeros((0, width), np.float16)
-    n_vectors = {
-        name: joined(f"{name}_n", np.zeros(0, np.int64)) for name in ("image", "thumbnail", "text")
-    }
+    n_vectors = {name: joined(f"{name}_n", np.zeros(0, np.int64)) for name in ("thumbnail", "text")}
     shares = joined("share", np.zeros(0))
     owner = np.repeat(np.arange(len(n_vectors["text"])), n_vectors["text"])
     return Block(
-        row=joined("row", np.zeros(0, np.int64)),
-        xyz=joined("xyz", np.zeros((0, data.n_points, 3), np.int16)),
-        rgb=joined("rgb", np.zeros((0, data.n_points, 3), np.uint8)),
-        image=joined("image", none),
-        image_offsets=_offsets(n_vectors["image"]),
+        row=row,
+        xyz=xyz,
+        rgb=rgb,
+        image=image,
+        image_offsets=image_offsets,
         thumbnail=joined("thumbnail", none),
         thumbnail_offsets=_offsets(n_vectors["thumbnail"]),
         text=joined("text", none),

@@ -53,10 +53,12 @@ def from_file(path: Path) -> LabelSet:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labels {path}: not a readable text file; one name a line") from error
+        raise InputError(
+            f"--labels {path}: not a readable text file; write one name per line"
+        ) from error
     pairs = _json_pairs(text, path) if path.suffix.lower() == ".json" else _line_pairs(text)
     if not pairs:
-        raise InputError(f"--labels {path}: holds no class name; write one a line")
+        raise InputError(f"--labels {path}: holds no class name; write one per line")
     by_category: dict[str, int] = {}
     classes: dict[str, int] = {}
     names: list[str] = []

@@ -16,6 +16,7 @@ their embeddings lie close together, and one C that suits a trained model smooth
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.benchmarks.labels import key, spoken
-from evaluation.embeddings import EmbeddingRows, concatenate
 from evaluation.results import labels_hash, plain, proportion, result_record
-from evaluation.sources import Advance, Encoder, embed_shards, no_rows, shards_data
+from evaluation.sources import Advance, Encoder, no_rows, shards_data
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from trainer import metrics
@@ -55,6 +55,119 @@ class Labelled:
     labels: I64
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a shard set that are yet to be embedded, in reading order."""
+
+    shards: ShardSet
+    uids: list[str]
+    category: list[str | None]
+    split: list[str | None]
+    group: I64  # (B,) number of the row group
+    row: I64  # (B,) place in it
+
+    def take(self, kept: Sequence[int]) -> Rows:
+        """Some of them, which rise."""
+        places = np.asarray(kept, np.int64)
+        return Rows(
+            self.shards,
+            [self.uids[i] for i in kept],
+            [self.category[i] for i in kept],
+            [self.split[i] for i in kept],
+            self.group[places],
+            self.row[places],
+        )
+
+    def of(self, splits: set[str | None]) -> Rows:
+        """Those of some splits."""
+        return self.take([i for i, split in enumerate(self.split) if split in splits])
+
+    def within(self, shards: ShardSet, group: int) -> I64:
+        """Places in a row group of those that are in it; none of another set."""
+        return self.row[self.group == group] if self.shards is shards else self.row[:0]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Rows that were chosen and checked, ready to be embedded and measured."""
+
+    record: dict[str, Any]  # the result without its figures
+    encoder: Encoder
+    fit: Rows
+    test: Rows
+    names: list[str]  # of the classes
+    spelling: dict[str, str]
+    shots: Sequence[int]
+    seeds: int
+    c: float | None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that ``embed`` embeds."""
+        return len(self.fit.uids) + len(self.test.uids)
+
+    @property
+    def neighbours(self) -> list[int]:
+        """Numbers of voters that the training rows suffice for."""
+        return [k for k in NEIGHBOURS if k <= len(self.fit.uids)]
+
+    @property
+    def n_classifiers(self) -> int:
+        """Classifiers that ``measure`` fits."""
+        return len(self.shots) * self.seeds + 1 + len(self.neighbours)
+
+    def embed(self, advance: Advance | None = None) -> tuple[Labelled, Labelled]:
+        """Training and test rows with their vectors; ``advance`` counts rows.
+
+        A row group is read once, one without such rows not at all.
+        """
+        found: tuple[list[F32], list[F32]] = ([], [])
+        for shards in dict.fromkeys([self.fit.shards, self.test.shards]):
+            for number, group in enumerate(shards.row_groups):
+                fit, test = self.fit.within(shards, number), self.test.within(shards, number)
+                if not len(fit) + len(test):
+                    continue
+                batch = shards.read(group, self.encoder.columns)
+                vectors = self.encoder(batch, np.concatenate([fit, test]))
+                found[0].append(vectors[: len(fit)])
+                found[1].append(vectors[len(fit) :])
+                if advance:
+                    advance(len(vectors))
+        number_of = {name: i for i, name in enumerate(self.names)}
+
+        def labelled(rows: Rows, vectors: list[F32]) -> Labelled:
+            labels = [number_of[key(name or "")] for name in rows.category]
+            return Labelled(rows.uids, np.concatenate(vectors), np.asarray(labels, np.int64))
+
+        return labelled(self.fit, found[0]), labelled(self.test, found[1])
+
+    def measure(
+        self, fit: Labelled, test: Labelled, advance: Advance | None = None
+    ) -> dict[str, Any]:
+        """Fit every classifier and return the result record; ``advance`` counts classifiers."""
+        record = dict(self.record)
+        record["label_hash"] = labels_hash(
+            [*fit.uids, *test.uids], [self.names[label] for label in (*fit.labels, *test.labels)]
+        )
+        few = [few_shot(fit, test, k, self.seeds, self.c, advance) for k in self.shots]
+        all_c = choose_c(fit) if self.c is None else self.c
+        linear = _shares(_linear(fit, test.vectors, all_c), test, len(self.names))
+        if advance:
+            advance(1)
+        knn = []
+        for k in self.neighbours:
+            knn.append({"k": k, **_shares(nearest(fit, test.vectors, k), test, len(self.names))})
+            if advance:
+                advance(1)
+        return {
+            **record,
+            "few_shot": few,
+            "linear": {**linear, "c": all_c},
+            "knn": knn,
+            "classes": [self.spelling[name] for name in self.names],
+        }
+
+
 def probe(
     shards: ShardSet,
     encoder: Encoder,
@@ -65,37 +178,65 @@ def probe(
     seeds: int = SEEDS,
     c: float | None = None,
     benchmark: str | None = None,
-    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Fit on training rows, measure on the rows of ``split``, and return the result record.
+
+    ``prepare``, ``Probe.embed`` and ``Probe.measure`` in one. Raises ``InputError`` as ``prepare``
+    does.
+    """
+    ready = prepare(
+        shards,
+        encoder,
+        train=train,
+        split=split,
+        shots=shots,
+        seeds=seeds,
+        c=c,
+        benchmark=benchmark,
+    )
+    return ready.measure(*ready.embed())
+
+
+def prepare(
+    shards: ShardSet,
+    encoder: Encoder,
+    *,
+    train: ShardSet | None = None,
+    split: str = "test",
+    shots: Sequence[int] = SHOTS,
+    seeds: int = SEEDS,
+    c: float | None = None,
+    benchmark: str | None = None,
+) -> Probe:
+    """Choose the rows that ``probe`` fits and measures on, before anything is embedded.
 
     Training rows are those of split ``train`` or of none: of ``train``, or of ``shards`` itself.
     Rows without a category are left out and counted, and so are test rows of a class that no
     training row has. ``c`` fixes what ``choose_c`` else finds. Raises ``InputError`` when either
     side is left with nothing, or fewer than two classes.
     """
-    rows = _rows(shards, encoder, advance)
-    tested = _of(rows, {split})
-    if not len(tested):
+    rows = read_rows(shards)
+    tested = rows.of({split})
+    if not tested.uids:
         raise no_rows(shards, split)
-    learned = _of(rows if train is None else _rows(train, encoder, None), {"train", None})
+    learned = (rows if train is None else read_rows(train)).of({"train", None})
     root = (train or shards).storage.root
-    if not len(learned):
+    if not learned.uids:
         raise InputError(f"{root}: no row is of split train or of none; give --train-shards")
-    both = set(learned.uid) & set(tested.uid)
+    both = set(learned.uids) & set(tested.uids)
     if both:
         raise InputError(f"{root}: {len(both)} objects are trained and tested on ({min(both)})")
     names = sorted({key(name) for name in learned.category if name is not None and key(name)})
     if len(names) < 2:
         raise InputError(f"{root}: its training rows have fewer than two categories")
-    fit, left = _labelled(learned, names)
-    test, dropped = _labelled(tested, names)
-    if not len(test.labels):
+    fit, left = _known(learned, names)
+    test, dropped = _known(tested, names)
+    if not test.uids:
         raise InputError(
             f"{shards.storage.root}: no row of split {split} has a category of the training rows"
         )
     spelling = {key(name): spoken(name) for name in reversed(learned.category) if name is not None}
-    smallest = int(np.bincount(fit.labels, minlength=len(names)).min())
+    smallest = min(Counter(key(name or "") for name in fit.category).values())
     protocol = {
         "measure": "top-1 and class mean of test rows; embeddings L2-normalised, frozen",
         "classifier": f"multinomial logistic regression, {_told(c)}, L2, lbfgs",
@@ -103,7 +244,7 @@ def probe(
         "neighbours": f"votes weighted by exp(cosine / {TAU})",
         "smallest_training_class": smallest,
         "n_classes": len(names),
-        "n_train": len(fit.labels),
+        "n_train": len(fit.uids),
         "train_without_category": left,
         "test_without_known_category": dropped,
         "interval": "95 %: t over seeds for few-shot, Wilson for the others",
@@ -112,22 +253,7 @@ def probe(
     name = benchmark or data["dataset"] or data["name"]
     teacher = shards.manifest.teacher
     record = result_record("probe", name, encoder.model, teacher, data, test.uids, protocol)
-    record["label_hash"] = labels_hash(
-        [*fit.uids, *test.uids], [names[label] for label in (*fit.labels, *test.labels)]
-    )
-    found = {"few_shot": [few_shot(fit, test, k, seeds, c) for k in shots]}
-    all_c = choose_c(fit) if c is None else c
-    return {
-        **record,
-        **found,
-        "linear": {**_shares(_linear(fit, test.vectors, all_c), test, len(names)), "c": all_c},
-        "knn": [
-            {"k": k, **_shares(nearest(fit, test.vectors, k), test, len(names))}
-            for k in NEIGHBOURS
-            if k <= len(fit.labels)
-        ],
-        "classes": [spelling[name] for name in names],
-    }
+    return Probe(record, encoder, fit, test, names, spelling, shots, seeds, c)
 
 
 def _told(c: float | None) -> str:
@@ -141,9 +267,17 @@ def _told(c: float | None) -> str:
 
 
 def few_shot(
-    fit: Labelled, test: Labelled, shots: int, seeds: int, c: float | None = None
+    fit: Labelled,
+    test: Labelled,
+    shots: int,
+    seeds: int,
+    c: float | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
-    """Mean over seeds of the accuracy of classifiers that saw ``shots`` objects a class."""
+    """Mean over seeds of the accuracy of classifiers that saw ``shots`` objects a class.
+
+    ``advance`` counts classifiers.
+    """
     n_classes = int(fit.labels.max()) + 1
     top1, mean, chosen = [], [], []
     for seed in range(seeds):
@@ -153,6 +287,8 @@ def few_shot(
         predicted = _linear(part, test.vectors, chosen[-1])
         top1.append(float(np.mean(predicted == test.labels)))
         mean.append(metrics.class_mean(metrics.confusion(test.labels, predicted, n_classes)))
+        if advance:
+            advance(1)
     interval = t_interval(top1)
     return {
         "shots": shots,
@@ -247,29 +383,24 @@ def _shares(predicted: I64, test: Labelled, n_classes: int) -> dict[str, Any]:
     }
 
 
-def _rows(shards: ShardSet, encoder: Encoder, advance: Advance | None) -> EmbeddingRows:
-    """Embeddings of all rows."""
-    parts = list(embed_shards(shards, encoder, None, advance))
-    if not parts:
+def read_rows(shards: ShardSet) -> Rows:
+    """All rows of a set. Raises ``InputError`` when it has none."""
+    uids: list[str] = []
+    category: list[str | None] = []
+    split: list[str | None] = []
+    for batch in shards.batches(["category", "split"]):
+        uids += batch.uid
+        category += batch.category or []
+        split += batch.split or []
+    if not uids:
         raise no_rows(shards, None)
-    return concatenate(parts)
+    sizes = [group.n_rows for group in shards.row_groups]
+    row = np.concatenate([np.arange(size) for size in sizes])
+    return Rows(shards, uids, category, split, np.repeat(np.arange(len(sizes)), sizes), row)
 
 
-def _of(rows: EmbeddingRows, splits: set[str | None]) -> EmbeddingRows:
-    """The rows of some splits."""
-    kept = [i for i, split in enumerate(rows.split) if split in splits]
-    lists = {
-        name: [getattr(rows, name)[i] for i in kept]
-        for name in ("uid", "source", "category", "split", "texts", "text_sources")
-    }
-    return EmbeddingRows(**lists, vectors=rows.vectors[kept])
-
-
-def _labelled(rows: EmbeddingRows, names: Sequence[str]) -> tuple[Labelled, int]:
+def _known(rows: Rows, names: Sequence[str]) -> tuple[Rows, int]:
     """Rows of known classes, and how many are left out."""
-    number = {name: i for i, name in enumerate(names)}
-    found = [number.get(key(c)) if c is not None else None for c in rows.category]
-    kept = [i for i, label in enumerate(found) if label is not None]
-    labels = np.asarray([found[i] for i in kept], np.int64)
-    uids = [rows.uid[i] for i in kept]
-    return Labelled(uids, rows.vectors[kept], labels), len(found) - len(kept)
+    known = set(names)
+    kept = [i for i, name in enumerate(rows.category) if key(name or "") in known]
+    return rows.take(kept), len(rows.uids) - len(kept)

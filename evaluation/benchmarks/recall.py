@@ -18,8 +18,9 @@ set where a second set asks. Ties count against the model (see ``trainer.metrics
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,67 @@ class Collected:
     class_texts: dict[str, F32]  # (D,) by category in the form of ``key``, where one is spelled out
 
 
+@dataclass(frozen=True)
+class Direction:
+    """Queries, what they are compared with, and what is right for them."""
+
+    queries: F32  # (Q, D)
+    gallery: F32  # (G, D)
+    relevant: Callable[[int], I64]  # as ``metrics.rank_queries`` takes it
+    exclude_self: bool = False
+    order: I64 | None = None  # in which the ranks of the queries are told; None: they are not
+
+    @cached_property
+    def n_queries(self) -> int:
+        """Queries that have a right answer."""
+        total = len(self.queries)
+        asking = metrics.answerable_queries(total, self.relevant, exclude_self=self.exclude_self)
+        return len(asking)
+
+    def figures(self, advance: Advance | None = None) -> dict[str, Any]:
+        """As ``summary``; ``advance`` counts queries."""
+        ranking = metrics.rank_queries(
+            self.queries,
+            self.gallery,
+            self.relevant,
+            exclude_self=self.exclude_self,
+            advance=advance,
+        )
+        return summary(ranking, self.order)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A set that was read and embedded, ready to be measured."""
+
+    record: dict[str, Any]  # the result without its figures
+    directions: dict[str, Direction]
+    ceiling: dict[str, Direction] | None  # None: the encoder is the teacher itself
+
+    @cached_property
+    def n_queries(self) -> int:
+        """Queries that ``measure`` compares, over all directions."""
+        return sum(direction.n_queries for direction in self._all)
+
+    @cached_property
+    def n_comparisons(self) -> int:
+        """Products of a query and a row of its gallery, over all directions."""
+        return sum(direction.n_queries * len(direction.gallery) for direction in self._all)
+
+    @property
+    def _all(self) -> list[Direction]:
+        return [*self.directions.values(), *(self.ceiling or {}).values()]
+
+    def measure(self, advance: Advance | None = None) -> dict[str, Any]:
+        """Run every direction and return the result record; ``advance`` counts queries."""
+
+        def run(asked: dict[str, Direction]) -> dict[str, Any]:
+            return {name: direction.figures(advance) for name, direction in asked.items()}
+
+        found = {**self.record, "directions": run(self.directions)}
+        return found if self.ceiling is None else {**found, "teacher_ceiling": run(self.ceiling)}
+
+
 def recall(
     shards: ShardSet,
     encoder: Encoder,
@@ -63,9 +125,32 @@ def recall(
     view_shards: ShardSet | None = None,
     split: str | None = None,
     benchmark: str | None = None,
-    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Run every direction that the set has data for and return the result record.
+
+    ``prepare`` and ``Retrieval.measure`` in one. Raises ``InputError`` as ``prepare`` does.
+    """
+    return prepare(
+        shards,
+        encoder,
+        text_source=text_source,
+        view_shards=view_shards,
+        split=split,
+        benchmark=benchmark,
+    ).measure()
+
+
+def prepare(
+    shards: ShardSet,
+    encoder: Encoder,
+    *,
+    text_source: str | None = None,
+    view_shards: ShardSet | None = None,
+    split: str | None = None,
+    benchmark: str | None = None,
+    advance: Advance | None = None,
+) -> Retrieval:
+    """Read and embed what ``recall`` measures; ``advance`` counts the objects of the set.
 
     ``view_shards`` is a set of the same objects whose view 0 asks in the place of that of
     ``shards``. Raises ``InputError`` when ``split`` or ``text_source`` is not in the set, or when
@@ -96,10 +181,10 @@ def recall(
         found.uids,
         [sorted({found.texts.words[text] for text in mine}) for mine in found.texts.texts_of],
     )
-    record["directions"] = directions(found, order_of(found))
-    if encoder.model.kind == "student":
-        record["teacher_ceiling"] = ceiling(found)
-    return record
+    student = encoder.model.kind == "student"
+    return Retrieval(
+        record, directions(found, order_of(found)), ceiling(found) if student else None
+    )
 
 
 def text_sources(shards: ShardSet, split: str | None) -> set[str]:
@@ -261,59 +346,61 @@ def order_of(found: Collected) -> tuple[I64, I64]:
     return objects, np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
-def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[str, Any]:
-    """Figures of the encoder in every direction; with an ``order`` also the rank of every query."""
+def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[str, Direction]:
+    """The directions of the encoder; with an ``order`` they also tell the rank of every query."""
     objects, texts = order or (None, None)
     result = _with_texts(found.shapes, found.texts, "3d", objects, texts)
     if found.asking_view is not None:
-        result["image->3d"] = instance_figures(found.asking_view, found.shapes, objects)
-        result["3d->image"] = instance_figures(found.shapes, found.asking_view, objects)
-        others = category_figures(found.shapes, found.category, objects, found.asking_view)
+        result["image->3d"] = by_instance(found.asking_view, found.shapes, objects)
+        result["3d->image"] = by_instance(found.shapes, found.asking_view, objects)
+        others = by_category(found.shapes, found.category, objects, found.asking_view)
         result["image->3d class"] = others
-    result["3d->3d"] = category_figures(found.shapes, found.category, objects)
+    result["3d->3d"] = by_category(found.shapes, found.category, objects)
     return result | _with_classes(found, found.shapes, "3d", ranks=order is not None)
 
 
-def ceiling(found: Collected) -> dict[str, Any]:
-    """Figures of the teacher's mean view in the place of the shape; {} without views."""
+def ceiling(found: Collected) -> dict[str, Direction]:
+    """The directions of the teacher's mean view in the place of the shape; {} without views."""
     if found.mean_view is None:
         return {}
     result = _with_texts(found.mean_view, found.texts, "views")
     if found.other_views is not None and found.asking_view is not None:
-        result["image->views"] = instance_figures(found.asking_view, found.other_views)
-        result["views->image"] = instance_figures(found.other_views, found.asking_view)
-        others = category_figures(found.other_views, found.category, None, found.asking_view)
+        result["image->views"] = by_instance(found.asking_view, found.other_views)
+        result["views->image"] = by_instance(found.other_views, found.asking_view)
+        others = by_category(found.other_views, found.category, None, found.asking_view)
         result["image->views class"] = others
-    result["views->views"] = category_figures(found.mean_view, found.category)
+    result["views->views"] = by_category(found.mean_view, found.category)
     return result | _with_classes(found, found.mean_view, "views")
 
 
 def _with_classes(
     found: Collected, gallery: F32, name: str, *, ranks: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Direction]:
     """Class names as queries; {} where no category is spelled out."""
     if not found.class_texts:
         return {}
     names = sorted(found.class_texts)
     members = metrics.groups(keys_of(found.category))
     queries = np.stack([found.class_texts[name] for name in names])
-    ranking = metrics.rank_queries(queries, gallery, lambda query: members[names[query]])
-    return {f"class->{name}": summary(ranking, np.arange(len(names)) if ranks else None)}
+    order = np.arange(len(names)) if ranks else None
+    asked = Direction(queries, gallery, lambda query: members[names[query]], order=order)
+    return {f"class->{name}": asked}
 
 
 def _with_texts(
     shapes: F32, texts: Texts, name: str, objects: I64 | None = None, order: I64 | None = None
-) -> dict[str, Any]:
+) -> dict[str, Direction]:
     if not len(texts.embeds):
         return {}
-    to_shape = metrics.rank_queries(texts.embeds, shapes, texts.rows_of.__getitem__)
-    to_text = metrics.rank_queries(shapes, texts.embeds, texts.texts_of.__getitem__)
-    return {f"text->{name}": summary(to_shape, order), f"{name}->text": summary(to_text, objects)}
+    return {
+        f"text->{name}": Direction(texts.embeds, shapes, texts.rows_of.__getitem__, order=order),
+        f"{name}->text": Direction(shapes, texts.embeds, texts.texts_of.__getitem__, order=objects),
+    }
 
 
-def instance_figures(queries: F32, gallery: F32, order: I64 | None = None) -> dict[str, Any]:
+def by_instance(queries: F32, gallery: F32, order: I64 | None = None) -> Direction:
     """Row q of the gallery is the one right answer to query q."""
-    return summary(metrics.rank_pairs(queries, gallery), order)
+    return Direction(queries, gallery, metrics.own_row, order=order)
 
 
 def keys_of(category: Sequence[str | None]) -> list[str | None]:
@@ -321,18 +408,20 @@ def keys_of(category: Sequence[str | None]) -> list[str | None]:
     return [key(name or "") or None for name in category]
 
 
-def category_figures(
+def by_category(
     embeds: F32,
     category: Sequence[str | None],
     order: I64 | None = None,
     queries: F32 | None = None,
-) -> dict[str, Any]:
+) -> Direction:
     """All others of the same category are right; rows without a category ask nothing.
 
     Spellings of one name are one category, as everywhere (``labels.key``). ``queries`` (B, D) ask
     in the place of the embeddings of the same objects.
     """
-    return summary(metrics.rank_groups(embeds, keys_of(category), queries), order)
+    asked = embeds if queries is None else queries
+    relevant = metrics.same_key(keys_of(category))
+    return Direction(asked, embeds, relevant, exclude_self=True, order=order)
 
 
 def summary(ranking: Ranking, order: I64 | None = None) -> dict[str, Any]:

@@ -38,12 +38,14 @@ def load_templates(choice: str, manifest: Manifest) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not readable as UTF-8 text; one template a line") from error
+        raise InputError(
+            f"{path}: not readable as UTF-8 text; write one template per line"
+        ) from error
     templates = [line for line in lines if line]
     for template in templates:
         check_template(template, str(path))
     if not templates:
-        raise InputError(f"{path}: holds no template; one a line, with {{}} for the name")
+        raise InputError(f"{path}: holds no template; write one per line, with {{}} for the name")
     return templates
 
 

@@ -57,7 +57,7 @@ def encode(
     meshes: Annotated[
         list[Path] | None,
         typer.Option(
-            "--meshes", help="Mesh file, or folder of them; may be repeated.", rich_help_panel=INPUT
+            "--meshes", help="Mesh file, or folder of meshes; repeatable.", rich_help_panel=INPUT
         ),
     ] = None,
     split: SplitOption = None,
@@ -99,6 +99,7 @@ def encode(
     failures: list[tuple[str, str]] = []
     if shards is not None:
         opened = ShardSet.open(shards)
+        note(f"opening {shards}")  # of hundreds of thousands of objects it takes half a minute
         lacking = what_lacks(shards)
         if lacking:
             note(lacking)
@@ -168,15 +169,15 @@ def _check_options(
             "--timeout": timeout != TIMEOUT_S,
             "--max-failures": max_failures != MAX_FAILURES,
         }
-        why = "is of mesh files, and the clouds of a shard set are made"
+        why = "applies to mesh files only"
     else:
         given = {"--split": split is not None, "--teacher-views": teacher_views}
-        why = "is of a shard set, and mesh files have none"
+        why = "applies to shard sets only"
     for option, there in given.items():
         if there:
             raise InputError(f"{option}: {why}; leave it out")
     if views != "mean" and not teacher_views:
-        raise InputError(f"--views {views}: is of --teacher-views; leave it out")
+        raise InputError(f"--views {views}: applies to --teacher-views only; leave it out")
 
 
 def _introduce(what: str, meta: EmbeddingsMeta, dtype: str, count: int, out: Path) -> None:
@@ -184,6 +185,6 @@ def _introduce(what: str, meta: EmbeddingsMeta, dtype: str, count: int, out: Pat
     split = meta.data.get("split")
     size = count * meta.teacher.width * (2 if dtype == "float16" else 4)
     note(
-        f"{what}{f', of them split {split},' if split else ''} by {meta.model.name}: "
-        f"{meta.teacher.width} numbers each as {dtype}, {shown_bytes(size)} at most, to {out}"
+        f"{what}{f' (split {split} only)' if split else ''} by {meta.model.name}: "
+        f"{meta.teacher.width} {dtype} values each, at most {shown_bytes(size)}, to {out}"
     )

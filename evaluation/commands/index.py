@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.common import InputError
-from pipeline.console import INPUT, OUTPUT, SEARCH, JsonOption, OverwriteOption, note, print_json
+from pipeline.console import (
+    INPUT,
+    OUTPUT,
+    SEARCH,
+    JsonOption,
+    OverwriteOption,
+    ProgressBar,
+    note,
+    print_json,
+)
 from pipeline.console import out as stdout
+
+if TYPE_CHECKING:
+    from evaluation.index_choice import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +43,7 @@ def index(
         str | None,
         typer.Option(
             "--shards",
-            help="Also measure an approximate index on texts and images of this shard set.",
+            help="Shard set whose texts and images are also used to measure an approximate index.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -42,21 +56,21 @@ def index(
             "--recall",
             min=0,
             max=1,
-            help="Share of the exact best ten that must be found.",
+            help="Minimum recall of the exact top ten.",
             rich_help_panel=SEARCH,
         ),
     ] = 0.95,
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", help="What the index may take, as in 2GB.", rich_help_panel=SEARCH
+            "--memory", help="Maximum memory of the index, e.g. 2GB.", rich_help_panel=SEARCH
         ),
     ] = None,
     latency: Annotated[
         str | None,
         typer.Option(
             "--latency",
-            help="What 95 of 100 queries may take here, as in 10ms.",
+            help="Maximum 95th-percentile query time on this machine, e.g. 10ms.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -65,7 +79,7 @@ def index(
         typer.Option(
             "--flat-limit",
             min=0,
-            help="Rows up to which auto tries flat first.",
+            help="Number of rows up to which auto tries flat first.",
             rich_help_panel=SEARCH,
         ),
     ] = 200_000,
@@ -74,8 +88,8 @@ def index(
 ) -> None:
     """Build a search index (FAISS) from an embeddings file.
 
-    Exact (flat) up to --flat-limit rows. Above, the first of HNSW, IVF-PQ with longer and longer
-    codes, and flat that reaches --recall for every kind of query within --memory and --latency.
+    Exact (flat) up to --flat-limit rows. Above, the first of HNSW, IVF-PQ with increasing code
+    length, and flat that reaches --recall for every kind of query within --memory and --latency.
 
     Examples:
 
@@ -108,8 +122,16 @@ def index(
         queries = sample_queries(opened)
     count, width = loaded.rows.vectors.shape
     tried = [f"{p.told()} ({shown_bytes(p.memory)})" for p in plans(count, width, wanted)]
-    note(f"{count:,} vectors of {width} numbers; first of: {', '.join(tried)}")
-    manifest = build_index(loaded, out, wanted=wanted, queries=queries)
+    note(f"{count:,} vectors of width {width}; trying in order: {', '.join(tried)}")
+
+    @contextmanager
+    def trying(plan: Plan) -> Iterator[Callable[[int], None]]:
+        trained = ": trained on a sample first" if plan.kind == "ivfpq" else ""
+        note(f"trying {plan.told()}{trained}")
+        with ProgressBar("add", count, "vectors") as bar:
+            yield bar.advance
+
+    manifest = build_index(loaded, out, wanted=wanted, queries=queries, trying=trying)
     if json_output:
         print_json(_short(manifest))
         return
@@ -119,7 +141,7 @@ def index(
         highlight=False,
     )
     for entry in manifest["tried"][:-1]:
-        note(f"not {entry['kind']}: {entry['refused']}")
+        note(f"{entry['kind']} rejected: {entry['refused']}")
     for name, value in (manifest["recall_against_exact"] or {}).items():
         stdout.print(
             f"recall@{value['k']} against exact search, {name} queries: {value['recall']:.3f}",
@@ -135,7 +157,9 @@ def index(
 def update(
     index: Annotated[
         Path,
-        typer.Option("--index", help="Folder made by `index`; is changed.", rich_help_panel=INPUT),
+        typer.Option(
+            "--index", help="Folder made by `index`; updated in place.", rich_help_panel=INPUT
+        ),
     ],
     add: Annotated[
         Path | None,
@@ -145,7 +169,7 @@ def update(
         list[str] | None,
         typer.Option(
             "--remove",
-            help="uid to remove, or a text file of one a line; may be repeated.",
+            help="uid to remove, or a text file with one uid per line; repeatable.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -153,7 +177,7 @@ def update(
         bool,
         typer.Option(
             "--replace",
-            help="Let added objects replace those of the same uid.",
+            help="Let added objects replace existing ones with the same uid.",
             rich_help_panel=INPUT,
         ),
     ] = False,
@@ -170,6 +194,7 @@ def update(
 
     if add is None and not remove:
         raise InputError("nothing to do: give --add EMBEDDINGS, --remove UID, or both")
+    note(f"updating {index}{f' from {add}' if add else ''}")
     gone = _uids(index, remove or [])
     done = update_index(index, read_embeddings(add) if add else None, gone, replace=replace)
     if json_output:
@@ -181,7 +206,7 @@ def update(
         highlight=False,
     )
     if done.stale:
-        note("much has changed since the index was made: make it again with `evaluation index`")
+        note("the index has changed a lot since it was built: rebuild it with `evaluation index`")
 
 
 def _uids(index: Path, given: list[str]) -> set[str]:
@@ -201,7 +226,7 @@ def _uids(index: Path, given: list[str]) -> set[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--remove {value}: neither a uid of {index} nor a readable text file; give a uid, "
-                "or a file of one a line"
+                "or a file with one per line"
             ) from error
         found |= {line.strip() for line in lines if line.strip()}
     return found

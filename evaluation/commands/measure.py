@@ -31,12 +31,15 @@ from pipeline.console import (
     JsonOption,
     OverwriteOption,
     ProgressBar,
+    note,
     print_json,
 )
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.known.base import Benchmark, Variant
     from pipeline.shards import ShardSet
+
+MANY_COMPARISONS = 10_000_000_000  # minutes on two cores
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +58,7 @@ def zeroshot(
         Path | None,
         typer.Option(
             "--labels",
-            help="Class names: one a line, JSON list, or JSON object category -> name. "
+            help="Class names: one per line, a JSON list, or a JSON object category -> name. "
             "Default: the categories of the shards.",
             rich_help_panel=MEASURE,
         ),
@@ -72,8 +75,8 @@ def zeroshot(
         str | None,
         typer.Option(
             "--templates",
-            help="manifest (those of the shards), field64, bare, or a file of one a line. "
-            "Default: those of the protocol.",
+            help="Prompt templates: manifest (those of the shards), field64, bare, or a file with "
+            "one per line. Default: those of the protocol.",
             rich_help_panel=MEASURE,
         ),
     ] = None,
@@ -83,7 +86,7 @@ def zeroshot(
         typer.Option(
             "--draws",
             min=1,
-            help="Samples of each cloud to average; their spread is told.",
+            help="Point samplings per cloud to average; their spread is reported.",
             rich_help_panel=VIEWS,
         ),
     ] = 1,
@@ -98,7 +101,7 @@ def zeroshot(
 ) -> None:
     """Classify shapes by the nearest class text.
 
-    With a --benchmark that `evaluation benchmarks` lists, its classes and its split are taken.
+    A --benchmark that `evaluation benchmarks` lists determines the classes and the split.
 
     Examples:
 
@@ -168,8 +171,8 @@ def recall(
         str | None,
         typer.Option(
             "--texts",
-            help="Which texts ask: a source of the shards (caption, name ...) or all. "
-            "Default: captions where there are some, else names.",
+            help="Texts used as queries: a source of the shards (caption, name ...) or all. "
+            "Default: captions if there are any, otherwise names.",
             rich_help_panel=MEASURE,
         ),
     ] = None,
@@ -177,8 +180,8 @@ def recall(
         str | None,
         typer.Option(
             "--view-shards",
-            help="Set of the same objects from other cameras, whose first view asks. "
-            "Default: the first view of the shards themselves.",
+            help="Set of the same objects from other cameras, whose first view is the query. "
+            "Default: the first view in the shards themselves.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -190,7 +193,7 @@ def recall(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure retrieval: text, image and shape against shape, and back.
+    """Measure retrieval from text, image and shape to shape, and back.
 
     Examples:
 
@@ -198,7 +201,7 @@ def recall(
 
       evaluation recall --checkpoint runs/mrd --shards shards/test --view-shards shards/other
     """
-    from evaluation.benchmarks.recall import recall as run
+    from evaluation.benchmarks.recall import prepare
     from evaluation.tables import one_table
     from pipeline.shards import ShardSet
 
@@ -208,7 +211,7 @@ def recall(
     split = selection.split if selection else split
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     with ProgressBar("recall", len(opened), "objects") as bar:
-        record = run(
+        ready = prepare(
             opened,
             encoder,
             text_source=texts,
@@ -217,6 +220,11 @@ def recall(
             benchmark=benchmark,
             advance=bar.advance,
         )
+    if ready.n_comparisons > MANY_COMPARISONS:
+        remedy = "; --split test measures fewer objects" if split is None else ""
+        note(f"{ready.n_comparisons / 1e9:,.0f} billion comparisons follow{remedy}")
+    with ProgressBar("rank", ready.n_queries, "queries") as bar:
+        record = ready.measure(bar.advance)
     record |= selected(known, selection)
     tell(record, out, json_output, one_table)
 
@@ -230,29 +238,34 @@ def probe(
         str | None,
         typer.Option(
             "--train-shards",
-            help="Set to learn from; default: the same one.",
+            help="Shard set to train on; default: the same one.",
             rich_help_panel=INPUT,
         ),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", help="Rows that are measured.", rich_help_panel=INPUT)
+        str, typer.Option("--split", help="Split to test on.", rich_help_panel=INPUT)
     ] = "test",
     shots: Annotated[
         str,
         typer.Option(
-            "--shots", help="Objects a class, for the few-shot probes.", rich_help_panel=MEASURE
+            "--shots",
+            help="Training objects per class for the few-shot probes.",
+            rich_help_panel=MEASURE,
         ),
     ] = "1,2,4,8,16",
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Draws of the shots.", rich_help_panel=MEASURE)
+        int,
+        typer.Option(
+            "--seeds", min=1, help="Number of random draws per shot count.", rich_help_panel=MEASURE
+        ),
     ] = 10,
     c: Annotated[
         float | None,
         typer.Option(
             "--c",
             min=1e-6,
-            help="Inverse regularisation of the classifiers. Default: chosen on the objects that "
-            "each of them learns from.",
+            help="Inverse regularisation strength of the classifiers. Default: chosen for each "
+            "one on its training objects.",
             rich_help_panel=MEASURE,
         ),
     ] = None,
@@ -265,13 +278,13 @@ def probe(
 ) -> None:
     """Fit classifiers on frozen embeddings: few-shot, with all labels, and nearest neighbours.
 
-    Learns from rows of split train (or of none), measures on rows of split test.
+    Trains on rows of the split train (or without a split), tests on rows of the split test.
 
     Example:
 
       evaluation probe --checkpoint runs/mrd --shards shards/modelnet --out probe.json
     """
-    from evaluation.benchmarks.probe import probe as run
+    from evaluation.benchmarks.probe import prepare
     from evaluation.sources import require_split
     from evaluation.tables import one_table
     from pipeline.shards import ShardSet
@@ -285,18 +298,20 @@ def probe(
     encoder = make_encoder(opened, checkpoint, teacher_views, views, device, batch_size)
     if learned is not None:  # also that its clouds and its teacher fit
         make_encoder(learned, checkpoint, teacher_views, views, device, batch_size)
-    with ProgressBar("probe", len(opened), "objects") as bar:
-        record = run(
-            opened,
-            encoder,
-            train=learned,
-            split=split,
-            shots=counts,
-            seeds=seeds,
-            c=c,
-            benchmark=benchmark,
-            advance=bar.advance,
-        )
+    ready = prepare(
+        opened,
+        encoder,
+        train=learned,
+        split=split,
+        shots=counts,
+        seeds=seeds,
+        c=c,
+        benchmark=benchmark,
+    )
+    with ProgressBar("probe", ready.n_rows, "objects") as bar:
+        fit, test = ready.embed(bar.advance)
+    with ProgressBar("fit", ready.n_classifiers, "classifiers") as bar:
+        record = ready.measure(fit, test, bar.advance)
     record |= selected(known, selection)
     tell(record, out, json_output, one_table)
 
@@ -346,5 +361,5 @@ def parse_shots(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or found[0] < 1:
-        raise InputError(f"--shots {text}: give positive numbers with commas between, as 1,4,16")
+        raise InputError(f"--shots {text}: give positive numbers separated by commas, e.g. 1,4,16")
     return found

@@ -20,7 +20,7 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         help="A run folder (its newest checkpoint; RUN/best: its best by validation), a "
-        "checkpoint, released weights, or demo: the small student that comes with this package.",
+        "checkpoint, released weights, or demo: the small student included in this package.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -37,7 +37,7 @@ TeacherViewsOption = Annotated[
     bool,
     typer.Option(
         "--teacher-views",
-        help="Take the teacher on rendered views: the ceiling.",
+        help="Use the teacher on rendered views instead of a student: the ceiling.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -45,27 +45,29 @@ ViewsOption = Annotated[
     str,
     typer.Option(
         "--views",
-        help="With --teacher-views: mean of all views, or the first.",
+        help="With --teacher-views: mean (of all views) or first.",
         rich_help_panel=MODEL,
     ),
 ]
 TeacherOption = Annotated[
     str | None,
     typer.Option(
-        "--teacher", help="Where the teacher is now, if it was a local file.", rich_help_panel=MODEL
+        "--teacher",
+        help="New location of the teacher, if it was a local file.",
+        rich_help_panel=MODEL,
     ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel=MODEL)
 ]
 BatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Clouds at a time.", rich_help_panel=MODEL)
+    int, typer.Option("--batch-size", min=1, help="Point clouds per batch.", rich_help_panel=MODEL)
 ]
 BenchmarkOption = Annotated[
     str | None,
     typer.Option(
         "--benchmark",
-        help="One that `evaluation benchmarks` lists, or a name for tables. Default: the dataset.",
+        help="One from `evaluation benchmarks`, or any name for tables. Default: the dataset.",
         rich_help_panel=MEASURE,
     ),
 ]
@@ -85,9 +87,7 @@ SeedOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option(
-        "--timeout", min=1, help="Seconds that one mesh may take.", rich_help_panel=WORKERS
-    ),
+    typer.Option("--timeout", min=1, help="Seconds allowed per mesh.", rich_help_panel=WORKERS),
 ]
 TIMEOUT_S = 120.0  # as of `pipeline embed`
 
@@ -126,5 +126,5 @@ def make_encoder(
         student = load_student(checkpoint, pick_device(device), batch_size)
         return StudentEncoder(student, shards, draws, seed, centre)
     if draws > 1:
-        raise InputError("--draws: are of points; leave it out with --teacher-views")
+        raise InputError("--draws: applies to point clouds only; leave it out with --teacher-views")
     return ViewsEncoder(shards, "mean" if views == "mean" else "first")

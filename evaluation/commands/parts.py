@@ -35,12 +35,12 @@ def parts(
         ),
     ],
     split: Annotated[
-        str, typer.Option("--split", help="Shapes measured: test or val.", rich_help_panel=INPUT)
+        str, typer.Option("--split", help="Split to test on: test or val.", rich_help_panel=INPUT)
     ] = "test",
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=1, help="At most that many shapes of each split.", rich_help_panel=INPUT
+            "--limit", min=1, help="Maximum number of shapes per split.", rich_help_panel=INPUT
         ),
     ] = None,
     points: Annotated[
@@ -48,14 +48,14 @@ def parts(
         typer.Option(
             "--points",
             min=1,
-            help="Points a shape that the classifier learns from.",
+            help="Points per shape used to train the classifier.",
             rich_help_panel=MEASURE,
         ),
     ] = 128,
     epochs: Annotated[
         int,
         typer.Option(
-            "--epochs", min=1, help="Passes of the classifier over them.", rich_help_panel=MEASURE
+            "--epochs", min=1, help="Training epochs of the classifier.", rich_help_panel=MEASURE
         ),
     ] = 20,
     seed: SeedOption = 0,
@@ -78,7 +78,7 @@ def parts(
 
     check_result(out, overwrite)
     if split not in ("test", "val"):
-        raise InputError(f"--split {split}: use test or val; the probe learns from train")
+        raise InputError(f"--split {split}: use test or val; the probe trains on train")
     data = open_parts(root)
     learned = ("train", "val") if split == "test" else ("train",)
     student = students.load_student(checkpoint, students.pick_device(device))

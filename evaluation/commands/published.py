@@ -36,7 +36,7 @@ def benchmarks(
         Path | None,
         typer.Option(
             "--root",
-            help="Of a benchmark with a list of files: a folder that holds them, under any names.",
+            help="For a benchmark defined by a list of files: a folder with them, under any names.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -51,10 +51,10 @@ def benchmarks(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """List the benchmarks that `--benchmark` knows: classes, objects, and the sets they are of.
+    """List the benchmarks known to `--benchmark`: classes, objects, and datasets.
 
-    With --root and --out, find the files of a benchmark by their SHA-256 and write what
-    `pipeline embed --dataset folder` needs to make its set.
+    With --root and --out, find the files of a benchmark by their SHA-256 and write the metadata
+    that `pipeline embed --dataset folder` needs to make its set.
 
     Examples:
 
@@ -114,7 +114,7 @@ def _write_metadata(
 
     listed = cc0_objects.CC0_OBJECTS.name
     if name != listed:
-        raise InputError(f"--root and --out are of a benchmark with a list: {listed}")
+        raise InputError(f"--root and --out need a benchmark with a list of files: {listed}")
     check_new(out, "--out", overwrite)
     with ProgressBar("benchmarks", None, "files") as bar:
         found, others = cc0_objects.find_files(root, bar.advance)
@@ -128,18 +128,18 @@ def _write_metadata(
         return
     print_table(
         f"{listed}: {len(found):,} of {len(members):,} objects found, in {out}",
-        ["split", "objects", "of the list"],
+        ["split", "objects", "in the list"],
         [
             [split, splits[split], sum(member.split == split for member in members)]
             for split in ("train", "val", "test")
         ],
     )
     if others:
-        note(f"{others} other {cc0_objects.SUFFIX} files lie under {root}: they are of no split")
+        note(f"{others} other {cc0_objects.SUFFIX} files under {root} are not in the list")
 
 
 def published(json_output: JsonOption = False) -> None:
-    """List what papers report, which results of the same benchmarks are shown beside.
+    """List the results that papers report on the benchmarks.
 
     Example:
 

@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(help="Result files of `zeroshot` and `recall`, any number.")
+        list[Path],
+        typer.Argument(help="Result files of `zeroshot`, `recall`, `probe` and `parts`."),
     ],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.", rich_help_panel=OUTPUT)],
     title: Annotated[
@@ -28,14 +29,14 @@ def report(
     ] = "Evaluation",
     gallery: Annotated[
         Path | None,
-        typer.Option("--gallery", help="Index to answer --queries from.", rich_help_panel=SEARCH),
+        typer.Option("--gallery", help="Index to search for --queries.", rich_help_panel=SEARCH),
     ] = None,
     queries: Annotated[
         list[str] | None,
         typer.Option(
             "--queries",
             "--query",
-            help="Text to search for; may be repeated.",
+            help="Text to search for; repeatable.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -48,20 +49,20 @@ def report(
     k: Annotated[
         int,
         typer.Option(
-            "-k", "--top", min=1, max=24, help="Pictures a query.", rich_help_panel=SEARCH
+            "-k", "--top", min=1, max=24, help="Pictures per query.", rich_help_panel=SEARCH
         ),
     ] = 6,
     runs: Annotated[
         list[Path] | None,
         typer.Option(
-            "--run", help="Run folder whose curves to show; may be repeated.", rich_help_panel=INPUT
+            "--run", help="Run folder whose curves to show; repeatable.", rich_help_panel=INPUT
         ),
     ] = None,
     maps: Annotated[
         list[Path] | None,
         typer.Option(
             "--map",
-            help="Embeddings file to show as a map; may be repeated.",
+            help="Embeddings file to show as a map; repeatable.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -70,7 +71,7 @@ def report(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write one self-contained HTML page: figures, differences, confusion, curves, maps, shapes.
+    """Write a self-contained HTML page: results, differences, confusions, curves, maps, shapes.
 
     Examples:
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from evaluation.index import Hit
     from evaluation.queries import Part
     from evaluation.shapes import Caller
+    from pipeline.shards import ShardSet
 
 HIT_COLUMNS = ("rank", "score", "uid", "category", "source", "texts")
 
@@ -52,36 +53,38 @@ def retrieve(
         list[str] | None,
         typer.Option(
             "--text",
-            help="What to look for, in words; VALUE@0.5 weighs a part.",
+            help="Text to look for; VALUE@0.5 sets the weight of a part.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", help="Picture of what to look for.", rich_help_panel=SEARCH),
+        typer.Option("--image", help="Image to look for.", rich_help_panel=SEARCH),
     ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            "--shape", help="Mesh, or .npz cloud (xyz, rgb), to look for.", rich_help_panel=SEARCH
+            "--shape",
+            help="Mesh, or .npz point cloud (xyz, rgb), to look for.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     minus: Annotated[
         list[str] | None,
-        typer.Option("--minus", help="What to keep away from, in words.", rich_help_panel=SEARCH),
+        typer.Option("--minus", help="Text to steer away from.", rich_help_panel=SEARCH),
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
             "--queries",
-            help="In their place: CSV of text, image, shape, minus; a query a line.",
+            help="Instead of these: CSV with text, image, shape, minus; one query per line.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     k: Annotated[
         int,
         typer.Option(
-            "-k", "--top", min=1, help="How many objects to show.", rich_help_panel=SEARCH
+            "-k", "--top", min=1, help="Number of objects to show.", rich_help_panel=SEARCH
         ),
     ] = 10,
     where: Annotated[
@@ -96,7 +99,7 @@ def retrieve(
         str | None,
         typer.Option(
             "--shards",
-            help="Set of the objects: its columns for --where, its clouds for pictures in HTML.",
+            help="Shard set of the objects: columns for --where, clouds for pictures in HTML.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -104,14 +107,14 @@ def retrieve(
         Path | None,
         typer.Option(
             "--meshes",
-            help="Folder of the meshes: they are rendered for HTML.",
+            help="Folder with the meshes, to render them for HTML.",
             rich_help_panel=INPUT,
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", help="With shapes: the student, if it was moved.", rich_help_panel=MODEL
+            "--checkpoint", help="For --shape: the student, if it was moved.", rich_help_panel=MODEL
         ),
     ] = None,
     teacher: TeacherOption = None,
@@ -130,7 +133,7 @@ def retrieve(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Search an index by text, image or shape, or by several of them together.
+    """Search an index by text, image or shape, or by a combination of them.
 
     Examples:
 
@@ -148,23 +151,25 @@ def retrieve(
     from evaluation.search import Embedder, hits_json
     from evaluation.student import pick_device
     from pipeline.common import write_json
+    from pipeline.shards import ShardSet
 
     ending = "" if out is None else out.suffix.lower()
     if out is not None and ending not in (".json", ".csv", ".html"):
         raise InputError(f"--out {out}: give a name that ends in .json, .csv or .html")
     check_result(out, overwrite)
     if queries is not None and (text or image or shape or minus):
-        raise InputError("--queries names all that is looked for: leave the other parts out")
+        raise InputError("--queries contains the whole query: leave the other parts out")
     if shards is not None and where is None and ending != ".html":
         raise InputError(
-            "--shards has a use with --where or --out FILE.html alone: give a condition or a page"
+            "--shards is used only with --where or --out FILE.html: give a condition or a page"
         )
     if meshes is not None and ending != ".html":
-        raise InputError("--meshes has a use with --out FILE.html alone: give one")
+        raise InputError("--meshes is used only with --out FILE.html: give one")
     if meshes is not None and not meshes.is_dir():
-        raise InputError(f"--meshes {meshes}: no such folder; give the one of the source")
+        raise InputError(f"--meshes {meshes}: no such folder; give the folder of the meshes")
     opened = load_index(index)
-    allowed = opened.rows_where(where, shards) if where is not None else None
+    objects = ShardSet.open(shards) if shards is not None else None
+    allowed = opened.rows_where(where, objects) if where is not None else None
     asked = (
         read_queries(queries)
         if queries is not None
@@ -179,7 +184,7 @@ def retrieve(
         if out is not None and ending == ".html":
             among = len(opened) if allowed is None else int(allowed.sum())
             rows = list(zip(told, hits, strict=True))
-            _write_page(out, index, f"among {among:,} objects", rows, shards, meshes, call)
+            _write_page(out, index, f"among {among:,} objects", rows, objects, meshes, call)
     found = [
         {"query": query, "hits": hits_json(one)} for query, one in zip(told, hits, strict=True)
     ]
@@ -199,15 +204,14 @@ def _write_page(
     index: Path,
     among: str,
     found: Sequence[tuple[str, Sequence[Hit]]],
-    shards: str | None,
+    shards: ShardSet | None,
     meshes: Path | None,
     call: Caller,
 ) -> None:
     from evaluation.gallery import gallery_rows, write_gallery
-    from pipeline.shards import ShardSet
 
-    rows = gallery_rows(found, ShardSet.open(shards) if shards else None, meshes, call)
-    told = f"The best by cosine {among}, best first."
+    rows = gallery_rows(found, shards, meshes, call)
+    told = f"The best matches by cosine {among}, best first."
     if not any(tile.picture for row in rows for tile in row.tiles):
         note("no pictures: give --shards SET or --meshes DIR that holds the objects")
     write_gallery(out, f"Search in {index.name}", told, rows)

@@ -51,21 +51,17 @@ def score(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(
-            "--text", help="What every mesh was to show, in words.", rich_help_panel=SEARCH
-        ),
+        typer.Option("--text", help="Text that every mesh should match.", rich_help_panel=SEARCH),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(
-            "--image", help="Picture of what every mesh was to show.", rich_help_panel=SEARCH
-        ),
+        typer.Option("--image", help="Image that every mesh should match.", rich_help_panel=SEARCH),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
-            help="In their place: CSV of mesh, text, image; a line for each mesh.",
+            help="Instead of these: CSV with mesh, text, image; one mesh per line.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -73,7 +69,7 @@ def score(
         Path | None,
         typer.Option(
             "--checkpoint",
-            help="Student; without one only views are looked at.",
+            help="Student; without one, only views are scored.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -81,7 +77,7 @@ def score(
         str | None,
         typer.Option(
             "--teacher",
-            help="demo, MODEL:TAG, MODEL:/path; with --checkpoint: where its teacher is now.",
+            help="demo, MODEL:TAG, MODEL:/path; with --checkpoint: new location of its teacher.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -90,7 +86,7 @@ def score(
         typer.Option(
             "--draws",
             min=1,
-            help="Samplings of points; their spread is told.",
+            help="Point samplings per mesh; their spread is reported.",
             rich_help_panel=VIEWS,
         ),
     ] = 3,
@@ -101,15 +97,15 @@ def score(
         Path | None,
         typer.Option(
             "--distractors",
-            help="Texts that a good mesh must not fit better, one a line. Default: 164 everyday "
-            "things.",
+            help="Texts that a good mesh should not match better, one per line. Default: 164 "
+            "everyday things.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Also write all figures: a .csv or .json file.", rich_help_panel=OUTPUT
+            "--out", help="Also write all results: a .csv or .json file.", rich_help_panel=OUTPUT
         ),
     ] = None,
     up_axis: UpAxisOption = "auto",
@@ -120,7 +116,7 @@ def score(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Score meshes, generated ones say, against a text, a picture, or both.
+    """Score meshes, for example generated ones, against a text, an image, or both.
 
     Examples:
 
@@ -186,14 +182,14 @@ def _asked(
 
     if prompts is not None:
         if meshes or text is not None or image is not None:
-            raise InputError("--prompts names the meshes and what was asked: leave the others out")
+            raise InputError("--prompts names the meshes and their prompts: leave the others out")
         return read_prompts(prompts)
     if not meshes:
         raise InputError("give mesh files, a folder of them, or --prompts FILE")
     if text is None and image is None:
-        raise InputError("give --text, --image, or both: what the meshes were to show")
+        raise InputError("give --text, --image, or both: what the meshes should show")
     if text is not None and not text.strip():
-        raise InputError('--text: is empty; say what was asked for, as in --text "a red mug"')
+        raise InputError('--text: is empty; give a prompt, as in --text "a red mug"')
     if image is not None and not image.is_file():
         raise InputError(f"--image {image}: no such file; give a PNG, JPEG or WebP file")
     wanted = text.strip() if text else None
@@ -236,9 +232,9 @@ def _show(
             cells.append(told + (f" ± {spread:.3f}" if spread is not None else ""))
         cells += [getattr(one, kind) or "-" for kind in ranked]
         rows.append(cells)
-    print_table(f"Scores of {len(scores)} meshes", ["mesh", "asked", *kinds, *ranked], rows)
+    print_table(f"Scores of {len(scores)} meshes", ["mesh", "prompt", *kinds, *ranked], rows)
     if len(scores) > most:
-        note(f"{len(scores) - most} more: --out FILE.csv has all")
+        note(f"{len(scores) - most} more: --out FILE.csv writes all")
     for witness in ("shape", "view"):
         share = summary.get(f"{witness}_precision")
         if share:

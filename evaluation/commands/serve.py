@@ -26,7 +26,7 @@ def serve(
         str | None,
         typer.Option(
             "--shards",
-            help="Set of the objects: clouds to see, columns to ask for.",
+            help="Shard set of the objects: point clouds to view, columns for conditions.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def serve(
         typer.Option(
             "--meshes",
             "--assets",
-            help="Folder of the meshes: to see and to turn.",
+            help="Folder with the meshes, to view and rotate them.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -47,7 +47,9 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            "--host", help="Address to listen on; 0.0.0.0 for all networks.", rich_help_panel=SERVER
+            "--host",
+            help="Address to listen on; 0.0.0.0 for all interfaces.",
+            rich_help_panel=SERVER,
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -55,21 +57,23 @@ def serve(
     ] = 8000,
     max_upload: Annotated[
         str,
-        typer.Option("--max-upload", help="Largest request, as in 50MB.", rich_help_panel=SERVER),
+        typer.Option(
+            "--max-upload", help="Maximum request size, e.g. 50MB.", rich_help_panel=SERVER
+        ),
     ] = "50MB",
     places: Annotated[
         int,
         typer.Option(
             "--jobs",
             min=1,
-            help="Requests at work at once; others are turned away.",
+            help="Concurrent requests; others are rejected.",
             rich_help_panel=SERVER,
         ),
     ] = 2,
     timeout: TimeoutOption = 20.0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Search, score and classify in a browser; the same as a JSON API (/openapi.json).
+    """Search, score and classify in a browser, or through a JSON API (/openapi.json).
 
     Example:
 
@@ -96,7 +100,8 @@ def serve(
     hosts = frozenset({"localhost", "127.0.0.1", "::1"}) if local else frozenset({"*"})
     if not local:
         note(
-            f"--host {host}: whoever reaches this machine can search and upload; there is no login"
+            f"--host {host}: anyone who can reach this machine can search and upload; there is no "
+            "login"
         )
     app = make_app(service, max_bytes=limit, places=places, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
@@ -114,7 +119,7 @@ def serve(
     server = uvicorn.Server(config)
     try:
         service.warm_up()  # a teacher that is not there is told before the port is open
-        note(f"http://{shown}:{port} (Ctrl-C ends it)")
+        note(f"http://{shown}:{port} (Ctrl-C to stop)")
         with suppress(KeyboardInterrupt):  # the way to end it, and no failure
             server.run()
     except SystemExit as error:  # uvicorn's way of saying that it cannot listen

@@ -137,10 +137,12 @@ def make_app(
 
     @app.post("/api/search")
     async def search(
-        text: Annotated[str, Form(description="What to look for, in words.")] = "",
-        minus: Annotated[str, Form(description="What to keep away from.")] = "",
-        like: Annotated[int | None, Form(description="Row of an object to resemble.")] = None,
-        category: Annotated[str, Form(description="Only objects of it.")] = "",
+        text: Annotated[str, Form(description="Text to look for.")] = "",
+        minus: Annotated[str, Form(description="Text to steer away from.")] = "",
+        like: Annotated[
+            int | None, Form(description="Row of an object to find similar ones to.")
+        ] = None,
+        category: Annotated[str, Form(description="Only objects of this category.")] = "",
         where: Annotated[str, Form(description="SQL condition on the columns.")] = "",
         k: Annotated[int, Form(ge=1, le=MAX_HITS)] = 24,
         image: Annotated[UploadFile | None, File(description="Picture.")] = None,
@@ -160,7 +162,7 @@ def make_app(
             if minus.strip():
                 parts.append(Part("text", checked_text(minus), -1.0))
                 if len(parts) == 1 and like is None:
-                    raise InputError("say what to look for, not only what to keep away from")
+                    raise InputError("say what to look for, not only what to avoid")
             found = await work(
                 lambda: service.search(
                     parts, like=like, category=category or None, where=where or None, k=k
@@ -172,7 +174,7 @@ def make_app(
     @app.post("/api/score")
     async def score(
         mesh: Annotated[UploadFile, File(description="Mesh.")],
-        text: Annotated[str, Form(description="What it was to show.")],
+        text: Annotated[str, Form(description="Text that it should match.")],
     ) -> dict[str, Any]:
         """How well a mesh shows a text: see `evaluation score`."""
         with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +184,7 @@ def make_app(
     @app.post("/api/classify")
     async def classify(
         shape: Annotated[UploadFile, File(description="Mesh or .npz cloud.")],
-        classes: Annotated[str, Form(description="Names of classes, one a line.")],
+        classes: Annotated[str, Form(description="Names of classes, one per line.")],
     ) -> Classes:
         """Probabilities of the classes that are named."""
         with tempfile.TemporaryDirectory() as folder:

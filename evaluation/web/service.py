@@ -29,7 +29,7 @@ from pipeline.cameras import ring
 from pipeline.cloud_pictures import draw_cloud, png_bytes
 from pipeline.common import InputError
 from pipeline.scene import MeshError
-from pipeline.shards import RowGroup, ShardSet
+from pipeline.shards import ShardSet
 
 F32 = NDArray[np.float32]
 
@@ -71,19 +71,16 @@ class SearchService:
         self._processes = processes or IsolatedCalls(timeout_s, SHAPE_BYTES, tries=1)
         self.embed = Embedder(self.index, checkpoint, teacher, device, call=self._processes)
         if meshes is not None and not meshes.is_dir():
-            raise InputError(f"--meshes {meshes}: no such folder; give the one of the source")
+            raise InputError(f"--meshes {meshes}: no such folder; give the folder of the meshes")
         self._meshes = None if meshes is None else meshes.resolve()
         self._shards = None if shards is None else ShardSet.open(shards)
-        self._where: dict[str, tuple[RowGroup, int]] = {}
-        if self._shards is not None:
-            for group in self._shards.row_groups:
-                for row, uid in enumerate(self._shards.read(group, ["uid"]).uid):
-                    self._where[uid] = group, row
-            if set(self._where).isdisjoint(self.index.uids()):
-                raise InputError(
-                    f"--shards {shards}: holds none of the objects of {index}; give the shard set "
-                    "that was indexed"
-                )
+        # Read here, once: requests come in several threads.
+        self._places = {} if self._shards is None else self._shards.places
+        if self._shards is not None and self._places.keys().isdisjoint(self.index.uids()):
+            raise InputError(
+                f"--shards {shards}: holds none of the objects of {index}; give the shard set "
+                "that was indexed"
+            )
         if self.index.kind == "ivfpq":
             self.index.engine.make_direct_map()  # for `like`
         self._categories = np.asarray(self.index.ids.column("category").to_pylist(), object)
@@ -175,12 +172,12 @@ class SearchService:
             # An object that was removed, or replaced, keeps its row.
             allowed = (self._categories == category) & self.index.alive
             if not allowed.any():
-                raise InputError(f"category {category}: no object is of it")
+                raise InputError(f"category {category}: has no objects")
         if where and where.strip():
             chosen = self.index.rows_where(where, self._shards, CONDITION_S)
             allowed = chosen if allowed is None else allowed & chosen
             if not allowed.any():
-                raise InputError("no object is of that category and fulfils the condition")
+                raise InputError("no object of that category fulfils the condition")
         return allowed
 
     def picture(self, row: int) -> bytes:
@@ -219,7 +216,7 @@ class SearchService:
         return head + np.ascontiguousarray(xyz, "<f4").tobytes() + rgb.tobytes()
 
     def _cloud(self, row: int) -> tuple[F32, NDArray[np.uint8], bool] | None:
-        place = self._where.get(self.index.item(row).uid)
+        place = self._places.get(self.index.item(row).uid)
         if place is None or self._shards is None:
             return None
         group, at = place
@@ -250,7 +247,7 @@ class SearchService:
         path = self.mesh_path(row)
         if path is not None and path.suffix.lower() == ".glb":
             return "mesh"
-        return "cloud" if self.index.item(row).uid in self._where else None
+        return "cloud" if self.index.item(row).uid in self._places else None
 
     def _known(self, row: int) -> None:
         uids = self.index.ids.num_rows
@@ -275,7 +272,7 @@ class SearchService:
         """Probabilities of classes for a mesh or cloud, best first. Raises ``InputError``."""
         wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
         if not 2 <= len(wanted) <= MAX_CLASSES:
-            raise InputError(f"give 2 to {MAX_CLASSES} classes, one a line")
+            raise InputError(f"give 2 to {MAX_CLASSES} classes, one per line")
         for name in wanted:
             checked_text(name)
         part = Part("shape", str(mesh))
@@ -297,7 +294,7 @@ def checked_text(text: str) -> str:
     """A text of a request, without blanks around it. Raises ``InputError``."""
     found = " ".join(text.split())
     if not found:
-        raise InputError("the text is empty: say what is meant")
+        raise InputError("the text is empty: enter one")
     if len(found) > MAX_TEXT:
         raise InputError(f"the text has {len(found)} characters: give at most {MAX_TEXT}")
     return found

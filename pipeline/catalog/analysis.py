@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.catalog.columns import column, open_parts
 from pipeline.catalog.connection import connect
 from pipeline.catalog.features import features, mean_images, mean_texts
-from pipeline.catalog.grouping import GroupSizes, column, same_file, sizes
+from pipeline.catalog.grouping import GroupSizes, same_file, sizes
 from pipeline.catalog.neighbours import near_groups, nearest
 from pipeline.catalog.summary import Inspection, inspect
 from pipeline.common import InputError
@@ -97,6 +98,7 @@ def analyse(root: str | Path, *, near: float | None = None) -> Analysis:
     if near is not None and not 0 < near <= 1:
         raise InputError(f"--near {near:g}: a cosine above 0 and up to 1, such as 0.99")
     shards = ShardSet.open(root)
+    open_parts(shards)
     if not len(shards):
         raise InputError(f"{root}: holds no rows, so there is nothing to draw")
     objects = _Objects(shards)

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from pipeline.catalog.columns import open_parts
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from pipeline.shards.schema import row_schema
@@ -93,7 +94,7 @@ def one_line(error: duckdb.Error) -> str:
 @contextmanager
 def connect(shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that sees the views of ``query`` and nothing else of the machine."""
-    _ = shards.row_groups  # opens and checks every part, so that damage is told as such
+    open_parts(shards)  # so that damage is told as such
     manifest = shards.manifest
     dataset = pads.dataset(
         [shards.storage.join(part) for part in shards.parts],

@@ -9,16 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.catalog.columns import column
 from pipeline.catalog.neighbours import Groups
 from pipeline.shards import ShardSet
 
 I64 = NDArray[np.int64]
-
-
-def column(shards: ShardSet, name: str) -> pa.Array:
-    """One column of all rows, in reading order: metadata, not clouds or embeddings."""
-    chunks = [shards.table(group, [name]).column(0).combine_chunks() for group in shards.row_groups]
-    return pa.chunked_array(chunks, chunks[0].type).combine_chunks() if chunks else pa.array([])
 
 
 def equal_values(values: pa.Array) -> I64:

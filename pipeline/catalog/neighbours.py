@@ -24,7 +24,7 @@ I64 = NDArray[np.int64]
 
 _ROWS, _COLUMNS = 1024, 4096  # of one block of products
 _ALL_PAIRS = 8192  # vectors up to which every pair is compared over their whole width
-_LEAF = 1024  # vectors of one leaf of the tree, at most
+_LEAF = 2048  # vectors of one leaf of the tree, at most: two leaves make one block of products
 _SHADOW = 32  # leading principal components
 _SAMPLE = 20_000  # vectors that these are taken from
 _SLACK = 1e-4  # of squared distances, for rounding in float32
@@ -87,7 +87,8 @@ def near_groups(vectors: F32, threshold: float, seed: int = 0) -> I64:
     Of many vectors not every pair is compared over the whole width. A projection P onto
     orthonormal directions shortens: |P x - P y|^2 <= |x - y|^2 = 2 - 2 cos(x, y). So pairs that
     are farther apart than the threshold allows in their leading principal components are none; a
-    tree over those components leaves out whole blocks in the same way.
+    tree over those components leaves out whole blocks in the same way, and of the other blocks
+    the objects that are too far from the box around the other leaf.
     """
     groups = Groups(len(vectors))
     if len(vectors) <= _ALL_PAIRS:
@@ -118,24 +119,29 @@ def _search_tree(vectors: F32, threshold: float, seed: int, groups: Groups, fold
     high = np.array([shadows[a:b].max(axis=0) for a, b in pairwise(bounds)])
     most = 2 - 2 * threshold + _SLACK
     # |x - y|^2 = |x|^2 - 2 x y + |y|^2 as one product.
-    squares, ones = (
-        np.einsum("bk,bk->b", shadows, shadows)[:, None],
-        np.ones((count, 1), np.float32),
-    )
+    squares, ones = _squares(shadows)[:, None], np.ones((count, 1), np.float32)
     left = np.concatenate([-2 * shadows, squares, ones], axis=1)
     right = np.concatenate([shadows, ones, squares], axis=1)
-    with ProgressBar("compare", count, "objects") as bar:
-        for own, (start, end) in enumerate(pairwise(bounds)):
-            gaps = np.maximum(np.maximum(low[own:] - high[own], low[own] - high[own:]), 0)
-            for other in own + np.flatnonzero(np.einsum("lk,lk->l", gaps, gaps) <= most):
-                first, last = bounds[other], bounds[other + 1]
-                near = left[start:end] @ right[first:last].T <= most
-                rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
-                if not len(rows):
-                    continue
-                for i, j in _hits(stored[start + rows], stored[first + columns], threshold):
-                    groups.add(order[start + rows[i]], order[first + columns[j]])
-            bar.advance(int(end - start))
+    # By chance, so that costly pairs are spread evenly and the time left is about right.
+    pairs = np.random.default_rng(seed).permutation(_near_boxes(low, high, most))
+    with ProgressBar("compare", len(pairs), "leaf pairs") as bar:
+        for own, other in pairs.tolist():
+            bar.advance(1)
+            rows = _reach(shadows, bounds[own : own + 2], low[other], high[other], most)
+            if not len(rows):
+                continue
+            inner = shadows[rows]
+            columns = _reach(
+                shadows, bounds[other : other + 2], inner.min(axis=0), inner.max(axis=0), most
+            )
+            near = left[rows] @ right[columns].T <= most
+            if own == other:
+                near[rows[:, None] == columns] = False
+            rows, columns = rows[near.any(axis=1)], columns[near.any(axis=0)]
+            if not len(rows):
+                continue
+            for i, j in _hits(stored[rows], stored[columns], threshold):
+                groups.add(order[rows[i]], order[columns[j]])
 
 
 def _shadows(vectors: F32, seed: int) -> F32:
@@ -165,6 +171,29 @@ def _leaves(points: F32) -> list[I64]:
         halves = np.argpartition(own[:, axis], len(part) // 2)
         todo += [part[halves[len(part) // 2 :]], part[halves[: len(part) // 2]]]
     return leaves
+
+
+def _near_boxes(low: F32, high: F32, most: float) -> I64:
+    """(P, 2) numbers of the leaves, of which each may be both, whose boxes (L, K) are near."""
+    pairs = []
+    for own in range(len(low)):
+        gaps = np.maximum(np.maximum(low[own:] - high[own], low[own] - high[own:]), 0)
+        others = own + np.flatnonzero(_squares(gaps) <= most)
+        pairs.append(np.stack([np.full(len(others), own), others], axis=1))
+    return np.concatenate(pairs)
+
+
+def _reach(points: F32, bounds: I64, low: F32, high: F32, most: float) -> I64:
+    """Numbers of the points (B, K) from one bound to the other that are near the box."""
+    start, end = bounds
+    own = points[start:end]
+    gaps = np.maximum(np.maximum(low - own, own - high), 0)
+    return np.asarray(start + np.flatnonzero(_squares(gaps) <= most))
+
+
+def _squares(vectors: F32) -> F32:
+    """(B,) squared lengths of (B, K)."""
+    return np.asarray(np.einsum("bk,bk->b", vectors, vectors))
 
 
 def _hits(rows: F32, others: F32, threshold: float) -> Iterator[tuple[I64, I64]]:

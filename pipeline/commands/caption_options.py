@@ -25,7 +25,7 @@ TextSourcesOption = Annotated[
     str | None,
     typer.Option(
         "--text-sources",
-        help="Only texts of these sources, e.g. name,tags,caption,cap3d.",
+        help="Use only texts from these sources, e.g. name,tags,caption,cap3d.",
         rich_help_panel=TEXTS,
     ),
 ]
@@ -34,7 +34,7 @@ TextsPerSourceOption = Annotated[
     typer.Option(
         "--texts-per-source",
         min=1,
-        help="At most that many texts of one source.",
+        help="Maximum number of texts per source.",
         rich_help_panel=TEXTS,
     ),
 ]
@@ -42,14 +42,14 @@ CaptionerOption = Annotated[
     str | None,
     typer.Option(
         "--captioner",
-        help="Caption views with this model: a folder or hub id (transformers).",
+        help="Caption the views with this model: a folder or hub id (transformers).",
         rich_help_panel=TEXTS,
     ),
 ]
 CaptionerViewsOption = Annotated[
     int,
     typer.Option(
-        "--captioner-views", min=1, help="Views per object that it captions.", rich_help_panel=TEXTS
+        "--captioner-views", min=1, help="Views to caption per object.", rich_help_panel=TEXTS
     ),
 ]
 
@@ -70,13 +70,13 @@ def caption_options(
     if text_sources is not None:
         sources = tuple(name for part in text_sources.split(",") if (name := part.strip().lower()))
         if not sources:
-            raise InputError("--text-sources: names none; give some, e.g. name,tags,caption")
+            raise InputError("--text-sources: is empty; give some, e.g. name,tags,caption")
         known = {*SOURCES, *(file.source for file in files if file.source is not None)}
         for name in sources:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"use {', '.join(sorted(known))}"
-                raise InputError(f"--text-sources {name}: no text comes from there; {hint}")
+                raise InputError(f"--text-sources {name}: unknown; {hint}")
     if captioner is not None:
         from pipeline.captioners import check_captioner
 

@@ -47,21 +47,22 @@ def split(
     shards: ShardsArgument,
     out: OutOption,
     test: Annotated[
-        float, typer.Option("--test", help="Share of the objects for test.", rich_help_panel=SPLIT)
+        float,
+        typer.Option("--test", help="Fraction of the objects for test.", rich_help_panel=SPLIT),
     ] = 0.1,
     val: Annotated[
-        float, typer.Option("--val", help="Share of the objects for val.", rich_help_panel=SPLIT)
+        float, typer.Option("--val", help="Fraction of the objects for val.", rich_help_panel=SPLIT)
     ] = 0.05,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, help="Another seed, another split.", rich_help_panel=SPLIT),
+        typer.Option("--seed", min=0, help="Random seed of the split.", rich_help_panel=SPLIT),
     ] = 0,
     near: NearOption = None,
     look_for_near: Annotated[
         bool,
         typer.Option(
             "--near-duplicates/--no-near-duplicates",
-            help="Keep near-duplicates on one side; objects of the same file always are.",
+            help="Keep near-duplicates in one split; objects of the same file always are.",
             rich_help_panel=SPLIT,
         ),
     ] = True,
@@ -69,14 +70,14 @@ def split(
         bool,
         typer.Option(
             "--same-name",
-            help="Keep objects of one name and category together too.",
+            help="Also keep objects with the same name and category together.",
             rich_help_panel=SPLIT,
         ),
     ] = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write a set with a new train, val and test split: by category, and without leaks.
+    """Write a set with a new train, val and test split, stratified by category, without leaks.
 
     Example:
 
@@ -97,7 +98,7 @@ def show_split(out: str, found: Split) -> None:
     total = found.written.rows
     print_table(
         out,
-        ["split", "objects", "share", "wanted"],
+        ["split", "objects", "share", "target"],
         [
             [name, count, f"{count / total:.2%}", found.wanted[name]]
             for name, count in found.counts.items()
@@ -120,8 +121,8 @@ def show_split(out: str, found: Split) -> None:
             for s in sorted(found.shortfalls, key=lambda s: s.got - s.wanted)
         ]
         print_table(
-            f"categories short of their share ({len(rows)}): no group fits in",
-            ["category", "split", "wanted", "got"],
+            f"categories short of their share ({len(rows)}): no group fits",
+            ["category", "split", "target", "objects"],
             [list(row) for row in rows[:SHOWN_SHORTFALLS]],
         )
 
@@ -131,21 +132,23 @@ def merge(
     out: OutOption,
     on_duplicate: Annotated[
         OnDuplicate,
-        typer.Option("--on-duplicate", help="When a uid comes twice.", rich_help_panel=INPUT),
+        typer.Option(
+            "--on-duplicate", help="What to do if a uid occurs twice.", rich_help_panel=INPUT
+        ),
     ] = OnDuplicate.error,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
-            help="Merge although the sets differ in cameras, renderer, "
-            "sampling_seed or templates; may be repeated.",
+            help="Merge even if the sets differ in this: cameras, renderer, sampling_seed or "
+            "templates; repeatable.",
             rich_help_panel=INPUT,
         ),
     ] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the rows of several sets that were made alike as one.
+    """Combine several sets that were made with the same settings into one.
 
     Example:
 
@@ -170,7 +173,7 @@ def filter_(
         str,
         typer.Option(
             "--where",
-            help="SQL over the columns of `shards`, as in a WHERE.",
+            help="SQL condition on the columns of `shards`, as in a WHERE clause.",
             rich_help_panel=INPUT,
         ),
     ],
@@ -178,7 +181,7 @@ def filter_(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the rows for which an SQL expression is true as a new set, in their order.
+    """Write the rows for which an SQL expression is true as a new set, in the original order.
 
     Example:
 

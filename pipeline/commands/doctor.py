@@ -17,29 +17,27 @@ def register(app: typer.Typer) -> None:
 def doctor(
     teacher: Annotated[
         str,
-        typer.Option(
-            "--teacher", help="Teacher to load, as `embed` takes it.", rich_help_panel=MODEL
-        ),
+        typer.Option("--teacher", help="Teacher to load, as for `embed`.", rich_help_panel=MODEL),
     ] = "demo",
     out: Annotated[
         str,
         typer.Option(
-            "--out", help="Where shards are to be written: is there room?", rich_help_panel=OUTPUT
+            "--out", help="Output location whose free space to check.", rich_help_panel=OUTPUT
         ),
     ] = ".",
     address: Annotated[
         str | None,
         typer.Option(
             "--address",
-            help="Ray cluster to ask; default: start one here.",
+            help="Ray cluster to check; default: start one here.",
             rich_help_panel=WORKERS,
         ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Check what a job needs on this machine, and say what to do where something is missing.
+    """Check what a job needs on this machine, and suggest a fix for whatever is missing.
 
-    Exit code 1 when something that every job needs does not work.
+    The exit code is 1 if something that every job needs does not work.
 
     Example:
 
@@ -53,7 +51,7 @@ def doctor(
     if json_output:
         print_json([asdict(check) for check in found])
     else:
-        words = {"ok": "ok", "missing": "not here", "broken": "BROKEN"}
+        words = {"ok": "ok", "missing": "missing", "broken": "BROKEN"}
         rows: list[list[object]] = [
             [check.name, words[check.state], check.told, check.remedy] for check in found
         ]

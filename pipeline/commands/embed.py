@@ -66,7 +66,7 @@ def embed(
     dataset: DatasetOption,
     out: Annotated[
         str,
-        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+        typer.Option("--out", help="Shard set to write or continue.", rich_help_panel=OUTPUT),
     ],
     root: RootOption = None,
     metadata: MetadataOption = None,
@@ -89,7 +89,7 @@ def embed(
         typer.Option(
             "--teacher",
             help="demo (default), MODEL:TAG, MODEL:/path/to/weights, hf-hub:ORG/NAME. Repeat it "
-            "to encode with several in one pass: each gets a shard set of its own in --out.",
+            "to encode with several in one pass: each gets its own shard set in --out.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -97,8 +97,8 @@ def embed(
         str | None,
         typer.Option(
             "--text-embeddings",
-            help="Vectors by name (.npy, .npz) in the place of a text tower. Pictures are those "
-            "of --teacher, else of demo where the widths agree, else none.",
+            help="Vectors by name (.npy, .npz) that replace the text tower. Views are encoded by "
+            "--teacher; without it, by demo if the widths match, otherwise not at all.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -120,7 +120,7 @@ def embed(
         bool,
         typer.Option(
             "--thumbnail",
-            help="Encode one more view, from three quarters, that fills the frame.",
+            help="Encode an additional three-quarter view that fills the frame.",
             rich_help_panel=VIEWS,
         ),
     ] = False,
@@ -129,7 +129,7 @@ def embed(
         typer.Option(
             "--keep-images",
             metavar="FORMAT",
-            help="Keep the views beside the shards: webp (quality 90), webp-QUALITY, "
+            help="Keep the views next to the shards: webp (quality 90), webp-QUALITY, "
             "webp-lossless.",
             rich_help_panel=OUTPUT,
         ),
@@ -149,7 +149,7 @@ def embed(
         typer.Option(
             "--worker-cpus",
             min=0.1,
-            help="CPUs that a worker counts for; less where it waits.",
+            help="CPUs that each worker counts for; lower if workers wait.",
             rich_help_panel=WORKERS,
         ),
     ] = 1.0,
@@ -158,7 +158,7 @@ def embed(
         typer.Option(
             "--encoders",
             min=1,
-            help="Encoders on GPUs; default: one each.",
+            help="Encoders on GPUs; default: one per GPU.",
             rich_help_panel=WORKERS,
         ),
     ] = None,
@@ -167,7 +167,7 @@ def embed(
         typer.Option(
             "--encoder-gpus",
             min=0.05,
-            help="GPUs that an encoder counts for.",
+            help="GPUs that each encoder counts for.",
             rich_help_panel=WORKERS,
         ),
     ] = 1.0,
@@ -175,19 +175,21 @@ def embed(
         str,
         typer.Option(
             "--object-store",
-            help="Memory of Ray's object store, started here.",
+            help="Memory of Ray's object store, if Ray is started here.",
             rich_help_panel=WORKERS,
         ),
     ] = "1GB",
     device: Annotated[
         str,
-        typer.Option("--device", help="Of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL),
+        typer.Option(
+            "--device", help="Device of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL
+        ),
     ] = ("auto"),
     precision: Annotated[
         str,
         typer.Option(
             "--precision",
-            help="Of the teacher: auto (by device), fp32, bf16, fp16.",
+            help="Precision of the teacher: auto (by device), fp32, bf16, fp16.",
             rich_help_panel=MODEL,
         ),
     ] = "auto",
@@ -204,7 +206,7 @@ def embed(
     timeout: Annotated[
         float,
         typer.Option(
-            "--timeout", min=1, help="Seconds that one object may take.", rich_help_panel=WORKERS
+            "--timeout", min=1, help="Seconds allowed per object.", rich_help_panel=WORKERS
         ),
     ] = 120.0,
     max_failures: MaxFailuresOption = MAX_FAILURES,
@@ -214,7 +216,7 @@ def embed(
             "--holdout",
             min=0,
             max=0.9,
-            help="Fraction of objects without a split to mark `test`.",
+            help="Fraction of the objects without a split to assign to `test`.",
             rich_help_panel=SPLIT,
         ),
     ] = 0.0,
@@ -222,7 +224,7 @@ def embed(
         bool,
         typer.Option(
             "--retry-failures",
-            help="Try objects that failed before once more.",
+            help="Try again objects that failed in earlier runs.",
             rich_help_panel=WORKERS,
         ),
     ] = False,
@@ -230,7 +232,7 @@ def embed(
         bool,
         typer.Option(
             "--dry-run",
-            help="Estimate size, time and cost from a few objects, and stop.",
+            help="Only estimate size, time and cost from a few objects.",
             rich_help_panel=ESTIMATE,
         ),
     ] = False,
@@ -239,7 +241,7 @@ def embed(
         typer.Option(
             "--dry-run-objects",
             min=1,
-            help="Objects that the estimate tries.",
+            help="Objects used for the estimate.",
             rich_help_panel=ESTIMATE,
         ),
     ] = 8,
@@ -248,7 +250,7 @@ def embed(
         typer.Option(
             "--price-per-hour",
             min=0,
-            help="Of all machines together, for --dry-run.",
+            help="Price of all machines together, for --dry-run.",
             rich_help_panel=ESTIMATE,
         ),
     ] = None,
@@ -256,7 +258,7 @@ def embed(
 ) -> None:
     """Render, encode and sample every object, and write embedding shards.
 
-    Run the same command again to go on after an interruption: what is done is skipped.
+    Run the same command again to resume after an interruption: finished objects are skipped.
 
     Examples:
 
@@ -336,11 +338,11 @@ def embed(
         return
     goes_on(out)
     if text_embeddings and specs[0].count(",") < 2:  # no teacher of pictures
-        note(f"{text_embeddings}: text embeddings alone; the set has no views")
+        note(f"{text_embeddings}: text embeddings only; the set has no views")
     summary = run(options)
     tell(summary, out)
     if json_output:
         print_json(asdict(summary))
     if summary.too_many_failures:
-        note(f"more than {max_failures:.0%} have failed; see `pipeline inspect {out}`")
+        note(f"more than {max_failures:.0%} of the objects failed; see `pipeline inspect {out}`")
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)

@@ -27,24 +27,24 @@ def encode_again(
     ],
     out: Annotated[
         str,
-        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+        typer.Option("--out", help="Shard set to write or continue.", rich_help_panel=OUTPUT),
     ],
     keep_images: Annotated[
         bool,
-        typer.Option(
-            "--keep-images", help="Copy the kept views along, as they are.", rich_help_panel=OUTPUT
-        ),
+        typer.Option("--keep-images", help="Also copy the kept views.", rich_help_panel=OUTPUT),
     ] = False,
     device: Annotated[
         str,
-        typer.Option("--device", help="Of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL),
+        typer.Option(
+            "--device", help="Device of the teacher: auto, cpu, cuda.", rich_help_panel=MODEL
+        ),
     ] = ("auto"),
     precision: Annotated[
         str,
         typer.Option(
             "--precision",
-            help="Of the teacher: fp32, bf16, fp16, or auto: fp32 on a CPU, bf16 (older cards: "
-            "fp16) on a GPU.",
+            help="Precision of the teacher: fp32, bf16, fp16, or auto: fp32 on a CPU, bf16 "
+            "(older cards: fp16) on a GPU.",
             rich_help_panel=MODEL,
         ),
     ] = "auto",
@@ -53,7 +53,7 @@ def encode_again(
         typer.Option(
             "--batch-size",
             min=1,
-            help="Pictures or texts at once; default: 256, on a CPU 32.",
+            help="Images or texts per batch; default: 256, or 32 on a CPU.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def encode_again(
         bool,
         typer.Option(
             "--compile/--no-compile",
-            help="Use torch.compile on a GPU: slow to start, then faster.",
+            help="Use torch.compile on a GPU: slower start, then faster.",
             rich_help_panel=MODEL,
         ),
     ] = True,
@@ -73,10 +73,10 @@ def encode_again(
     ] = 256,
     json_output: JsonOption = False,
 ) -> None:
-    """Encode the texts and kept views of a shard set by another teacher, without rendering.
+    """Encode the texts and kept views of a shard set with another teacher, without rendering.
 
-    Run the same command again to go on after an interruption: what is done is skipped. A set
-    without kept views (`pipeline embed --keep-images`) gets texts alone.
+    Run the same command again to resume after an interruption: finished objects are skipped. If
+    a set has no kept views (`pipeline embed --keep-images`), only its texts are encoded.
 
     Example:
 

@@ -16,7 +16,7 @@ DatasetOption = Annotated[
     str,
     typer.Option(
         "--dataset",
-        help="Where objects come from: see `pipeline datasets`; or a Python file with a SOURCE.",
+        help="Source of the objects: see `pipeline datasets`; or a Python file with a SOURCE.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -24,7 +24,7 @@ RootOption = Annotated[
     str | None,
     typer.Option(
         "--root",
-        help="Folder that holds the source's files; for `folder` also s3://bucket/folder.",
+        help="Folder with the files of the source; for `folder` also s3://bucket/folder.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -33,7 +33,7 @@ MetadataOption = Annotated[
     typer.Option(
         "--metadata",
         help="CSV or Parquet with captions and categories (folder, points); taxonomy.json "
-        "(shapenet) or model_info.json (3d-future) that lies elsewhere than in --root.",
+        "(shapenet) or model_info.json (3d-future) if it is not in --root.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -50,7 +50,7 @@ CountOption = Annotated[
     typer.Option(
         "--count",
         min=1,
-        help="How many objects (procedural), or at most (others).",
+        help="Number of objects (procedural), or maximum number (other sources).",
         rich_help_panel=INPUT,
     ),
 ]
@@ -78,21 +78,21 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         "--cache",
-        help="Folder that keeps downloads (objaverse, objaverse-xl).",
+        help="Folder for downloads (objaverse, objaverse-xl).",
         rich_help_panel=INPUT,
     ),
 ]
 CacheSizeOption = Annotated[
     str | None,
     typer.Option(
-        "--cache-size", help="Most that the cache may hold: 500MB, 50GB.", rich_help_panel=INPUT
+        "--cache-size", help="Maximum size of the cache: 500MB, 50GB.", rich_help_panel=INPUT
     ),
 ]
 DeleteOption = Annotated[
     bool | None,
     typer.Option(
         "--delete-after-use/--keep",
-        help="Delete a downloaded mesh once embedded.",
+        help="Delete each downloaded mesh after embedding it.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -100,7 +100,7 @@ CamerasOption = Annotated[
     str,
     typer.Option(
         "--cameras",
-        help="Where the views are taken: ring, sphere, openshape, ulip.",
+        help="Camera positions: ring, sphere, openshape, ulip.",
         rich_help_panel=VIEWS,
     ),
 ]
@@ -139,7 +139,7 @@ RendererOption = Annotated[
     str,
     typer.Option(
         "--renderer",
-        help="raster, gl (OpenGL), or auto: gl where there is a GPU.",
+        help="raster, gl (OpenGL), or auto: gl if there is a GPU.",
         rich_help_panel=VIEWS,
     ),
 ]
@@ -147,8 +147,8 @@ NearOption = Annotated[
     float | None,
     typer.Option(
         "--near",
-        help="Cosine from which two objects are near-duplicates; default: 0.99 of mean image "
-        "embeddings, 0.998 of point occupancy where there are no views.",
+        help="Minimum cosine of near-duplicates; default: 0.99 for mean image embeddings, or "
+        "0.998 for point occupancy if there are no views.",
         rich_help_panel=SPLIT,
     ),
 ]

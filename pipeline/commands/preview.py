@@ -52,7 +52,7 @@ def preview(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Picture to write: .jpg, .png or .webp.", rich_help_panel=OUTPUT
+            "--out", help="Image file to write: .jpg, .png or .webp.", rich_help_panel=OUTPUT
         ),
     ],
     root: RootOption = None,
@@ -75,7 +75,7 @@ def preview(
         typer.Option(
             "--columns",
             min=1,
-            help="Pictures per line; default: 8, or one object.",
+            help="Pictures per line; default: 8, or the views of one object.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -97,13 +97,13 @@ def preview(
     max_bytes: Annotated[
         int | None,
         typer.Option(
-            "--max-bytes", min=1000, help="Largest size of the file.", rich_help_panel=OUTPUT
+            "--max-bytes", min=1000, help="Maximum file size in bytes.", rich_help_panel=OUTPUT
         ),
     ] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Draw a contact sheet of a source, spread evenly over it.
+    """Draw a contact sheet of objects spread evenly over a source.
 
     Examples:
 
@@ -151,7 +151,7 @@ def preview(
 
 
 def datasets(json_output: JsonOption = False) -> None:
-    """List the sources: what each is, its licence and size, and how to get it.
+    """List the sources, with content, licence, size, and how to get them.
 
     Example:
 

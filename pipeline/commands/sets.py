@@ -38,7 +38,7 @@ def inspect(
         Path | None,
         typer.Option(
             "--html",
-            help="Write a page too: distributions, near-duplicates, outliers, pictures.",
+            help="Also write a page: distributions, near-duplicates, outliers, pictures.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -46,7 +46,7 @@ def inspect(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Print counts, categories, teacher, failures by reason and size of a shard set.
+    """Print the counts, categories, teacher, failures by reason and size of a shard set.
 
     Example:
 
@@ -133,24 +133,29 @@ def verify(
         typer.Option(
             "--order-sample",
             min=0,
-            help="Objects whose whole farthest-point order is followed; the first 64 points are "
-            "looked at in all.",
+            help="Objects whose whole farthest-point order is checked; in all others, only the "
+            "first 64 points are.",
             rich_help_panel=MEASURE,
         ),
     ] = 100,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Which objects those are.", rich_help_panel=MEASURE)
+        int,
+        typer.Option(
+            "--seed", min=0, help="Seed that selects these objects.", rich_help_panel=MEASURE
+        ),
     ] = 0,
     show: Annotated[
         int,
-        typer.Option("--show", min=1, help="Problems to print at most.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--show", min=1, help="Maximum number of problems to print.", rich_help_panel=OUTPUT
+        ),
     ] = 20,
     json_output: JsonOption = False,
 ) -> None:
-    """Read a shard set again from end to end and name whatever is not as it must be.
+    """Read a whole shard set and report every problem.
 
-    Hashes and checksums of every file, the range of coordinates, the length of embeddings, the
-    order of points, uids, kept pictures. Exits with 0 when the set is sound, else with 2.
+    Checks hashes and checksums of every file, the range of coordinates, the norm of embeddings,
+    the order of points, uids, and kept pictures. The exit code is 0 if the set is sound, else 2.
 
     Example:
 
@@ -181,6 +186,6 @@ def _show_verdict(verdict: Verdict) -> None:
         if check in verdict.looked_at or check in verdict.by_check
     ]
     title = f"{verdict.root}: {'sound' if verdict.sound else 'NOT SOUND'}"
-    print_table(title, ["check", "what it asks", "looked at", "problems"], [list(r) for r in rows])
+    print_table(title, ["check", "what it checks", "checked", "problems"], [list(r) for r in rows])
     for told in verdict.notes:
         note(f"note: {told}")

@@ -54,14 +54,14 @@ def import_(
     root: Annotated[Path, typer.Argument(help="Folder of the release: archives and meta_data/.")],
     out: Annotated[
         str,
-        typer.Option("--out", help="Shard set to write or to go on with.", rich_help_panel=OUTPUT),
+        typer.Option("--out", help="Shard set to write or continue.", rich_help_panel=OUTPUT),
     ],
     split_file: Annotated[
         str,
         typer.Option(
             "--split-file",
-            help="Which training objects: train_all, train_no_lvis, train_shapenet_only, all "
-            "(whatever is there), or a JSON file of that form.",
+            help="Training objects to import: train_all, train_no_lvis, train_shapenet_only, all "
+            "(every object found), or a JSON file in the same format.",
             rich_help_panel=INPUT,
         ),
     ] = "train_all",
@@ -69,7 +69,7 @@ def import_(
         bool,
         typer.Option(
             "--holdout-lvis/--train-on-lvis",
-            help="Give LVIS objects the split `test`.",
+            help="Assign LVIS objects to the split `test`.",
             rich_help_panel=SPLIT,
         ),
     ] = False,
@@ -77,7 +77,7 @@ def import_(
         bool,
         typer.Option(
             "--text-filter/--no-text-filter",
-            help="Leave out the raw texts that gpt4_filtering.json marks N.",
+            help="Omit the raw texts that gpt4_filtering.json marks N.",
             rich_help_panel=INPUT,
         ),
     ] = True,
@@ -105,7 +105,7 @@ def import_(
     count: Annotated[
         int | None,
         typer.Option(
-            "--count", min=1, help="At most that many objects more.", rich_help_panel=INPUT
+            "--count", min=1, help="Maximum number of new objects.", rich_help_panel=INPUT
         ),
     ] = None,
     max_failures: MaxFailuresOption = MAX_FAILURES,
@@ -113,16 +113,16 @@ def import_(
         bool,
         typer.Option(
             "--retry-failures",
-            help="Try objects that failed before once more.",
+            help="Try again objects that failed in earlier runs.",
             rich_help_panel=WORKERS,
         ),
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write released clouds and embeddings as shards, without a renderer or a teacher.
+    """Convert released point clouds and embeddings to shards, without a renderer or a teacher.
 
-    Archives are read as streams, and unpacked folders as they are. Run the same command again to
-    go on after an interruption.
+    Reads packed archives as streams, and unpacked folders. Run the same command again to resume
+    after an interruption.
 
     Examples:
 
@@ -171,7 +171,7 @@ def import_(
     if json_output:
         print_json(summary.to_json())
     if summary.too_many_failures:
-        note(f"more than {max_failures:.0%} have failed; see `pipeline inspect {out}`")
+        note(f"more than {max_failures:.0%} of the objects failed; see `pipeline inspect {out}`")
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)
 
 
@@ -186,14 +186,14 @@ def export(
         typer.Option(
             "--rows-per-file",
             min=1,
-            help="Objects per file; 1 with npz: a file for each, by uid.",
+            help="Objects per file; with npz, 1 writes one file per object, named by uid.",
             rich_help_panel=OUTPUT,
         ),
     ] = 1000,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write a shard set as .npz files, WebDataset tars, or OpenShape's layout.
+    """Export a shard set as .npz files, WebDataset tars, or in OpenShape's layout.
 
     Example:
 

@@ -127,7 +127,7 @@ class ObjaverseDataset:
         if left_out:
             note(
                 f"objaverse: {left_out:,} more objects of these shards have no mesh in --root and "
-                "are left out; --cache would fetch them"
+                "are skipped; add --cache to download them"
             )
 
     def load(self, record: Record) -> Asset:
@@ -238,7 +238,7 @@ class ObjaverseDataset:
         return InputError(
             f"--root {self.root}: expected meshes{of} in {MESHES}/000-000/<uid>.glb ..., found "
             f"{first_entries(folder)}; fetch some with the package objaverse, or add --cache to "
-            "have them fetched when they are needed"
+            "download them on demand"
         )
 
     def _check_copy(self, here: dict[str, set[str]]) -> None:

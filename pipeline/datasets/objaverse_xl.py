@@ -149,13 +149,13 @@ class ObjaverseXLDataset:
         if left_out and not found:
             raise InputError(
                 f"--root {self.root}: holds none of the {left_out:,} files that the annotations "
-                "name; fetch some with the package objaverse, or add --cache to have those that "
-                "stand alone fetched"
+                "name; fetch some with the package objaverse, or add --cache to download "
+                "the standalone ones"
             )
         if left_out:
             note(
-                f"objaverse-xl: {left_out:,} more objects have no file in --root and are left out; "
-                "--cache would fetch those that stand alone"
+                f"objaverse-xl: {left_out:,} more objects have no file in --root and are skipped; "
+                "add --cache to download the standalone ones"
             )
 
     def _listed(self) -> Iterator[Record | None]:

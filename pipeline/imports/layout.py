@@ -92,7 +92,9 @@ def find_units(root: Path) -> list[Unit]:
             folders[place] = Unit(folder, place, packed=False)
     covered = [p for p in folders if any(p[:n] in packed for n in range(1, len(p) + 1))]
     if covered:
-        note(f"{root}: {len(covered)} unpacked folders lie beside their archives, which are read")
+        note(
+            f"{root}: {len(covered)} unpacked folders are skipped; their archives are read instead"
+        )
     units = [*packed.values(), *(u for p, u in folders.items() if p not in covered)]
     if not units:
         raise InputError(f"{root}: {_EXPECTED}, found {_listing(root)}; {GET}")
@@ -126,7 +128,9 @@ def read_list(path: Path) -> list[tuple[tuple[str, ...], str | None]]:
     place_and_category = []
     for entry in _json(path, list):
         if not isinstance(entry, _Entry):
-            raise InputError(f"{path}: an item is no object with an id; download the file again")
+            raise InputError(
+                f"{path}: an item is not an object with an id; download the file again"
+            )
         place_and_category.append((entry.place, entry.category))
     return place_and_category
 

@@ -238,7 +238,7 @@ def _refuse_repeats(path: Path, shapes: list[_Shape]) -> None:
 def _category_embeds(root: Path, name: str) -> dict[str, F32]:
     path = root / META / name / "cat_name_pt_feat.npy"
     if not path.is_file():
-        note(f"{path} is not there: objects get no text")
+        note(f"{path} not found: objects get no text")
         return {}
     values = _mapped(path)
     if not isinstance(values, dict):

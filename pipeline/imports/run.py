@@ -115,8 +115,8 @@ def import_openshape(options: ImportOptions) -> ImportSummary:
     if listed is not None and not listed:
         held = ", ".join(sorted({unit.place[0] for unit in units}))
         raise InputError(
-            f"{options.root}: none of the {summary.lacking:,} listed objects lies in what is here "
-            f"({held}); download more archives, or use another --split-file"
+            f"{options.root}: none of the {summary.lacking:,} listed objects is in the files "
+            f"found ({held}); download more archives, or use another --split-file"
         )
     create_or_open(options.out, rules.manifest)
     with exclusive(options.out):
@@ -154,12 +154,12 @@ def tell(summary: ImportSummary, out: str) -> None:
     """Print how the import went."""
     done = summary.imported + summary.failed
     note(
-        f"{out}: {summary.imported} imported, {summary.failed} failed, {summary.skipped} were "
-        f"there already; {done / summary.seconds if summary.seconds else 0:.1f} objects/s"
+        f"{out}: {summary.imported} imported, {summary.failed} failed, {summary.skipped} "
+        f"already there; {done / summary.seconds if summary.seconds else 0:.1f} objects/s"
     )
     tell_failed_before(summary.failed_before)
     if summary.lacking:
-        note(f"  {summary.lacking} listed objects lie in archives that are not here")
+        note(f"  {summary.lacking} listed objects are in archives that were not found")
     for reason, count in summary.reasons.items():
         note(f"  {count} x {reason}")
 
@@ -178,7 +178,7 @@ def _rules(options: ImportOptions) -> ObjectRules:
         if not all(names.values()):
             raise InputError(f"{path}: an object has no category; download the file again")
     else:
-        note(f"{options.root / META}/split/lvis.json is not there: no object gets a category")
+        note(f"{options.root / META}/split/lvis.json not found: objects get no category")
     filtered: frozenset[str] = frozenset()
     if options.text_filter:
         remedy = "keep all raw texts with --no-text-filter"
@@ -202,7 +202,7 @@ def lvis_embeds(root: Path, names: dict[str, str]) -> dict[str, F32] | None:
     """
     path = root / META / "lvis_cat_name_pt_feat.npy"
     if not path.is_file():
-        note(f"{path} is not there: categories get no text")
+        note(f"{path} not found: categories get no text")
         return None
     categories = sorted(set(names.values()))
     try:
@@ -348,7 +348,7 @@ def _pool(
                     child.join()
                     raise InputError(
                         f"--workers: a process of the import ended with code {child.exitcode}; run "
-                        "the same command again to go on, with fewer of them if memory is short"
+                        "the same command again to continue, with fewer of them if memory is short"
                     ) from None
                 match message:
                     case "next":

@@ -202,7 +202,8 @@ def self_test() -> Driver:
     driver = with_context(lambda context: context.driver)
     if difference.mean() > 0.5 or (difference > 8).mean() > 0.01:
         raise InputError(
-            f"--renderer gl: {driver} draws another picture than the rasteriser (mean difference "
-            f"{difference.mean():.2f} of 255); update the driver, or use --renderer raster"
+            f"--renderer gl: {driver} draws different pictures from the rasteriser (mean "
+            f"difference {difference.mean():.2f} of 255); update the driver, or use "
+            "--renderer raster"
         )
     return driver

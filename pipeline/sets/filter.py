@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from pipeline.catalog.columns import column
 from pipeline.catalog.connection import connect, one_line
 from pipeline.common import InputError
 from pipeline.console import ProgressBar
@@ -96,5 +97,5 @@ def matching(source: ShardSet, where: str) -> Mask:
     Raises ``InputError`` with DuckDB's message when it is wrong.
     """
     wanted = uids_where(connect(source), "shards", where)
-    uids = source.uids()
+    uids = column(source, "uid").to_pylist()
     return np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))

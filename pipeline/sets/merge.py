@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.catalog.columns import column
 from pipeline.common import InputError, canonical_json
 from pipeline.console import ProgressBar
 from pipeline.sets.writing import Mask, Written, check_out, new_set
@@ -153,19 +154,12 @@ def _common(sources: Sequence[ShardSet]) -> dict[str, str] | None:
 
 def _kept(sources: Sequence[ShardSet], on_duplicate: str) -> list[Mask]:
     """For every row of every set, in reading order, whether it is the first with its uid."""
-    columns = [
-        pa.chunked_array(
-            [source.table(group, ["uid"]).column(0).combine_chunks() for group in source.row_groups]
-            or [pa.array([], pa.string())]
-        )
-        for source in sources
-    ]
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    uids = pa.chunked_array(chunks).combine_chunks()
+    columns = [column(source, "uid").cast(pa.string()) for source in sources]  # null without rows
+    uids = pa.concat_arrays(columns)
     codes = uids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     keep = np.zeros(len(codes), np.bool_)
     keep[np.unique(codes, return_index=True)[1]] = True
-    bounds = np.cumsum([0, *(len(column) for column in columns)])
+    bounds = np.cumsum([0, *(len(own) for own in columns)])
     if on_duplicate == "error" and not keep.all():
         second = int(np.flatnonzero(~keep)[0])
         places = [int(np.flatnonzero(codes == codes[second])[0]), second]

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.catalog.columns import column, open_parts
 from pipeline.catalog.features import features
 from pipeline.catalog.grouping import (
     GroupSizes,
-    column,
     equal_values,
     joined,
     same_file,
@@ -105,6 +105,7 @@ def split_set(
     options.check()
     source = ShardSet.open(shards)
     check_out(Storage.at(out), [source], overwrite)
+    open_parts(source)
     if not len(source):
         raise InputError(f"{shards}: holds no rows, so there is nothing to split")
     labels = [same_file(source)]

@@ -85,18 +85,18 @@ class Verdict:
 # By check, what it does; also the order in which they are shown.
 CHECKS = {
     "manifest": "fields and config hash",
-    "contents": "every file that a finished run left is there",
+    "contents": "every file of the finished run is present",
     "file": "name, size and content agree (SHA-256)",
     "columns": "every column decodes, page checksums",
-    "uids": "no uid is empty or comes twice",
+    "uids": "no uid is empty or duplicated",
     "splits": "train, val, test or none",
     "xyz": "coordinates within -1 to 1",
     "rgb": "neutral grey without colour",
-    "embeddings": "finite, of length 1",
+    "embeddings": "finite, of norm 1",
     "texts": "as many sources and embeddings as texts",
     "order": f"farthest-point order of the first {checks.PREFIX} points",
-    "order, all": "farthest-point order of all ordered points, of a sample",
-    "failures": "files are whole",
+    "order, all": "farthest-point order of all ordered points, in a sample of objects",
+    "failures": "files are complete",
     "images": "kept pictures belong to the rows and decode",
 }
 

@@ -24,13 +24,12 @@ import pyarrow.parquet as pq
 
 from pipeline.common import InputError, content_hash
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.reader import RowGroup, ShardSet
+from pipeline.shards.reader import READ_ERRORS, RowGroup, ShardSet, unreadable
 from pipeline.shards.schema import CONFIG_KEY, VERSION_KEY, Row
 from pipeline.shards.storage import Storage, parquet_footer
 from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part, encode_table
 
 PREFIX, SUFFIX = "images-", ".parquet"
-_READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 _COLUMNS = [
     pa.field("uid", pa.string(), nullable=False),
     pa.field("views", pa.list_(pa.field("item", pa.binary(), nullable=False)), nullable=False),
@@ -238,7 +237,7 @@ class ImageSet:
                 raise ValueError("its rows are not those of the part")
             if any(len(item) != self.shards.manifest.n_views for item in batch.views):
                 raise ValueError(f"not {self.shards.manifest.n_views} views in every row")
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(name, group.part, error) from error
         if views is None:
             return batch
@@ -275,11 +274,8 @@ class ImageSet:
         return file
 
     def _damaged(self, name: str, part: str, error: Exception) -> InputError:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return InputError(
-            f"{self.shards.storage.show(name)}: truncated, damaged or not of this set "
-            f"({lines[0]}); delete it and {part}, and run the same `pipeline embed` command again"
-        )
+        remedy = f"delete it and {part}, and run the same `pipeline embed` command again"
+        return unreadable(self.shards.storage.show(name), error, "not of this set", remedy)
 
 
 def _belongs(name: str, prefix: str) -> bool:

@@ -5,6 +5,8 @@ Shape suffixes: B rows, N points, V views, K texts of one object, D embedding wi
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,14 +37,24 @@ REMEDY = (
     "delete this file and run the same `pipeline embed` command again; make a set that was merged, "
     "split or filtered anew"
 )
-_OPEN_FILES = 64
+OPEN_FILES = 64
 # Bytes that a row group may unfold to. The writer puts 64 rows in one, some megabytes; a page of a
 # few bytes may repeat one value as often as its footer says.
 _MAX_GROUP_BYTES = 1 << 30
 _FOOTER_HASH = re.compile(r"-([0-9a-f]{8})\.parquet$")  # as the writer names files
 
 # What pyarrow raises on damaged bytes; ValueError includes text that is not UTF-8.
-_READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+# What the machine is at fault for, not the file, and what to do.
+_MACHINE_ERRORS = {
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "raise the limit of open files, for example `ulimit -n 8192`"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "check the disk or the network"),
+    errno.ENOMEM: "free memory",
+    errno.ENOENT: "it was there a moment ago; run the command again",
+}
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,18 @@ class Batch:
 class ShardSet:
     """A shard set opened for reading. Open it with ``ShardSet.open``."""
 
-    def __init__(self, storage: Storage, manifest: Manifest, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        *,
+        verify: bool = True,
+        open_files: int = OPEN_FILES,
+    ) -> None:
         self.storage, self.manifest, self.verify = storage, manifest, verify
+        self.open_files = open_files
         self._files: OrderedDict[tuple[str, bool], pq.ParquetFile] = OrderedDict()
+        self._groups: dict[str, list[RowGroup]] = {}
         self._verified: dict[RowGroup, set[str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,8 +125,10 @@ class ShardSet:
         return {**self.__dict__, "_files": OrderedDict(), "_verified": {}}
 
     @classmethod
-    def open(cls, root: str | Path, *, verify: bool = True) -> ShardSet:
-        """Open the set at a path or URI.
+    def open(
+        cls, root: str | Path, *, verify: bool = True, open_files: int = OPEN_FILES
+    ) -> ShardSet:
+        """Open the set at a path or URI. The ``open_files`` parts read last stay open.
 
         With ``verify`` the page checksums of a column are compared when it is first read from a
         row group, and not again: the first pass over the data runs at about half the speed, the
@@ -114,7 +137,7 @@ class ShardSet:
         Raises ``InputError`` when ``root`` holds no manifest or one of a newer contract. Parts
         are checked when they are first touched (``row_groups`` touches all).
         """
-        return cls(Storage.at(root), read_manifest(root), verify=verify)
+        return cls(Storage.at(root), read_manifest(root), verify=verify, open_files=open_files)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -132,12 +155,14 @@ class ShardSet:
         return [group for part in self.parts for group in self.groups_of(part)]
 
     def groups_of(self, part: str) -> list[RowGroup]:
-        """The row groups of one part. Raises ``InputError`` as ``read`` does."""
-        metadata = self._file(part).metadata
-        return [
-            RowGroup(part, index, metadata.row_group(index).num_rows)
-            for index in range(metadata.num_row_groups)
-        ]
+        """The row groups of one part, kept. Raises ``InputError`` as ``read`` does."""
+        if part not in self._groups:
+            metadata = self._file(part).metadata
+            self._groups[part] = [
+                RowGroup(part, index, metadata.row_group(index).num_rows)
+                for index in range(metadata.num_row_groups)
+            ]
+        return self._groups[part]
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -156,7 +181,7 @@ class ShardSet:
         try:
             table = file.read_row_group(group.index, columns=wanted, use_threads=False)
             batch = self._decode(table, group, asked)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         if check:
             verified.update(wanted)
@@ -177,7 +202,7 @@ class ShardSet:
             table.validate(full=True)
             if table.num_rows != group.n_rows:
                 raise ValueError(f"{table.num_rows} rows where the footer says {group.n_rows}")
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         return table
 
@@ -203,7 +228,7 @@ class ShardSet:
                 group.index, columns=names, use_threads=False
             )
             others = table.to_pylist()
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         xyz = batch.xyz_float()
         parts: Any = batch  # every column was read: none is None
@@ -240,6 +265,15 @@ class ShardSet:
         """Uids of all rows, in reading order."""
         return [uid for batch in self.batches(["uid"]) for uid in batch.uid]
 
+    @cached_property
+    def places(self) -> dict[str, tuple[RowGroup, int]]:
+        """Where every uid stands: its row group and the row in it. Kept: all uids are read."""
+        return {
+            uid: (group, row)
+            for group in self.row_groups
+            for row, uid in enumerate(self.read(group, ["uid"]).uid)
+        }
+
     def failures(self) -> list[Failure]:
         """All recorded failures, in the order of the files."""
         return [Failure(**row) for row in self.failures_table().to_pylist()]
@@ -259,17 +293,14 @@ class ShardSet:
             foreign = not table.schema.equals(FAILURE_SCHEMA, check_metadata=False)
             if not foreign:
                 table.validate(full=True)  # text that is not UTF-8
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(name, error) from error
         if foreign:
             raise InputError(f"{self.storage.show(name)}: not a failures table; {REMEDY}")
         return table.replace_schema_metadata(None)
 
     def _damaged(self, name: str, error: Exception) -> InputError:
-        return InputError(
-            f"{self.storage.show(name)}: truncated, damaged or not Parquet "
-            f"({_first_line(error)}); {REMEDY}"
-        )
+        return unreadable(self.storage.show(name), error, "not Parquet", REMEDY)
 
     def _columns(self, columns: Iterable[str] | None) -> list[str]:
         names: list[str] = self.schema.names
@@ -293,10 +324,10 @@ class ShardSet:
             if not twin:
                 self._check(part, file.schema_arrow)
                 self._check_groups(part, file.metadata)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self._damaged(part, error) from error
         self._files[key] = file
-        if len(self._files) > _OPEN_FILES:
+        if len(self._files) > self.open_files:
             self._files.popitem(last=False)[1].close(force=True)
         return file
 
@@ -436,6 +467,19 @@ def _variable_view(
         raw = raw.copy()
     offsets = np.concatenate([[0], np.cumsum(lengths // (2 * width))]).astype(np.int64)
     return raw.view("<f2").reshape(-1, width), offsets
+
+
+def unreadable(name: str, error: Exception, foreign: str, remedy: str) -> InputError:
+    """The error for a Parquet file that could not be read.
+
+    ``foreign`` says what else a damaged file may be, ``remedy`` what to do about one: nobody must
+    be told to delete a file that the machine failed to read.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number in _MACHINE_ERRORS:
+        reason = os.strerror(number)
+        return InputError(f"{name}: cannot be read ({reason}); {_MACHINE_ERRORS[number]}")
+    return InputError(f"{name}: truncated, damaged or {foreign} ({_first_line(error)}); {remedy}")
 
 
 def _first_line(error: Exception) -> str:

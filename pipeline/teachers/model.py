@@ -80,7 +80,7 @@ class Teacher:
             better = {"fp16": "try --precision bf16 or fp32", "bf16": "try --precision fp32"}
             raise InputError(
                 f"teacher {names[0]}: its embeddings in {self.precision} are not finite; "
-                f"{better.get(self.precision, 'the weights are damaged, get them again')}"
+                f"{better.get(self.precision, 'the weights are damaged, download them again')}"
             )
         self._short: ShortTexts | None = short
         self._image_tower: Tower = self.model.encode_image

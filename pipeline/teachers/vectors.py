@@ -185,11 +185,11 @@ def teacher_specs(
     """
     if vectors is None:
         if names is not None:
-            raise InputError(f"--names {names}: are those of --text-embeddings; give it too")
+            raise InputError(f"--names {names}: needs --text-embeddings; give it too")
         return tuple(teachers) or ("demo",)
     if len(teachers) > 1:
         raise InputError(
-            "--text-embeddings: takes the pictures of one --teacher, not of several; "
+            "--text-embeddings: can be combined with only one --teacher; "
             "run the command once for each"
         )
     width = _read_vectors(Path(vectors).expanduser())[0].shape[1]
@@ -229,8 +229,8 @@ def _read_vectors(path: Path) -> tuple[NDArray[np.floating], list[str] | None]:
         raise InputError(f"--text-embeddings {path}: damaged ({error!r:.200})") from error
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise InputError(
-            f"--text-embeddings {path}: {array.dtype} of shape {array.shape}; wanted is a table of "
-            "floats, a row for each name"
+            f"--text-embeddings {path}: {array.dtype} of shape {array.shape}; expected a table of "
+            "floats with one row per name"
         )
     return array, names
 
@@ -248,8 +248,8 @@ def _read_names(path: Path) -> list[str]:
         raise InputError(f"--names {path}: no such file; give .txt, .json or .csv") from error
     except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
         raise InputError(
-            f"--names {path}: not readable ({error!r:.200}); wanted is a text file with a name a "
-            "line, a JSON list, or a CSV file with a column `name`"
+            f"--names {path}: not readable ({error!r:.200}); expected a text file with one name "
+            "per line, a JSON list, or a CSV file with a column `name`"
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 

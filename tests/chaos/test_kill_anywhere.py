@@ -264,7 +264,7 @@ def test_two__at_once_on_one_output_the_second_is_refused_and_a_crash_leaves_no_
             time.sleep(0.05)
         code, _, stderr = run(embed(out, teacher))
         assert code == 2
-        assert "another run is at work on this folder" in stderr
+        assert "another run is using this folder" in stderr
     finally:
         kill(first)  # SIGKILL: it cannot put its lock away
     code, _, stderr = run(embed(out, teacher))

@@ -274,7 +274,7 @@ def test_refusals__each_is_one_line_with_a_remedy(
         ((*retrieve,), "one of --text"),
         ((*retrieve, "--text", "mug", "--image", text_file), "not a readable picture"),
         ((*retrieve, "--minus", "mug"), "at least one of --text"),
-        ((*retrieve, "--text", "mug@0"), "has no weight"),
+        ((*retrieve, "--text", "mug@0"), "has weight 0"),
         ((*retrieve, "--text", "mug", "--minus", "mug"), "cancel each other"),
         ((*retrieve, "--text", "mug", "--out", "hits.txt"), "ends in .json, .csv or .html"),
         ((*retrieve, "--text", "mug", "--queries", text_file), "leave the other parts out"),
@@ -289,7 +289,7 @@ def test_refusals__each_is_one_line_with_a_remedy(
         (("zeroshot", "--shards", shards), "either --checkpoint"),
         (("zeroshot", "--shards", shards, "--teacher-views", "--checkpoint", fakes), "either"),
         (("zeroshot", "--shards", shards, "--teacher-views", "--views", "x"), "mean or first"),
-        (("zeroshot", "--shards", shards, "--teacher-views", "--draws", "2"), "--draws: are of"),
+        (("zeroshot", "--shards", shards, "--teacher-views", "--draws", "2"), "--draws: applies"),
         (("zeroshot", "--shards", tmp_path, "--teacher-views"), "not a shard set"),
         (("zeroshot", "--shards", other, "--checkpoint", fakes), "fingerprints differ"),
         (("zeroshot", "--shards", other, "--teacher-views"), "fingerprints differ"),
@@ -379,7 +379,7 @@ def test_update__adds_and_removes_by_uid(
     new = tmp_path / "new.parquet"
     command.ok("encode", "--checkpoint", fakes, "--shards", shards, "--out", new)
     refused = command.refused("update", "--index", indexed, "--add", new)
-    assert "38 objects of the new ones are there already (tiny/000); give --replace" in refused
+    assert "38 of the new objects already exist (tiny/000); give --replace" in refused
     printed = command.ok("update", "--index", indexed, "--add", new, "--replace")
     assert "2 added, 38 replaced, 0 removed: 40 objects" in printed
     assert "nothing to do" in command.refused("update", "--index", indexed)
@@ -421,7 +421,7 @@ def test_encode__a_folder_has_the_uids_of_its_shard_set(
     command.ok("index", "--embeddings", tmp_path / "a.parquet", "--out", tmp_path / "idx")
     command.ok(*common, "--meshes", meshes, "--out", tmp_path / "b.parquet")
     update = ("update", "--index", tmp_path / "idx", "--add", tmp_path / "b.parquet")
-    assert "are there already (folder/000); give --replace" in command.refused(*update)
+    assert "already exist (folder/000); give --replace" in command.refused(*update)
     done = command.json(*update, "--replace")
     assert (done["count"], done["updates"]) == (1, [{"added": 0, "replaced": 1, "removed": 0}])
 
@@ -457,14 +457,20 @@ def test_encode__options_that_would_do_nothing_are_refused(
     out = tmp_path / "x.parquet"
     student = ("encode", "--checkpoint", fakes, "--out", out)
     cases: list[tuple[tuple[object, ...], str]] = [
-        (("--meshes", meshes, "--split", "test"), "--split: is of a shard set"),
-        (("--meshes", meshes, "--teacher-views"), "--teacher-views: is of a shard set"),
-        (("--meshes", meshes, "--views", "first"), "--views first: is of --teacher-views"),
-        (("--shards", shards, "--views", "first"), "--views first: is of --teacher-views"),
-        (("--shards", shards, "--seed", 1), "--seed: is of mesh files"),
-        (("--shards", shards, "--up-axis", "+z"), "--up-axis: is of mesh files"),
-        (("--shards", shards, "--timeout", 5), "--timeout: is of mesh files"),
-        (("--shards", shards, "--max-failures", 0.5), "--max-failures: is of mesh files"),
+        (("--meshes", meshes, "--split", "test"), "--split: applies to shard sets only"),
+        (("--meshes", meshes, "--teacher-views"), "--teacher-views: applies to shard sets only"),
+        (
+            ("--meshes", meshes, "--views", "first"),
+            "--views first: applies to --teacher-views only",
+        ),
+        (
+            ("--shards", shards, "--views", "first"),
+            "--views first: applies to --teacher-views only",
+        ),
+        (("--shards", shards, "--seed", 1), "--seed: applies to mesh files only"),
+        (("--shards", shards, "--up-axis", "+z"), "--up-axis: applies to mesh files only"),
+        (("--shards", shards, "--timeout", 5), "--timeout: applies to mesh files only"),
+        (("--shards", shards, "--max-failures", 0.5), "--max-failures: applies to mesh files only"),
     ]
     for arguments, told in cases:
         error = command.refused(*student, *arguments)

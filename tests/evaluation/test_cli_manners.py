@@ -166,8 +166,14 @@ def test_introductions__say_what_is_about_to_be_done(
     printed = capsys.readouterr()
     summary = json.loads(printed.out)
     size = summary["rows"] * summary["width"] * 4
-    assert f"{summary['rows']} objects by reader: {summary['width']} numbers each" in printed.err
-    assert f"{size / 1000:.1f} kB at most" in printed.err
+    assert (
+        f"{summary['rows']} objects by reader: {summary['width']} float32 values each"
+        in printed.err
+    )
+    assert f"at most {size / 1000:.1f} kB" in printed.err
+    assert printed.err.startswith("opening ")
     assert run(monkeypatch, "evaluation", *lines["index"], "--out", tmp_path / "a.index") == 0
-    told = f"{summary['rows']} vectors of {summary['width']} numbers; first of: flat ("
-    assert told in capsys.readouterr().err
+    told = f"{summary['rows']} vectors of width {summary['width']}; trying in order: flat ("
+    notes = capsys.readouterr().err
+    assert told in notes
+    assert f"trying flat\nadd: {summary['rows']}/{summary['rows']} vectors" in notes

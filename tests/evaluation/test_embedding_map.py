@@ -43,7 +43,7 @@ def test_map_section__samples_large_files_and_refuses_tiny_ones(
     write_embeddings(tmp_path / "e.parquet", data.meta, [data.rows])
     assert map_section(tmp_path / "e.parquet").told == "60 objects"
     monkeypatch.setattr(embedding_map, "MAX_POINTS", 40)
-    assert map_section(tmp_path / "e.parquet").told == "40 objects, drawn at random of 60"
+    assert map_section(tmp_path / "e.parquet").told == "40 objects, sampled from 60"
     few = embeddings(3)
     write_embeddings(tmp_path / "few.parquet", few.meta, [few.rows])
     with pytest.raises(InputError, match="3 rows are too few for a map"):

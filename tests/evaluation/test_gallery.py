@@ -3,15 +3,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.gallery import gallery_rows, render_objects
+from evaluation.gallery import PICTURE_SIZE, draw_objects, gallery_rows, render_objects
 from evaluation.index import Hit, Item
-from pipeline.shards import ShardSet
+from pipeline.cloud_pictures import data_uri, draw_cloud
+from pipeline.shards import Batch, RowGroup, ShardSet, create_or_open, write_part
 from tests.evaluation.test_report import parse
 from tests.running import Cli
 
@@ -48,6 +50,35 @@ def test_gallery_rows__mesh_before_cloud_before_nothing(meshes: Path, shards: Pa
     assert [tile.picture for tile in plain.tiles] == [None] * 3
 
 
+def test_draw_objects__reads_uids_once_and_then_only_what_it_draws(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ShardSet.open(shards)
+    rows = whole.rows(whole.row_groups[0])
+    create_or_open(tmp_path, whole.manifest)
+    for part in (rows[:8], rows[8:16]):
+        write_part(tmp_path, whole.manifest, part)
+    opened, asked = ShardSet.open(tmp_path), list[tuple[str, ...]]()
+    read = ShardSet.read
+    wanted = ["tiny/011", "tiny/002", "tiny/nowhere"]
+
+    def spy(self: ShardSet, group: RowGroup, columns: Iterable[str]) -> Batch:
+        asked.append(tuple(columns))
+        return read(self, group, asked[-1])
+
+    monkeypatch.setattr(ShardSet, "read", spy)
+    found = draw_objects(opened, wanted)
+    bulk = ("xyz", "rgb", "has_color")
+    assert asked == [("uid",), ("uid",), bulk, bulk]
+    assert draw_objects(opened, wanted[:1]) == {"tiny/011": found["tiny/011"]}
+    assert asked[4:] == [bulk]
+    for uid, picture_of in found.items():
+        row = next(row for row in rows if row.uid == uid)
+        xyz = np.asarray(row.xyz, np.float32)
+        assert picture_of == data_uri(draw_cloud(xyz, row.rgb, row.has_color, PICTURE_SIZE))
+    assert set(found) == set(wanted[:2])
+
+
 def test_retrieve__a_page_of_several_queries(
     command: Cli, indexed: Path, shards: Path, meshes: Path, tmp_path: Path
 ) -> None:
@@ -72,8 +103,8 @@ def test_retrieve__a_page_of_several_queries(
     ("arguments", "message"),
     [
         (("--out", "x.txt"), "ends in .json, .csv or .html"),
-        (("--shards", "x"), "--shards has a use with --where or --out FILE.html alone"),
-        (("--meshes", "x"), "--meshes has a use with --out FILE.html alone"),
+        (("--shards", "x"), "--shards is used only with --where or --out FILE.html"),
+        (("--meshes", "x"), "--meshes is used only with --out FILE.html"),
         (("--meshes", "x", "--out", "x.html"), "--meshes x: no such folder"),
     ],
 )

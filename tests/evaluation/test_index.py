@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from evaluation.embeddings import EmbeddingRows, Embeddings, EmbeddingsMeta, Mod
 from evaluation.index import build_index, load_index, sample_queries
 from evaluation.index_choice import Wanted, width_of
 from pipeline.common import InputError
-from pipeline.shards import ShardSet, create_or_open, write_part
+from pipeline.shards import Batch, RowGroup, ShardSet, create_or_open, write_part
 from tests.evaluation import world
 
 
@@ -84,6 +85,33 @@ def test_search__allowed_rows_only_as_the_obvious_version(
     one[77] = True
     hits = index.search(queries[0], 5, one)
     assert [hit.item.uid for hit in hits] == ["u/77"]
+
+
+def test_rows_where__of_shards_reads_no_row_group_unless_nothing_is_left(
+    indexed: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, opened, other = load_index(indexed), ShardSet.open(shards), tmp_path / "other"
+    rows = [row for group in opened.row_groups for row in opened.rows(group)]
+    create_or_open(other, opened.manifest)
+    write_part(other, opened.manifest, [replace(row, uid=f"x/{row.uid}") for row in rows])
+    read, groups = ShardSet.read, []
+
+    def spy(self: ShardSet, group: RowGroup, columns: Iterable[str] | None = None) -> Batch:
+        groups.append(group)
+        return read(self, group, columns)
+
+    monkeypatch.setattr(ShardSet, "read", spy)
+    where = "split = 'test' and uid < 'tiny/020'"
+    wanted = {row.uid for row in rows if row.split == "test" and row.uid < "tiny/020"}
+    assert index.rows_where(where, opened).tolist() == [uid in wanted for uid in index.uids()]
+    assert groups == []
+    for _ in range(2):
+        with pytest.raises(InputError, match="--where n_faces > 5: no object of"):
+            index.rows_where("n_faces > 5", opened)
+    assert groups == opened.row_groups  # once
+    for condition in (where, "true", "n_faces > 5"):
+        with pytest.raises(InputError, match="other: holds none of the objects of"):
+            index.rows_where(condition, str(other))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -10,7 +13,7 @@ from evaluation import index_choice
 from evaluation.embeddings import normalise
 from evaluation.exact import top_k
 from evaluation.index import build_index, load_index, sample_queries
-from evaluation.index_choice import Wanted, choose, make, plans, recall_against
+from evaluation.index_choice import Plan, Wanted, choose, make, plans, recall_against
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.evaluation import world
@@ -96,7 +99,10 @@ def test_choose__a_search_is_widened_only_as_far_as_needed() -> None:
             Wanted(memory=1000),
             r"no index reaches recall 0.95, 0.001 MB \(flat: needs 0.32 MB; hnsw",
         ),
-        (Wanted("hnsw", latency_ms=1e-9), r"recall 0.95, 1e-09 ms \(hnsw: .* ms a query\); lower"),
+        (
+            Wanted("hnsw", latency_ms=1e-9),
+            r"recall 0.95, 1e-09 ms \(hnsw: .* ms per query\); lower",
+        ),
         (Wanted("ivfpq", recall=1.0), r"ivfpq with codes of 2 bytes: recall 0\.\d+; ivfpq"),
     ],
 )
@@ -107,7 +113,7 @@ def test_choose__nothing_reaches_what_is_wanted(wanted: Wanted, told: str) -> No
 
 def test_choose__too_few_rows_for_codes_and_an_unknown_kind() -> None:
     vectors = clustered(100, 32)
-    with pytest.raises(InputError, match="100 rows are too few to learn codes from"):
+    with pytest.raises(InputError, match="100 rows are too few to train codes on"):
         choose(vectors, {"shape": vectors}, Wanted("ivfpq"))
     with pytest.raises(InputError, match="--kind tree: use auto, flat, hnsw, ivfpq"):
         choose(vectors, {"shape": vectors}, Wanted("tree"))
@@ -132,6 +138,46 @@ def test_make__lists_are_learned_once_and_the_index_is_the_same() -> None:
     for engine in (alone, after):
         engine.nprobe = 4
     np.testing.assert_array_equal(alone.search(queries, 10)[1], after.search(queries, 10)[1])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivfpq"])
+def test_make__blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    vectors, told = clustered(5000, 16), list[int]()
+    plan = plans(5000, 16, Wanted(kind))[0]
+    whole = faiss.serialize_index(make(plan, vectors))
+    monkeypatch.setitem(index_choice._BLOCKS, kind, 700)
+    parts = faiss.serialize_index(make(plan, vectors, advance=told.append))
+    np.testing.assert_array_equal(whole, parts)
+    assert told == [700] * 7 + [100]
+
+
+def test_make__a_graph_of_small_blocks_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = clustered(3000, 16), clustered(200, 16, 1)
+    exact, found = top_k(queries, vectors, 10)[1], []
+    for block in (3000, 200):
+        monkeypatch.setitem(index_choice._BLOCKS, "hnsw", block)
+        engine = make(plans(3000, 16, Wanted("hnsw"))[0], vectors)
+        found.append(recall_against(engine, exact, queries)["recall"])
+    assert found[1] == pytest.approx(found[0], abs=0.01)
+    assert found[1] > 0.9
+
+
+def test_choose__tells_of_every_plan_that_is_built_and_of_its_rows() -> None:
+    told: list[str | int] = []
+
+    @contextmanager
+    def trying(plan: Plan) -> Iterator[Callable[[int], None]]:
+        told.append(plan.told())
+        yield told.append
+        told.append("made")
+
+    vectors, samples = clustered(500, 16), {"shape": clustered(50, 16, 1)}
+    wanted = Wanted(flat_limit=0, recall=1.1)  # only what is exact will do
+    choose(vectors, samples, wanted, trying=trying)
+    assert told == ["hnsw", 500, "made", "flat", 500, "made"]
+    told.clear()
+    choose(vectors, samples, replace(wanted, memory=40_000), trying=trying)
+    assert told == ["flat", 500, "made"]
 
 
 def test_latency__is_of_single_queries() -> None:

@@ -63,7 +63,7 @@ def test_update__finds_what_an_index_of_the_new_objects_would(tmp_path: Path, ki
 def test_update__a_replaced_object_is_there_once(tmp_path: Path, kind: str) -> None:
     path, data = build(tmp_path, kind)
     new = some(1, 8, ["u/5"])
-    with pytest.raises(InputError, match=r"1 objects of the new ones are there already \(u/5\)"):
+    with pytest.raises(InputError, match=r"1 of the new objects already exist \(u/5\)"):
         update_index(path, new)
     done = update_index(path, new, replace=True)
     assert (done.added, done.replaced, done.removed) == (0, 1, 0)
@@ -110,7 +110,7 @@ def test_update__views_of_another_choice_are_refused(
     data = embeddings(20)
     build_index(Embeddings(replace(data.meta, model=kept), data.rows), tmp_path / "idx")
     new = some(1, 3, ["new"])
-    told = f"of teacher fake, {views[0]} view, the new ones of teacher fake, {views[1]} view"
+    told = f"by teacher fake, {views[0]} view, the new ones by teacher fake, {views[1]} view"
     with pytest.raises(InputError, match=told + "; encode them with the same --views"):
         update_index(tmp_path / "idx", Embeddings(replace(data.meta, model=other), new.rows))
     update_index(tmp_path / "idx", Embeddings(replace(data.meta, model=kept), new.rows))
@@ -136,7 +136,7 @@ def test_update__other_embeddings_and_uids_are_refused_and_nothing_changes(tmp_p
     other = replace(data.meta, model=replace(data.meta.model, hash="ff", name="late", step=9))
     new = some(1, 3, ["new"])
     for add, remove, told in [
-        (Embeddings(other, new.rows), (), r"of s \(step 0\), the new ones of late \(step 9\)"),
+        (Embeddings(other, new.rows), (), r"by s \(step 0\), the new ones by late \(step 9\)"),
         (Embeddings(replace(data.meta, teacher=world.teacher_info(9)), new.rows), (), "width"),
         (some(2, 3, ["new", "new"]), (), "embeddings: two objects have the uid new;"),
         (None, {"u/1", "nobody", "noone"}, "has no object nobody and 1 others that --remove names"),

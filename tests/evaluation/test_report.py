@@ -277,5 +277,5 @@ def test_heat_map__keeps_the_most_confused_of_many_classes() -> None:
     assert {3, count - 1} <= set(shown)
     assert shown == sorted(shown)
     drawn = str(heat_map(matrix, [f"c<{i}>" for i in range(count)]))
-    assert "c&lt;3&gt; taken for" in drawn
+    assert "c&lt;3&gt; predicted as" in drawn
     assert "<3>" not in drawn

@@ -189,7 +189,7 @@ def test_prompts__paths_are_relative_to_the_table_and_lines_are_named(tmp_path: 
         Asked("a.glb", mesh, None, tmp_path / "ref.png"),
     ]
     for text, wrong in (
-        ("mesh,text\na.glb,\n", "line 2: no mesh, or nothing asked"),
+        ("mesh,text\na.glb,\n", "line 2: no mesh, or no prompt"),
         ("name,prompt\na.glb,x\n", "its columns are name, prompt; give a CSV"),
         ("mesh,words\na.glb,x\n", "its columns are mesh, words; give a CSV"),
         ("mesh,text\n", "holds no line"),

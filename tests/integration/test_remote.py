@@ -64,7 +64,7 @@ def test_embed__to_s3_killed_and_resumed_is_as_on_disk(
     done = faults.finished(faults.start(uri, teacher, COUNT, workers=1))
     assert done["skipped"] > 0
     assert done["skipped"] + done["embedded"] == COUNT
-    assert {name[:4] for name in storage.sizes()} == {"mani", "part"}
+    assert {name[:4] for name in storage.sizes()} == {"cont", "mani", "part"}
     faults.finished(faults.start(tmp_path / "here", teacher, COUNT, workers=1))
     assert contents(downloaded(uri, tmp_path / "there")) == contents(tmp_path / "here")
 

@@ -159,7 +159,7 @@ def test_ulip__turns_by_twelve_degrees_from_the_front() -> None:
     ("arguments", "message"),
     [
         (("circle",), "--cameras circle: unknown; use one of ring, sphere, openshape, ulip"),
-        (("openshape", 13), "--views 13: the cameras `openshape` have 1 to 12 views"),
+        (("openshape", 13), "--views 13: `--cameras openshape` allows 1 to 12 views"),
         (("ring", 0), "--views 0: "),
         (("sphere", 361), "--views 361: "),
         (("ring", 12, 4.0), "--fov 4: "),

@@ -136,7 +136,7 @@ def test_caption_options__a_wrong_captioner_is_refused_at_once() -> None:
 def test_caption_options__a_text_source_that_none_has_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.csv"
     file.write_text("uid,caption\n1,a chair\n")
-    with pytest.raises(InputError, match=r"--text-sources nme: no text .* did you mean name\?"):
+    with pytest.raises(InputError, match=r"--text-sources nme: unknown; did you mean name\?"):
         caption_options(None, "nme,tags", None, None, 4)
     with pytest.raises(InputError, match=r"--text-sources mine: .* use 3dtopia, attributes, azure"):
         caption_options([str(file)], "mine", None, None, 4)

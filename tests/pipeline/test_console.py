@@ -286,6 +286,28 @@ def test_progress__nothing_done_prints_nothing(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
+def test_progress__short_work_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    for seconds in (1.9, 2.0):
+        with ProgressBar("open", 8, "parts", after_s=2.0, clock=clock) as bar:
+            clock.now += seconds
+            bar.advance(8)
+    assert capsys.readouterr().err == "open: 8/8 parts, 4/s, 0 s left\n"
+
+
+@pytest.mark.parametrize("seconds", [1, 3])
+def test_progress__terminal_shows_no_bar_of_short_work(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Console(force_terminal=True, width=140, record=True, file=sys.stdout)
+    monkeypatch.setattr(console, "err", terminal)
+    clock = Clock()
+    with ProgressBar("open", 4, "parts", after_s=2.0, clock=clock) as bar:
+        clock.now += seconds
+        bar.advance(4)
+    assert ("4/4" in terminal.export_text()) == (seconds > 2)
+
+
 def test_progress__last_line_comes_with_an_error_too(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
 

@@ -243,7 +243,7 @@ def test_encode_again__without_pictures_texts_alone(
     assert_rows(found, direct(wider), views=False)
     assert {row.image_embeds.shape for row in found} == {(0, 24)}
     err = " ".join(capsys.readouterr().err.split())
-    assert "keeps no pictures: texts alone are encoded" in err
+    assert "keeps no pictures: only texts are encoded" in err
     assert "pipeline embed --keep-images webp" in err
     # Once more, of what has no views anyway: nothing to warn of.
     run(tmp_path / "out", tmp_path / "back", first)
@@ -331,7 +331,7 @@ def test_encode_again__another_precision_may_go_on_with_a_set(
 def test_encode_again__what_cannot_be(first: str, wider: str, tmp_path: Path) -> None:
     shards, out = tmp_path / "in", tmp_path / "out"
     make(shards, first)
-    with pytest.raises(InputError, match=r"--out .*: is the set that is to be encoded"):
+    with pytest.raises(InputError, match=r"--out .*: is the input set"):
         run(shards, tmp_path / "x" / ".." / "in", wider)
     with pytest.raises(InputError, match="this is not a shard set"):
         run(tmp_path / "none", out, wider)
@@ -342,7 +342,7 @@ def test_encode_again__what_cannot_be(first: str, wider: str, tmp_path: Path) ->
     run(shards, out, wider)
     with pytest.raises(InputError, match=r"differs from the set in teacher"):
         run(shards, out, first)
-    with exclusive(str(out)), pytest.raises(InputError, match="another run is at work"):
+    with exclusive(str(out)), pytest.raises(InputError, match="another run is using"):
         run(shards, out, wider)
     with pytest.raises(InputError, match=r"--keep-images: .* keeps no pictures"):
         run(out, tmp_path / "more", wider, keep_images=True)
@@ -400,7 +400,7 @@ def test_command__interrupted_it_says_what_is_kept_and_goes_on(
     monkeypatch.setattr(module, "write_part", stopped)
     assert run_line() == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"interrupted: what is done is kept in {out}; run the same command again to go on"
+        f"interrupted: finished work is kept in {out}; run the same command again to continue"
     )
     assert len(rows_of(out)) == 3
     assert not list(out.glob(".tmp-*"))

@@ -168,7 +168,7 @@ def test_writing__what_must_not_be_replaced(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "sets" / "a")) == 4
     with exclusive(str(tmp_path / "sets" / "a")):
         write_set(tmp_path / "b", MANIFEST, [rows[:1]])
-        with pytest.raises(InputError, match="another run is at work"):
+        with pytest.raises(InputError, match="another run is using"):
             filter_set(tmp_path / "b", "true", tmp_path / "sets" / "a", overwrite=True)
 
 

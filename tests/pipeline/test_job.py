@@ -144,7 +144,7 @@ def test_device__a_driver_without_a_gpu_tells_who_encodes(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert job._device("auto", address) == "cpu"
-    assert ("--device cuda takes the GPUs" in capsys.readouterr().err) == (address is not None)
+    assert ("--device cuda uses the GPUs" in capsys.readouterr().err) == (address is not None)
     if address is None:
         with pytest.raises(InputError, match="--device cuda: no CUDA device"):
             job._device("cuda", address)

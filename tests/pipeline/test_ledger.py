@@ -146,7 +146,7 @@ def test_guard__workers_that_die_as_they_start_end_the_job() -> None:
     for _ in range(8):
         with Guard(Here(ledger)).starting():
             pass
-    with pytest.raises(InputError, match="die again and again"), Guard(Here(ledger)).starting():
+    with pytest.raises(InputError, match="keep dying"), Guard(Here(ledger)).starting():
         pass
 
 

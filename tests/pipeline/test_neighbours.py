@@ -88,6 +88,53 @@ def test_near_groups__tree_spares_most_products(monkeypatch: pytest.MonkeyPatch)
     assert products < 4000**2 / 10
 
 
+def boxes(seed: int) -> tuple[F32, F32]:
+    """Lowest and highest corners of 30 boxes."""
+    rng = np.random.default_rng(seed)
+    low = rng.normal(size=(30, 3)).astype(np.float32)
+    return low, low + rng.random((30, 3), np.float32)
+
+
+def gap(low: F32, high: F32, other_low: F32, other_high: F32) -> float:
+    """Squared distance of two boxes, axis by axis."""
+    gaps = [
+        max(other_low[k] - high[k], low[k] - other_high[k], np.float32(0)) for k in range(len(low))
+    ]
+    return float(sum(g * g for g in gaps))
+
+
+def test_near_boxes__are_those_of_every_pair() -> None:
+    low, high = boxes(0)
+    expected = [
+        [a, b]
+        for a in range(30)
+        for b in range(a, 30)
+        if gap(low[a], high[a], low[b], high[b]) <= 0.5
+    ]
+    assert 30 < len(expected) < 30 * 31 / 2
+    assert neighbours._near_boxes(low, high, 0.5).tolist() == expected
+
+
+def test_reach__is_every_point_near_the_box() -> None:
+    points = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
+    for low, high in zip(*boxes(2), strict=True):
+        expected = [i for i in range(50, 150) if gap(points[i], points[i], low, high) <= 0.5]
+        found = neighbours._reach(points, np.array([50, 150]), low, high, 0.5)
+        assert found.tolist() == expected
+
+
+def test_near_groups__bar_counts_the_pairs_of_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbours, "_ALL_PAIRS", 10)
+    monkeypatch.setattr(neighbours, "_LEAF", 100)
+    near_groups(unit(np.random.default_rng(0).normal(size=(800, 4))), 0.999)
+    told = capsys.readouterr().err.split()
+    done, total = map(int, told[1].split("/"))
+    assert [told[0], *told[2:4]] == ["compare:", "leaf", "pairs,"]
+    assert 8 <= done == total <= 8 * 9 / 2
+
+
 def test_near_groups__vectors_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(features_module, "_IN_MEMORY", 100)
     monkeypatch.setattr(neighbours, "_ALL_PAIRS", 10)

@@ -383,7 +383,7 @@ def test_root__objects_are_those_whose_meshes_are_there(
     assert list(by_uid(one)) == ["u1", "u2", "u5"]
     assert one.count() == 3
     told = capsys.readouterr().err
-    assert "2 more objects of these shards have no mesh in --root and are left out" in told
+    assert "2 more objects of these shards have no mesh in --root and are skipped" in told
     lvis = replace(one, subset="lvis")
     assert list(by_uid(lvis)) == ["u2", "u5"]
     assert lvis.count() == 2

@@ -273,7 +273,7 @@ def test_root__objects_are_those_whose_files_are_there(
         *(SMITHSONIAN, SKETCHFAB),
         *(f"{REPO}/parts/Old chair_01.glb", f"{REPO}/lamp/model.stl"),
     }
-    assert "2 more objects have no file in --root and are left out" in capsys.readouterr().err
+    assert "2 more objects have no file in --root and are skipped" in capsys.readouterr().err
     things = dataset(hub, tmp_path, root=root, cache=None, subset="thingiverse")
     with pytest.raises(InputError, match="holds none of the 1 files that the annotations name"):
         next(things.records())

@@ -165,7 +165,7 @@ def test_process__object_like_the_background_is_a_failure_that_says_so(
     item = process(record("black"), black)
     assert isinstance(item, Failure)
     assert item.error == "blank_render"
-    assert "told from the background #000000" in item.message
+    assert "distinguished from the background #000000" in item.message
     assert isinstance(process(record("black"), settings), Processed)
 
 

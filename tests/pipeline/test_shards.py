@@ -154,6 +154,9 @@ def test_round_trip__any_rows_are_read_back_within_quantisation(
                 assert_row_equals(batch, index, expected[at])
                 at += 1
         assert shards.uids() == [row.uid for row in expected]
+        for uid, (group, index) in shards.places.items():
+            assert shards.read(group, ["uid"]).uid[index] == uid
+        assert list(shards.places) == shards.uids()
 
 
 @settings(max_examples=25, deadline=None)
@@ -245,13 +248,10 @@ def test_open__a_pickled_set_opens_its_files_again(tmp_path: Any) -> None:
     assert pickle.loads(pickle.dumps(shards)).uids() == ["toy/1"]
 
 
-def test_open__more_parts_than_open_files_are_all_read(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.shards.reader._OPEN_FILES", 3)
+def test_open__more_parts_than_open_files_are_all_read(tmp_path: Any) -> None:
     manifest = make_manifest()
     make_set(tmp_path, manifest, [[make_row(manifest, f"toy/{i}")] for i in range(10)])
-    shards = ShardSet.open(tmp_path)
+    shards = ShardSet.open(tmp_path, open_files=3)
     expected = sorted(f"toy/{i}" for i in range(10))
     assert sorted(shards.uids()) == expected
     assert sorted(u for b in shards.batches() for u in b.uid) == expected

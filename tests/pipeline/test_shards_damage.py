@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from pipeline.common import InputError
 from pipeline.shards import (
     CONTRACT_VERSION,
     Failure,
+    ImageSet,
     Manifest,
     ShardSet,
     create_or_open,
@@ -26,6 +29,8 @@ from pipeline.shards import (
     write_part,
 )
 from pipeline.shards.schema import CONFIG_KEY, VERSION_KEY, encode_rows, row_schema
+from pipeline.shards.storage import Storage
+from tests.pipeline.set_tools import sound_manifest, sound_row, write_set
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set
 
 Snapshot = list[list[Any]]
@@ -233,6 +238,34 @@ def test_alien_part__text_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
         (tmp_path / f"part-{name}.parquet").write_bytes(parquet(changed))
     with pytest.raises(InputError, match=r"part-uid\.parquet: truncated, damaged"):
         list(ShardSet.open(tmp_path).batches(["uid"]))
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EMFILE, "Too many open files); raise the limit of open files"),
+        (errno.EACCES, "Permission denied); check the permissions"),
+        (errno.EIO, "Input/output error); check the disk or the network"),
+    ],
+)
+@pytest.mark.parametrize("images", [False, True])
+def test_read__what_the_machine_fails_at_is_no_damage_of_the_file(
+    number: int, told: str, images: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = sound_manifest(kept_images="webp-90")
+    write_set(tmp_path, manifest, [[sound_row(manifest, "toy/1")]])
+    shards = ShardSet.open(tmp_path)
+    if images:
+        _ = shards.row_groups
+
+    def fails(self: Storage, name: str) -> pa.NativeFile:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Storage, "open", fails)
+    with pytest.raises(InputError, match=r"(part|images)-toy-1.*: cannot be read") as caught:
+        ImageSet(shards).read(shards.row_groups[0]) if images else shards.uids()
+    assert told in str(caught.value)
+    assert "delete" not in str(caught.value)
 
 
 def test_alien_part__a_folder_of_that_name_is_not_a_part(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_spool__a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) ->
 
 def test_exclusive__a_second_run_on_a_remote_folder_is_refused(uri: str) -> None:
     with exclusive(uri):
-        with pytest.raises(InputError, match="another run is at work"), exclusive(uri):
+        with pytest.raises(InputError, match="another run is using"), exclusive(uri):
             pass
         assert len(Storage.at(uri).list(".lock-", "")) == 1  # the refused one took its own away
     with exclusive(uri):

@@ -135,7 +135,7 @@ def test_load_matching__without_a_fingerprint_a_file_of_the_model_is_taken_on_tr
         fake.info = replace(label, model="ViT-B-32")
         patch.setattr("pipeline.teacher.load_clip", lambda *_, **__: fake)
         assert load_matching(found, f"ViT-B-32:{weights}") is fake
-        assert "without a fingerprint" in " ".join(capsys.readouterr().err.split())
+        assert "have no fingerprint" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(InputError, match="no fingerprint to compare"):
             load_matching(replace(found, model="ViT-L-14"), f"ViT-B-32:{weights}")
 

@@ -35,7 +35,7 @@ class Job:
 
 
 class StopAt:
-    """Asks to stop after some steps."""
+    """Asks to stop when it has been asked so often."""
 
     def __init__(self, step: int) -> None:
         self.left = step

@@ -112,11 +112,11 @@ def test_load_grid__unknown_name_suggests_the_nearest() -> None:
     [
         ("control = ", "not TOML"),
         ('control = "a"', "no arms"),
-        ('control = "b"\n[arms.a]\n[arms.c]', "control 'b' is no arm"),
+        ('control = "b"\n[arms.a]\n[arms.c]', "control 'b' is not an arm"),
         ('control = "a"\n[arms.a]', "one arm only"),
         ('control = "a"\nseeds = 3\n[arms.a]\n[arms.b]', "unknown key seeds"),
-        ('control = "a"\n[arms.a]\n[arms.b]\nagainst = "c"', "against 'c' is no other arm"),
-        ('control = "a"\n[arms.a]\n[arms."b/c"]', "name it without slashes"),
+        ('control = "a"\n[arms.a]\n[arms.b]\nagainst = "c"', "against 'c' is not another arm"),
+        ('control = "a"\n[arms.a]\n[arms."b/c"]', "choose a name without slashes"),
     ],
 )
 def test_load_grid__what_is_no_grid(text: str, message: str, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_plan__arm_that_needs_texts_where_there_are_none(
 ) -> None:
     root = make_shards("mute", count=60, test_rows=3, textless=1)
     mute = dataclasses.replace(study, shards=(str(root),))
-    with pytest.raises(InputError, match="arm align-only reads what the shards have none of"):
+    with pytest.raises(InputError, match="arm align-only needs data that the shards lack"):
         plan(mute, HeldOut.open(mute.shards))
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.trainer.conftest import MakeShards, Synth, make_rows, open_batches, rows_of, small_recipe
 from trainer import data as data_module
-from trainer.data import Batches, CloudBatch, Position, _Epoch, validation_batches
+from trainer.data import Batches, CloudBatch, HeldOut, Position, _Epoch
 from trainer.index import Corpus
-from trainer.order import Epoch
-from trainer.sampling import Draws
+from trainer.order import Epoch, Order
+from trainer.sampling import Block, Draws, read_block
 
 
 def assert_equal(a: CloudBatch, b: CloudBatch) -> None:
@@ -210,11 +211,72 @@ def test_batch__mean_sampling_gives_the_normalised_mean(make_shards: MakeShards)
 
 def test_validation__is_the_held_out_slice_in_a_fixed_order(make_shards: MakeShards) -> None:
     corpus = Corpus([make_shards()], small_recipe())
-    first, second = list(validation_batches(corpus)), list(validation_batches(corpus))
+    first, second = list(HeldOut(corpus).batches()), list(HeldOut(corpus).batches())
     rows = [row for batch in first for row in batch.row.tolist()]
     assert rows == np.flatnonzero(corpus.val_mask).tolist()
     for a, b in zip(first, second, strict=True):
         assert_equal(a, b)
+
+
+@pytest.mark.parametrize(("room", "kept"), [(1 << 40, True), (0, False)])
+def test_validation__is_read_once_where_it_fits(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, room: int, kept: bool
+) -> None:
+    corpus = Corpus([make_shards()], small_recipe())
+    held_out, plain = HeldOut(corpus, room), HeldOut(corpus)
+    reads: list[int] = []
+
+    def counted(*arguments: Any) -> Block:
+        reads.append(1)
+        return read_block(*arguments)
+
+    monkeypatch.setattr("trainer.data.read_block", counted)
+    first = list(held_out.batches())
+    count = len(reads)
+    second = list(held_out.batches())
+    assert count == len(corpus.groups)
+    assert len(reads) == (count if kept else 2 * count)
+    for a, b, c in zip(first, second, plain.batches(), strict=True):
+        assert_equal(a, b)
+        assert_equal(a, c)
+
+
+def test_block__large_sets_are_in_memory_once_while_they_are_read(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus([make_shards(count=240, textless=4)], small_recipe())
+    taken: list[int] = []
+    for name in ("empty", "concatenate"):
+        plain = getattr(np, name)
+
+        def counted(*arguments: Any, plain: Any = plain, **options: Any) -> Any:
+            made = plain(*arguments, **options)
+            taken.append(made.nbytes)
+            return made
+
+        monkeypatch.setattr(f"trainer.sampling.np.{name}", counted)
+    block = read_block(corpus, corpus.sets, corpus.groups, corpus.train_mask)
+    large = block.xyz.nbytes + block.rgb.nbytes + block.image.nbytes
+    assert sum(taken) < 1.2 * (large + block.text.nbytes)
+
+
+def test_stream__a_wait_for_the_first_batch_can_be_given_up(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = open_batches(make_shards())
+    asked = threading.Event()
+
+    def slow(_: Order, number: int, stopped: Callable[[], bool]) -> Epoch:
+        asked.set()
+        while not stopped():
+            time.sleep(0.01)
+        raise CancelledError
+
+    monkeypatch.setattr(Order, "epoch", slow)
+    stream = batches.stream(Position(), asked.is_set)
+    with pytest.raises(CancelledError):
+        next(stream)
+    assert not any(t.name == "trainer-prefetch" for t in threading.enumerate())
 
 
 def test_draws__validation_differs_from_training() -> None:

@@ -61,7 +61,7 @@ def test_export__safetensors_are_a_checkpoint_without_state(tmp_path: Path) -> N
     assert export(checkpoint_path(run, 20), tmp_path / "out", overwrite=True).max_difference == 0
     assert load_model(tmp_path / "out").step == 20
     for out, message in (
-        (checkpoint_path(run, 20), "is what is exported"),
+        (checkpoint_path(run, 20), "contains the exported checkpoint"),
         (run, "not an export or a checkpoint, so it is not replaced"),
     ):
         with pytest.raises(InputError, match=message):
@@ -164,7 +164,7 @@ def test_export__card_tells_facts_results_and_limits(tmp_path: Path) -> None:
         "2407.14007",
     ):
         assert fact in card, fact
-    assert "demonstration model" not in card
+    assert "demo model" not in card
 
 
 def test_export__card_of_the_demo_teacher_warns(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_export__card_of_the_demo_teacher_warns(tmp_path: Path) -> None:
     teacher = {**load_model(tmp_path / "plain").config["teacher"], "model": "demo"}
     write_checkpoint(tmp_path / "ckpt", teacher=teacher)
     export(tmp_path / "ckpt", tmp_path / "out")
-    assert "demonstration model" in (tmp_path / "out" / "README.md").read_text()
+    assert "demo model" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_export__released_weights_have_a_card_too(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_export__released_weights_have_a_card_too(tmp_path: Path) -> None:
 def test_export__result_that_is_none(tmp_path: Path, text: str) -> None:
     write_checkpoint(tmp_path / "ckpt")
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(InputError, match=r"--result .*no result file"):
+    with pytest.raises(InputError, match=r"--result .*not an evaluation result file"):
         export(tmp_path / "ckpt", tmp_path / "out", results=[tmp_path / "result.json"])
 
 
@@ -200,7 +200,7 @@ def test_export__result_of_another_checkpoint_is_refused(tmp_path: Path) -> None
     write_checkpoint(tmp_path / "ckpt")
     write_checkpoint(tmp_path / "other", seed=6)
     result = result_file(tmp_path / "result.json", tmp_path / "other")
-    with pytest.raises(InputError, match="of another checkpoint"):
+    with pytest.raises(InputError, match="not of checkpoint"):
         export(tmp_path / "ckpt", tmp_path / "out", results=[result])
 
 

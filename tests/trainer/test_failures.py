@@ -95,7 +95,7 @@ def test_signal__saves_and_exits_with_130(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     step = load_model(out).step
-    assert f"saved at step {step}; `trainer resume {out}` goes on from there" in err
+    assert f"saved at step {step}; `trainer resume {out}` continues from there" in err
     assert "Traceback" not in err
 
 
@@ -139,7 +139,7 @@ def test_resume__may_change_what_the_machine_is_too_small_for(
         overrides=["train.micro_batch=4", "train.recompute=true"],
         device="cpu",
     )
-    with pytest.raises(InputError, match=r"resume: optim\.lr is 1\.0, the run began with"):
+    with pytest.raises(InputError, match=r"resume: optim\.lr is 1\.0, the run started with"):
         train([], None, tmp_path / "run", resume=True, overrides=["optim.lr=1.0"], device="cpu")
     with pytest.raises(InputError, match=r"did you mean optim\.lr\?"):
         train([], None, tmp_path / "run", resume=True, overrides=["optim.rl=1.0"], device="cpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.trainer.conftest import (
     small_recipe,
 )
 from trainer.data import Batches
-from trainer.index import Corpus, is_held_out
+from trainer.index import Corpus, held_out
 from trainer.recipe import load_recipe
 
 
@@ -46,11 +47,30 @@ def test_weights__of_a_single_set_that_leave_nothing_are_refused(
 
 def test_split__is_disjoint_stable_and_of_the_asked_size() -> None:
     uids = [f"x/{index}" for index in range(4000)]
-    held = {uid for uid in uids if is_held_out(uid, 0.1)}
-    assert len(held) / len(uids) == pytest.approx(0.1, abs=0.02)
-    assert held == {uid for uid in reversed(uids) if is_held_out(uid, 0.1)}
-    assert held < {uid for uid in uids if is_held_out(uid, 0.2)}
-    assert not any(is_held_out(uid, 0.0) for uid in uids)
+
+    def held(uids: list[str], fraction: float, most: int = 4000) -> set[str]:
+        mask = held_out(uids, np.ones(len(uids), np.bool_), fraction, most)
+        return {uid for uid, out in zip(uids, mask, strict=True) if out}
+
+    tenth = held(uids, 0.1)
+    assert len(tenth) / len(uids) == pytest.approx(0.1, abs=0.02)
+    assert tenth == held(uids[::-1], 0.1)
+    assert tenth < held(uids, 0.2)
+    assert held(uids, 0.0) == set()
+    # As the obvious version: of more than are wanted, the smallest hashes.
+    by_hash = sorted(tenth, key=lambda uid: hashlib.sha256(uid.encode()).digest())
+    assert held(uids, 0.1, 30) == set(by_hash[:30])
+    used = np.arange(len(uids)) % 2 == 0
+    assert not (held_out(uids, used, 0.5, 4000) & ~used).any()
+    assert held_out(uids, used, 0.5, 7).sum() == 7
+
+
+def test_split__no_more_than_val_rows_are_held_out(make_shards: MakeShards) -> None:
+    root = make_shards()
+    whole = Corpus([root], small_recipe("data.val_fraction=0.5"))
+    few = Corpus([root], small_recipe("data.val_fraction=0.5", "data.val_rows=5"))
+    assert (few.n_val, few.n_train) == (5, len(few) - 5)
+    assert not (few.val_mask & ~whole.val_mask).any()
 
 
 def test_split__does_not_move_when_the_set_grows(make_shards: MakeShards) -> None:

@@ -43,7 +43,7 @@ def test_train__a_rate_of_next_to_nothing_leaves_the_weights_it_begins_with(
     assert told.count("begins with the weights of") == 1
     assert "another teacher" not in told
     card = (tmp_path / "on/README.md").read_text()
-    assert "beginning with the weights of" in card
+    assert "starting from the weights of" in card
 
 
 def test_resume__needs_the_first_weights_until_there_is_a_checkpoint(
@@ -115,9 +115,7 @@ def test_begin__other_backbone_options_or_width_name_the_remedy(
     loaded = load_model(run.checkpoint)
     model = small_recipe(f"model.init={tmp_path / 'first'}").model
     own = build_backbone(model.backbone, loaded.backbone.width, model.options)
-    with pytest.raises(
-        InputError, match=r"of other options .*--set model\.options\.grouping=ball$"
-    ):
+    with pytest.raises(InputError, match=r"options differ .*--set model\.options\.grouping=ball$"):
         begin(own, model)
     with pytest.raises(InputError, match=r"a tiny, the recipe has pointbert-5m; --set model\.back"):
         begin(own, model.model_copy(update={"backbone": "pointbert-5m"}))
@@ -164,7 +162,7 @@ def test_begin__a_released_file_once_the_recipe_has_its_options(tmp_path: Path) 
     save_file({f"module.{key}": value for key, value in state.items()}, file)
     wanted = [f"model.init={file}", "model.backbone=pointbert-5m"]
     model = load_recipe("tiny", wanted).model
-    with pytest.raises(InputError, match=r"of other options than the recipe; --set ") as caught:
+    with pytest.raises(InputError, match=r"options differ from the recipe; --set ") as caught:
         begin(build_backbone(model.backbone, 1280, model.options), model)
     changes = str(caught.value).partition("; ")[2].replace("--set ", "").split()
     same = load_recipe("tiny", [*wanted, *changes]).model  # as the message says

@@ -217,7 +217,7 @@ def test_processes__a_job_of_several_workers_is_that_of_one(shards: Path, tmp_pa
     )
     assert two == pytest.approx(one, rel=1e-4)
     log = (folders[1] / LOG).read_text()
-    assert "starting 2 processes by Ray Train" in log
+    assert "starting 2 processes with Ray Train" in log
     assert "in 2 processes (ddp)" in log
     assert "logging.cc" not in log  # what Ray says of itself
 

@@ -53,7 +53,7 @@ def test_device__too_few_gpus_of_a_cluster_are_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     with (
-        pytest.raises(InputError, match="--workers 2: 1 GPUs are there"),
+        pytest.raises(InputError, match="--workers 2: 1 GPUs are available"),
         _ray(Workers(2, "head:6379"), "auto"),
     ):
         pass
@@ -147,7 +147,7 @@ def test_launch__goes_on_with_fewer_processes_where_no_more_are_to_be_had(
     few = Workers(3, least=1)
     less = train([root], recipe, tmp_path / "less", device="cpu", workers=few)
     err = capsys.readouterr().err
-    assert "starting 1 to 3 processes by Ray Train" in err
+    assert "starting 1 to 3 processes with Ray Train" in err
     assert "in 2 processes (ddp)" in err
     one = train([root], recipe, tmp_path / "one", device="cpu")
     ours, theirs = (
@@ -196,7 +196,7 @@ def test_cli__signal_saves_and_exits_with_130(
     assert process.returncode == 130, err
     step = load_model(out).step
     assert step >= 20
-    assert f"saved at step {step}; `trainer resume {out}` goes on from there" in err
+    assert f"saved at step {step}; `trainer resume {out}` continues from there" in err
     assert "Traceback" not in err
     assert not (out / FOLDER).exists()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def test_compile__failure_is_told_and_the_run_goes_on_without(
     recipe = small_recipe(*options, "train.compile=true")
     result = train([root], recipe, tmp_path / "compiled", device="cpu")
     told = capsys.readouterr().err
-    assert told.count("torch.compile failed, going on without it (backend='inductor'") == 1
+    assert told.count("torch.compile failed, continuing without it (backend='inductor'") == 1
     assert losses(result.run) == losses(plain.run)
     assert load_model(result.run).hash == load_model(plain.run).hash
 
@@ -174,8 +174,10 @@ def test_precision__bf16_trains_near_fp32(root: Path, tmp_path: Path) -> None:
 class Slow(Batches):
     """A reader that takes its time."""
 
-    def stream(self, start: Position) -> Iterator[CloudBatch]:
-        source = super().stream(start)
+    def stream(
+        self, start: Position, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[CloudBatch]:
+        source = super().stream(start, cancelled)
         try:
             while True:
                 time.sleep(0.15)

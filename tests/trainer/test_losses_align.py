@@ -128,7 +128,7 @@ def test_align__hard_negatives_equal_the_oracle_by_their_ramp() -> None:
 
 
 def test_align__hard_negatives_are_refused_where_they_would_do_nothing() -> None:
-    with pytest.raises(ValueError, match="hard_negatives are those of kind infonce, not siglip"):
+    with pytest.raises(ValueError, match="hard_negatives apply to kind infonce only, not siglip"):
         AlignConfig(kind="siglip", hard_negatives=0.5)
 
 

@@ -129,6 +129,30 @@ def test_rank_queries__chunks_do_not_matter(chunk: int, exclude_self: bool) -> N
     assert found.n_candidates == 17 - exclude_self
 
 
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_rank_queries__compares_only_those_that_have_an_answer(exclude_self: bool) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(40, 4)).astype(np.float32)
+    relevant = [rng.integers(0, 40, rng.integers(0, 2)) for _ in range(40)]
+    relevant[7] = np.array([7, 7])
+    told: list[int] = []
+    found = metrics.rank_queries(
+        *(vectors, vectors, relevant.__getitem__),
+        exclude_self=exclude_self,
+        chunk=8,
+        advance=told.append,
+    )
+    right = [
+        set(map(int, rows)) - ({q} if exclude_self else set()) for q, rows in enumerate(relevant)
+    ]
+    asking = [query for query in range(40) if right[query]]
+    assert 8 < len(asking) < 32
+    assert told == [len(asking[at : at + 8]) for at in range(0, len(asking), 8)]
+    assert np.flatnonzero(found.answerable).tolist() == asking
+    answerable = metrics.answerable_queries(40, relevant.__getitem__, exclude_self=exclude_self)
+    assert answerable.tolist() == asking
+
+
 def test_rank_queries__constant_embeddings_get_the_worst_rank() -> None:
     same = np.ones((5, 3), np.float32)
     found = metrics.rank_queries(same, same, lambda query: np.array([query]))

@@ -65,7 +65,7 @@ def test_find_vectors__of_the_teacher_are_means_of_training_rows(
 @pytest.mark.parametrize(
     ("options", "override", "message"),
     [
-        ({"views": 0}, "data.near_by=image", "no image embeddings, by which data.near_by tells"),
+        ({"views": 0}, "data.near_by=image", "no image embeddings, which data.near_by compares"),
         ({"textless": 1}, "data.near_by=text", r"no text embeddings.*data.near_by=image"),
     ],
 )
@@ -84,7 +84,7 @@ def test_find_vectors__missing_embeddings_are_told(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data.near=17",), "near 17 objects that are alike do not fit into batch_size 16"),
+        (("data.near=17",), "near: groups of 17 similar objects do not fit into batch_size 16"),
         (("data.near=2", "data.near_by=student"), "near_by student needs model.init"),
         (("data.near_after=0.5",), "near_after needs near"),
         (("data.near=0",), "data.near"),

@@ -42,7 +42,7 @@ def test_load_recipe__last_override_wins() -> None:
         ("optim.lr.x=1", "lr is a value, not a section"),
         (
             "loss.distill.representation=distance",
-            "jeffreys needs representation normalised_similarity, not distance; take l1, l2 or",
+            "jeffreys needs representation normalised_similarity, not distance; use l1, l2 or",
         ),
         ("data.image_sampling=all", "image_sampling all needs loss.align.kind multi_positive"),
         ("data.text_sampling=all", "text_sampling all needs loss.align.kind multi_positive"),

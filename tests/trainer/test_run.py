@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common import InputError
+from pipeline.console import ProgressBar
 from pipeline.shards import record_contents
 from tests.running import Cli
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
@@ -106,6 +108,48 @@ def test_resume__continues_bit_for_bit(
     assert told(tmp_path / "halves") == told(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("at", [10, 14])  # a validation on the way, and the last one
+@pytest.mark.parametrize("again", [False, True])
+def test_resume__a_validation_that_was_cut_off_is_made_up_for(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    again: bool,
+) -> None:
+    """Stopped at its second batch, and once more where the run goes on."""
+    small = ("data.val_fraction=0.3", "data.batch_size=8", "train.val_every=5")
+    root, recipe = make_shards(), small_recipe(*STATEFUL, *small)
+    straight = train([root], recipe, tmp_path / "straight", device="cpu")
+
+    class StopsInValidation(Loop):
+        def _held_out_batches(self, bar: ProgressBar) -> Iterator[CloudBatch]:
+            for number, batch in enumerate(super()._held_out_batches(bar)):
+                if self.progress.step == at and number == 1:
+                    self.request_stop()
+                yield batch
+
+    halves = tmp_path / "halves"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Loop", StopsInValidation)
+        with pytest.raises(Interrupted, match=f"saved at step {at}"):
+            train([root], recipe, halves, device="cpu")
+        if again:
+            with pytest.raises(Interrupted, match=f"saved at step {at}"):
+                train([], None, halves, resume=True, device="cpu")
+    assert [m["step"] for m in read_metrics(halves) if m["kind"] == "val"] == list(range(5, at, 5))
+    resumed = train([], None, halves, resume=True, device="cpu")
+    assert_same_state(straight.checkpoint, resumed.checkpoint)
+    assert resumed.validation == straight.validation
+    assert resumed.best_step == straight.best_step
+
+    def told(run: Path) -> list[dict[str, Any]]:
+        drop = ("samples_per_s", "data_wait")
+        return [{k: v for k, v in m.items() if k not in drop} for m in read_metrics(run)]
+
+    assert told(halves) == told(tmp_path / "straight")
+
+
 def test_resume__truncated_newest_checkpoint_falls_back_to_the_one_before(
     make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +204,7 @@ def test_resume__run_of_another_process_is_refused(make_shards: MakeShards, tmp_
     leftover.mkdir()
     with exclusive(out):
         for workers in (Workers(), Workers(2)):
-            with pytest.raises(InputError, match="run: another command is at work on this run"):
+            with pytest.raises(InputError, match="run: another command is using this run"):
                 train([], None, out, resume=True, device="cpu", workers=workers)
         assert leftover.exists()
     assert train([], None, out, resume=True, device="cpu").step == 2
@@ -181,7 +225,7 @@ def test_resume__other_recipe_or_other_rows_are_refused(
 ) -> None:
     train([make_shards()], small_recipe("train.steps=3"), tmp_path / "run", device="cpu")
     other = small_recipe("train.steps=3", "optim.lr=0.5")
-    with pytest.raises(InputError, match=r"optim\.lr is 0\.5, the run began with 0\.001"):
+    with pytest.raises(InputError, match=r"optim\.lr is 0\.5, the run started with 0\.001"):
         train([], other, tmp_path / "run", resume=True, device="cpu")
     grown = make_shards("grown", count=120)
     with pytest.raises(InputError, match="not the rows"):
@@ -293,7 +337,7 @@ def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Pa
     with pytest.raises(InputError, match="holds other files; choose another folder"):
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(InputError, match=r"`trainer resume .*run` goes on with it, or choose"):
+    with pytest.raises(InputError, match=r"`trainer resume .*run` continues it, or choose"):
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
 
 
@@ -376,7 +420,7 @@ def test_cli__interrupted_run_tells_how_to_go_on(
         patch.setattr(run_module, "Loop", StopsAtNine)
         done = cli("run", "--shards", root, "--out", out, *settings)
     assert done.code == 130
-    told = f"interrupted: saved at step 9; `trainer resume {out}` goes on from there"
+    told = f"interrupted: saved at step 9; `trainer resume {out}` continues from there"
     assert done.err.splitlines()[-1] == told
     assert cli("resume", out).code == 0
     assert load_model(out).step == 12
@@ -386,7 +430,7 @@ def test_cli__interrupted_run_tells_how_to_go_on(
     ("where", "told"),
     [
         ("Corpus", "nothing was written"),
-        ("Loop", "`trainer resume {out}` goes on from the newest checkpoint"),
+        ("Loop", "`trainer resume {out}` continues from the newest checkpoint"),
     ],
 )
 def test_cli__interrupted_before_the_first_step(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.common import InputError
 from pipeline.shards import Row, ShardSet
 from tests.trainer.conftest import WIDTH, MakeShards, Synth, make_rows, small_recipe
-from trainer.data import Batches, CloudBatch, validation_batches
+from trainer.data import Batches, CloudBatch, HeldOut
 from trainer.index import Corpus
 from trainer.sampling import mean_of, pick_all, pick_keyed, pick_mean, source_shares
 
@@ -284,7 +284,7 @@ def test_validation__all_is_validated_with_the_mean(make_shards: MakeShards) -> 
     for sampling in ("mean", "all"):
         options = (f"data.image_sampling={sampling}", f"data.text_sampling={sampling}")
         corpus = Corpus([root], small_recipe(MULTI, *options))
-        found.append([told(batch) for batch in validation_batches(corpus)])
+        found.append([told(batch) for batch in HeldOut(corpus).batches()])
     assert found[0] == found[1]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
 from trainer import distributed
 from trainer.config import Recipe
-from trainer.data import Batches, CloudBatch, validation_batches
+from trainer.data import Batches, CloudBatch, HeldOut
 from trainer.index import Corpus
 from trainer.optim import build_optimizer, learning_rate, ramp
 from trainer.recipe import load_recipe
@@ -274,8 +274,8 @@ def test_validate__does_not_augment_and_does_not_change_the_student(root: Path) 
     task = DistillTask(recipe, WIDTH, CPU)
     corpus = Corpus([root], recipe)
     before = {name: value.clone() for name, value in task.student.state_dict().items()}
-    first = task.validate(validation_batches(corpus))
-    assert first == task.validate(validation_batches(corpus))
+    first = task.validate(HeldOut(corpus).batches())
+    assert first == task.validate(HeldOut(corpus).batches())
     assert {"align", "top1_image", "top1_text", "score"} <= set(first)
     for name, value in task.student.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -295,7 +295,7 @@ def test_validate__measures_the_alignment_that_is_trained(root: Path, option: st
         recipe = small_recipe(*overrides)
         corpus = Corpus([root], recipe)
         task = DistillTask(recipe, WIDTH, CPU)
-        found.append(task.validate(validation_batches(corpus))["align"])
+        found.append(task.validate(HeldOut(corpus).batches())["align"])
     assert found[0] != pytest.approx(found[1], rel=1e-4)
 
 
@@ -305,7 +305,7 @@ def test_validate__all_positives_are_measured_by_their_mean(root: Path) -> None:
         options = (f"data.image_sampling={sampling}", f"data.text_sampling={sampling}")
         recipe = small_recipe("loss.align.kind=multi_positive", *options)
         task = DistillTask(recipe, WIDTH, CPU)
-        found.append(task.validate(validation_batches(Corpus([root], recipe))))
+        found.append(task.validate(HeldOut(Corpus([root], recipe)).batches()))
     assert found[0] == found[1]
 
 
@@ -316,7 +316,7 @@ def test_validate__takes_no_more_rows_at_once_than_a_step(
     root: Path, size: int, processes: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe(f"train.micro_batch={size}", "data.val_fraction=0.4")
-    batches = list(validation_batches(Corpus([root], recipe)))
+    batches = list(HeldOut(Corpus([root], recipe)).batches())
     assert len(batches[0]) == recipe.data.batch_size == 16
     task = DistillTask(recipe, WIDTH, CPU)
     expected = DistillTask(small_recipe("data.val_fraction=0.4"), WIDTH, CPU).validate(batches)

@@ -47,7 +47,6 @@ def find(name: str | None) -> Benchmark | None:
     near = difflib.get_close_matches(asked, plain, 1, cutoff=0.9)
     if near:
         raise InputError(
-            f"--benchmark {name}: did you mean {plain[near[0]]}? A name of your own must differ "
-            "more"
+            f"--benchmark {name}: did you mean {plain[near[0]]}? A custom name must differ more"
         )
     return None

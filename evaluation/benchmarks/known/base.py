@@ -82,7 +82,7 @@ class Benchmark:
             raise InputError(
                 f"--benchmark {self.name}: {strange[0]!r}"
                 + (f" and {len(strange) - 1} other categories" if len(strange) > 1 else "")
-                + " of the set are none of its classes; give --labels, or leave --benchmark out"
+                + " of the set are not among its classes; give --labels, or leave --benchmark out"
             )
         if as_released and self.underscores:
             names = tuple(name.replace(" ", "_") for name in names)

@@ -30,7 +30,7 @@ async function ask(path, fields) {
   try {
     answer = await fetch(path, { method: "POST", body });
   } catch {
-    throw new Error("the server does not answer");
+    throw new Error("the server does not respond");
   }
   let value;
   try {
@@ -72,7 +72,7 @@ async function search(extra = {}) {
     const answer = await ask("/api/search", fields);
     hits = answer.hits;
     show();
-    say("search-status", hits.length ? `${hits.length} objects, best first` : "Nothing was found");
+    say("search-status", hits.length ? `${hits.length} objects, best first` : "Nothing found");
   });
 }
 
@@ -88,7 +88,7 @@ function tile(hit) {
     onerror: (event) => event.target.replaceWith(element("div", { class: "none" })),
   });
   const look = hit.viewer
-    ? element("button", { class: "turn", type: "button", "aria-label": `Turn ${name}`, onclick: () => turn(hit, name) }, image)
+    ? element("button", { class: "turn", type: "button", "aria-label": `Rotate ${name}`, onclick: () => turn(hit, name) }, image)
     : image;
   return element(
     "li", {}, look, element("strong", {}, name.replaceAll("_", " ")),
@@ -105,10 +105,10 @@ async function turn(hit, name) {
   try {
     if (!viewer) viewer = new (await import("./viewer.js")).Viewer($("canvas"));
     const shown = await viewer.show(hit.row, hit.viewer);
-    say("viewer-status", shown ? `${shown === "mesh" ? "Mesh" : "Point cloud"}; drag or arrow keys turn it, wheel or + and - zoom` : "");
+    say("viewer-status", shown ? `${shown === "mesh" ? "Mesh" : "Point cloud"}; drag or use arrow keys to rotate, wheel or + and - to zoom` : "");
     $("canvas").focus();
   } catch (error) {
-    say("viewer-status", `It cannot be shown: ${error.message}`, true);
+    say("viewer-status", `Cannot be shown: ${error.message}`, true);
   }
 }
 

@@ -150,7 +150,7 @@ def test_command__errors_name_the_option(command: Cli, tmp_path: Path) -> None:
         "benchmarks", "cc0-objects", "--root", tmp_path, "--out", out
     )
     assert "together" in command.refused("benchmarks", "cc0-objects", "--root", tmp_path)
-    assert "with a list: cc0-objects" in command.refused(
+    assert "with a list of files: cc0-objects" in command.refused(
         "benchmarks", "modelnet40", "--root", tmp_path, "--out", out
     )
     assert "no such benchmark" in command.refused("benchmarks", "cc0")

@@ -77,7 +77,7 @@ def test_labels__all_classes_can_be_answered_and_strange_categories_are_named() 
     labels = known.labels(["night_stand", "chair", None])
     assert len(labels) == 40
     assert labels.names[labels.by_category["night stand"]] == "night stand"
-    with pytest.raises(InputError, match="'fork' and 1 other categories of the set are none"):
+    with pytest.raises(InputError, match="'fork' and 1 other categories of the set are not among"):
         known.labels(["chair", "spoon", "fork"])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from evaluation.benchmarks.probe import (
     draw,
     few_shot,
     nearest,
+    prepare,
     probe,
 )
 from evaluation.embeddings import normalise
 from evaluation.sources import StudentEncoder
 from pipeline.common import InputError
-from pipeline.shards import ShardSet
+from pipeline.shards import Batch, ShardSet, create_or_open, write_part
 from tests.evaluation import world
 from tests.running import Cli
 
@@ -184,6 +186,42 @@ def test_probe__more_shots_help_and_a_blind_student_is_at_chance(shards: Path) -
     assert found["classes"] == ["chair", "fish", "mug", "oak tree"]
     blind = probe(opened, StudentEncoder(world.student(blind=True), opened), shots=(1,), seeds=2)
     assert blind["few_shot"][0]["top1"]["value"] < 0.4
+
+
+class Spy(StudentEncoder):
+    """Keeps the uids that it embeds, call by call."""
+
+    def __call__(self, batch: Batch, rows: np.ndarray, /) -> np.ndarray:
+        self.seen: list[list[str]] = getattr(self, "seen", [])
+        self.seen.append([batch.uid[row] for row in rows])
+        return super().__call__(batch, rows)
+
+
+def test_probe__embeds_only_rows_that_it_uses_in_one_pass(shards: Path, tmp_path: Path) -> None:
+    whole = ShardSet.open(shards)
+    rows = [row for group in whole.row_groups for row in whole.rows(group)]
+    create_or_open(tmp_path / "set", whole.manifest)
+    for at in range(0, 40, 8):  # the last part is of neither split; of the others one is unlabelled
+        part = [replace(row, split="val") if at == 32 else row for row in rows[at : at + 8]]
+        part[0] = replace(part[0], category=None if at else "mug")
+        write_part(tmp_path / "set", whole.manifest, part)
+    opened = ShardSet.open(tmp_path / "set")
+    spy, told, fitted = Spy(world.student(), opened), list[int](), list[int]()
+    ready = prepare(opened, spy, shots=(1, 2), seeds=2)
+    fit, test = ready.embed(told.append)
+    calls, record = [*spy.seen], ready.measure(fit, test, fitted.append)
+    assert len(calls) == 4 < len(opened.row_groups)
+    assert ready.n_rows == sum(told) == sum(map(len, calls)) == 29
+    assert ready.n_classifiers == sum(fitted) == 2 * 2 + 1 + len(record["knn"])
+    assert record == probe(opened, spy, shots=(1, 2), seeds=2)
+    every = [row for group in opened.row_groups for row in opened.rows(group)]
+    plain = np.concatenate([spy(batch, np.arange(len(batch))) for batch in opened.batches()])
+    for lot, split in ((fit, "train"), (test, "test")):
+        used = [i for i, row in enumerate(every) if row.split == split and row.category]
+        assert lot.uids == [every[i].uid for i in used]
+        np.testing.assert_allclose(lot.vectors, plain[used], atol=1e-6)
+        names = [str(every[i].category).replace("_", " ") for i in used]
+        assert [ready.names[label] for label in lot.labels] == names
 
 
 def test_probe__learns_from_another_set(shards: Path, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.recall import category_figures, collect, directions, recall
+from evaluation.benchmarks.recall import by_category, collect, directions, prepare, recall
+from evaluation.commands import measure
 from evaluation.embeddings import normalise
 from evaluation.results import read_result, write_result
 from evaluation.sources import StudentEncoder, ViewsEncoder
 from pipeline.common import InputError
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
+from tests.running import Cli
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_image_to_shape__is_the_objects_own_shape(opened: ShardSet) -> None:
     assert found.asking_view is not None
     products = found.asking_view @ found.shapes.T
     ranks = 1 + (products > np.diag(products)[:, None]).sum(1)
-    figures = directions(found)
+    figures = {name: asked.figures() for name, asked in directions(found).items()}
     assert figures["image->3d"]["median_rank"] == np.median(ranks)
     assert figures["image->3d"]["recall@1"]["value"] == pytest.approx(np.mean(ranks == 1))
     back = 1 + (np.diag(products)[:, None] < products.T).sum(1)
@@ -65,10 +67,10 @@ def test_image_to_shape__is_the_objects_own_shape(opened: ShardSet) -> None:
 def test_categories__itself_never_counts() -> None:
     # Two pairs of equal vectors of different categories: only the wrong twin is near.
     vectors = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
-    figures = category_figures(vectors, ["a", "b", "a", "b"])
+    figures = by_category(vectors, ["a", "b", "a", "b"]).figures()
     assert figures["recall@1"]["value"] == 0
     assert figures["n_candidates"] == 3
-    alone = category_figures(vectors, ["a", "b", "c", None])
+    alone = by_category(vectors, ["a", "b", "c", None]).figures()
     assert alone["n_queries"] == 0
     assert alone["recall@1"]["value"] is None
 
@@ -78,9 +80,9 @@ def test_categories__spellings_of_one_name_are_one_and_empty_is_none() -> None:
     plain = ["coffee mug", "coffee mug", "car", "car", None, None]
     spelled = ["Coffee_mug", "coffee-mug", "car", "Car ", "", "_"]
     for queries in (None, vectors[::-1].copy()):
-        wanted = category_figures(vectors, plain, None, queries)
+        wanted = by_category(vectors, plain, None, queries).figures()
         assert wanted["n_queries"] == 4
-        assert category_figures(vectors, spelled, None, queries) == wanted
+        assert by_category(vectors, spelled, None, queries).figures() == wanted
 
 
 def test_texts__equal_words_of_two_sources_are_right_for_whoever_carries_them(
@@ -128,6 +130,30 @@ def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) ->
     ours = record["directions"]["text->3d"]
     del ours["ranks"]  # kept of the model measured alone
     assert ours == student["teacher_ceiling"]["text->views"]
+
+
+def test_prepare__tells_how_much_measuring_compares(opened: ShardSet) -> None:
+    encoder = StudentEncoder(world.student(), opened)
+    ready, told = prepare(opened, encoder), list[int]()
+    record = ready.measure(told.append)
+    assert record == recall(opened, encoder)
+    figures = [*record["directions"].values(), *record["teacher_ceiling"].values()]
+    assert len(figures) == 14
+    assert ready.n_queries == sum(told) == sum(one["n_queries"] for one in figures)
+    texts, images, others, classes = 2 * 20 * 40, 2 * 40 * 40, 2 * 39 * 40, 4 * 40
+    assert ready.n_comparisons == 2 * (texts + images + others + classes)
+
+
+def test_command__tells_of_many_comparisons_before_they_begin(
+    command: Cli, fakes: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "MANY_COMPARISONS", 1000)
+    common = ("recall", "--checkpoint", fakes, "--shards", shards)
+    notes = command(*common).err
+    assert "0 billion comparisons follow; --split test measures fewer objects" in notes
+    assert "billion comparisons follow\n" in command(*common, "--split", "test").err
+    assert "rank: " in notes
+    assert notes.index("comparisons") < notes.index("rank: ")
 
 
 def test_recall__set_without_views_or_split(tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ def test_search__filters(client: TestClient) -> None:
     ("data", "told"),
     [
         ({}, "the query is empty"),
-        ({"minus": "a fish"}, "not only what to keep away from"),
+        ({"minus": "a fish"}, "not only what to avoid"),
         ({"text": "x" * 301}, "give at most 300"),
-        ({"text": "a", "category": "dragon"}, "no object is of it"),
+        ({"text": "a", "category": "dragon"}, "has no objects"),
         ({"text": "a", "where": "nothing = 1"}, "--where"),
         ({"text": "a", "where": "uid in (select * from read_csv('/etc/passwd'))"}, "--where"),
         ({"text": "a", "where": "1=1; drop table shards"}, "--where"),
         ({"text": "a", "where": "n_faces > 50"}, "no object"),
-        ({"text": "a", "where": "uid < 'tiny/001'", "category": "fish"}, "no object is of that"),
+        ({"text": "a", "where": "uid < 'tiny/001'", "category": "fish"}, "no object of that"),
         ({"text": "a", "k": 0}, "k: Input should be"),
         ({"text": "a", "k": 1000}, "k: Input should be"),
         ({"text": "a", "like": "x"}, "like: Input should be"),
@@ -216,7 +216,7 @@ def test_search__a_category_whose_objects_are_gone_is_none(
     client = TestClient(make_app(service), base_url=HOST)
     answer = client.post("/api/search", data={"text": "a mug", "category": "oak_tree"})
     assert answer.status_code == 400
-    assert answer.json()["error"] == "category oak_tree: no object is of it"
+    assert answer.json()["error"] == "category oak_tree: has no objects"
     assert "oak_tree" not in client.get("/api/info").json()["categories"]
 
 

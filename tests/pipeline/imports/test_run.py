@@ -313,7 +313,7 @@ def test_import__wrong_folders_name_what_was_expected_and_found(tmp_path: Path) 
     with pytest.raises(InputError, match=r"train_all.json: not a list"):
         run(release.root, tmp_path / "out")
     (meta / "split" / "train_all.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match="no object with an id"):
+    with pytest.raises(InputError, match="not an object with an id"):
         run(release.root, tmp_path / "out")
     (meta / "split" / "train_all.json").write_text("[{")
     with pytest.raises(InputError, match="not readable JSON"):

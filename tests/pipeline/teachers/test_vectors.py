@@ -98,7 +98,7 @@ def test_files__every_form_is_the_same_teacher(tmp_path: Path, kind: str) -> Non
         (table()[0], "\n".join(NAMES), "of shape"),
         (np.zeros((4, 16), np.float32), "\n".join(NAMES), "is 0 or not finite"),
         (table() * np.float32(np.nan), "\n".join(NAMES), "is 0 or not finite"),
-        (table().astype(np.int64), "\n".join(NAMES), "wanted is a table of floats"),
+        (table().astype(np.int64), "\n".join(NAMES), "expected a table of floats"),
         (np.array([{"a": 1}], object), "a", "not readable"),
         (table(), "", "0 names"),
     ],
@@ -117,7 +117,7 @@ def test_specs__what_does_not_go_together_is_refused(files: tuple[Path, Path]) -
     assert teacher_specs([], None, None) == ("demo",)
     # demo has another width, so there are no pictures.
     assert teacher_specs([], vectors, names) == (f"vectors:{vectors},{names}",)
-    with pytest.raises(InputError, match="those of --text-embeddings"):
+    with pytest.raises(InputError, match="needs --text-embeddings"):
         teacher_specs([], None, names)
     with pytest.raises(InputError, match="one --teacher"):
         teacher_specs(["demo", "x"], vectors, names)
