@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from pipeline.common import InputError
 from pipeline.console import ProgressBar, note
 from trainer import distributed, parallel
+from trainer.batch import CloudBatch, Position
 from trainer.config import SEEDS, OptimConfig, TrainConfig
-from trainer.data import Batches, CloudBatch, Position
+from trainer.data import Batches
 from trainer.optim import build_optimizer, learning_rate, set_learning_rate
 from trainer.recorder import Recorder
 from trainer.sampling import IntArray

@@ -21,8 +21,8 @@ from trainer import distributed, parallel
 from trainer.augment import Augment
 from trainer.backbones import Backbone, build_backbone
 from trainer.backbones.layers import recompute_blocks
+from trainer.batch import CloudBatch, DeviceBatch
 from trainer.config import SEEDS, EmaConfig, Recipe
-from trainer.data import CloudBatch, DeviceBatch
 from trainer.grouping import find_kernels
 from trainer.initial import begin
 from trainer.losses import AlignLoss, DistillLoss, Features

@@ -63,7 +63,7 @@ class Rows:
     uids: list[str]
     category: list[str | None]
     split: list[str | None]
-    group: I64  # (B,) number of the row group
+    group: I64  # (B,) number of the row group, rising
     row: I64  # (B,) place in it
 
     def take(self, kept: Sequence[int]) -> Rows:
@@ -84,7 +84,9 @@ class Rows:
 
     def within(self, shards: ShardSet, group: int) -> I64:
         """Places in a row group of those that are in it; none of another set."""
-        return self.row[self.group == group] if self.shards is shards else self.row[:0]
+        if self.shards is not shards:
+            return self.row[:0]
+        return self.row[slice(*np.searchsorted(self.group, [group, group + 1]))]
 
 
 @dataclass(frozen=True)
@@ -168,35 +170,6 @@ class Probe:
         }
 
 
-def probe(
-    shards: ShardSet,
-    encoder: Encoder,
-    *,
-    train: ShardSet | None = None,
-    split: str = "test",
-    shots: Sequence[int] = SHOTS,
-    seeds: int = SEEDS,
-    c: float | None = None,
-    benchmark: str | None = None,
-) -> dict[str, Any]:
-    """Fit on training rows, measure on the rows of ``split``, and return the result record.
-
-    ``prepare``, ``Probe.embed`` and ``Probe.measure`` in one. Raises ``InputError`` as ``prepare``
-    does.
-    """
-    ready = prepare(
-        shards,
-        encoder,
-        train=train,
-        split=split,
-        shots=shots,
-        seeds=seeds,
-        c=c,
-        benchmark=benchmark,
-    )
-    return ready.measure(*ready.embed())
-
-
 def prepare(
     shards: ShardSet,
     encoder: Encoder,
@@ -208,7 +181,7 @@ def prepare(
     c: float | None = None,
     benchmark: str | None = None,
 ) -> Probe:
-    """Choose the rows that ``probe`` fits and measures on, before anything is embedded.
+    """Choose the rows to fit and to measure on, before anything is embedded.
 
     Training rows are those of split ``train`` or of none: of ``train``, or of ``shards`` itself.
     Rows without a category are left out and counted, and so are test rows of a class that no

@@ -117,29 +117,6 @@ class Retrieval:
         return found if self.ceiling is None else {**found, "teacher_ceiling": run(self.ceiling)}
 
 
-def recall(
-    shards: ShardSet,
-    encoder: Encoder,
-    *,
-    text_source: str | None = None,
-    view_shards: ShardSet | None = None,
-    split: str | None = None,
-    benchmark: str | None = None,
-) -> dict[str, Any]:
-    """Run every direction that the set has data for and return the result record.
-
-    ``prepare`` and ``Retrieval.measure`` in one. Raises ``InputError`` as ``prepare`` does.
-    """
-    return prepare(
-        shards,
-        encoder,
-        text_source=text_source,
-        view_shards=view_shards,
-        split=split,
-        benchmark=benchmark,
-    ).measure()
-
-
 def prepare(
     shards: ShardSet,
     encoder: Encoder,
@@ -150,7 +127,7 @@ def prepare(
     benchmark: str | None = None,
     advance: Advance | None = None,
 ) -> Retrieval:
-    """Read and embed what ``recall`` measures; ``advance`` counts the objects of the set.
+    """Read and embed every direction that the set has data for; ``advance`` counts its objects.
 
     ``view_shards`` is a set of the same objects whose view 0 asks in the place of that of
     ``shards``. Raises ``InputError`` when ``split`` or ``text_source`` is not in the set, or when

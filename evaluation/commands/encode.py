@@ -85,6 +85,7 @@ def encode(
     from evaluation.embeddings import EmbeddingsMeta, write_embeddings
     from evaluation.sources import MeshSource, embed_shards, find_meshes, shards_data
     from evaluation.student import load_student, pick_device
+    from pipeline.catalog.columns import open_parts
     from pipeline.shards import ShardSet, what_lacks
 
     check_new(out, "--out", overwrite)
@@ -99,7 +100,7 @@ def encode(
     failures: list[tuple[str, str]] = []
     if shards is not None:
         opened = ShardSet.open(shards)
-        note(f"opening {shards}")  # of hundreds of thousands of objects it takes half a minute
+        open_parts(opened)
         lacking = what_lacks(shards)
         if lacking:
             note(lacking)

@@ -26,4 +26,4 @@ def column(shards: ShardSet, name: str) -> pa.Array:
         for group in shards.row_groups:
             chunks.append(shards.table(group, [name]).column(0).combine_chunks())
             bar.advance(group.n_rows)
-    return pa.chunked_array(chunks, chunks[0].type).combine_chunks() if chunks else pa.array([])
+    return pa.chunked_array(chunks, shards.schema.field(name).type).combine_chunks()

@@ -154,7 +154,7 @@ def _common(sources: Sequence[ShardSet]) -> dict[str, str] | None:
 
 def _kept(sources: Sequence[ShardSet], on_duplicate: str) -> list[Mask]:
     """For every row of every set, in reading order, whether it is the first with its uid."""
-    columns = [column(source, "uid").cast(pa.string()) for source in sources]  # null without rows
+    columns = [column(source, "uid") for source in sources]
     uids = pa.concat_arrays(columns)
     codes = uids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     keep = np.zeros(len(codes), np.bool_)

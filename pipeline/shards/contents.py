@@ -37,7 +37,7 @@ def mark_unfinished(root: str | Path) -> None:
     """
     storage = Storage.at(root)
     if not storage.exists(CONTENTS):
-        _write(storage, {})
+        _write(storage, [])
 
 
 def record_contents(root: str | Path) -> None:
@@ -70,10 +70,10 @@ def compare_contents(root: str | Path) -> Contents | None:
     if value.get("version") != _VERSION:
         raise InputError(f"{name}: version {value.get('version')!r} is unknown; upgrade mrd3d")
     files = value.get("files")
-    if not isinstance(files, dict):
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise InputError(f"{name}: holds no list of files; {remedy}")
-    there = _files(storage)
-    return Contents(len(files), sorted(files.keys() - there), sorted(there.keys() - files))
+    held, there = set(files), set(_files(storage))
+    return Contents(len(held), sorted(held - there), sorted(there - held))
 
 
 def what_lacks(root: str | Path) -> str | None:
@@ -90,12 +90,11 @@ def what_lacks(root: str | Path) -> str | None:
     return None
 
 
-def _write(storage: Storage, files: dict[str, int]) -> None:
+def _write(storage: Storage, files: list[str]) -> None:
     record = {"format": _FORMAT, "version": _VERSION, "files": files}
-    storage.write(CONTENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    storage.write(CONTENTS, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _files(storage: Storage) -> dict[str, int]:
-    """Bytes by name of what holds rows, failures or kept views."""
-    found = storage.sizes("", ".parquet")
-    return {name: size for name, size in found.items() if name.startswith(_KINDS)}
+def _files(storage: Storage) -> list[str]:
+    """Sorted names of what holds rows, failures or kept views."""
+    return [name for name in storage.list("", ".parquet") if name.startswith(_KINDS)]

@@ -41,7 +41,8 @@ from tests.bench.train_sides import (
     write_shards,
 )
 from trainer.backbones.measure import measure
-from trainer.data import Batches, CloudBatch
+from trainer.batch import CloudBatch
+from trainer.data import Batches
 from trainer.grouping import group_points, prefix_centroids
 from trainer.index import Corpus
 from trainer.loop import Loop

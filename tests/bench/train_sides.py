@@ -23,8 +23,9 @@ from pipeline.shards import (
 )
 from tests.bench.train_plain import PlainTrainer
 from trainer.backbones.pointbert import PointBert
+from trainer.batch import CloudBatch, Position
 from trainer.config import Recipe
-from trainer.data import Batches, CloudBatch, Position
+from trainer.data import Batches
 from trainer.loop import Loop
 from trainer.recipe import load_recipe
 from trainer.task import DistillTask

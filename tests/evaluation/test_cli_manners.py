@@ -171,7 +171,7 @@ def test_introductions__say_what_is_about_to_be_done(
         in printed.err
     )
     assert f"at most {size / 1000:.1f} kB" in printed.err
-    assert printed.err.startswith("opening ")
+    assert printed.err.startswith(f"{summary['rows']} objects by reader: ")
     assert run(monkeypatch, "evaluation", *lines["index"], "--out", tmp_path / "a.index") == 0
     told = f"{summary['rows']} vectors of width {summary['width']}; trying in order: flat ("
     notes = capsys.readouterr().err

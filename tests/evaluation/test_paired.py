@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from evaluation.benchmarks.recall import recall
+from evaluation.benchmarks.recall import prepare
 from evaluation.paired import compare, hits, paired_tables
 from evaluation.results import by_uid
 from evaluation.sources import StudentEncoder
@@ -61,7 +61,9 @@ def test_recall__ranks_do_not_depend_on_the_order_of_rows(tmp_path: Path, shards
     found = []
     for root in (shards, turned):
         there = ShardSet.open(root)
-        record = recall(there, StudentEncoder(world.student(), there), text_source="caption")
+        record = prepare(
+            there, StudentEncoder(world.student(), there), text_source="caption"
+        ).measure()
         found.append({name: figures["ranks"] for name, figures in record["directions"].items()})
     assert set(found[0]) == {
         *("text->3d", "3d->text", "image->3d", "3d->image", "3d->3d"),

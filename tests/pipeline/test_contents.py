@@ -110,6 +110,7 @@ def test_contents__equal_sets_have_equal_records(tmp_path: Path) -> None:
         ("[]", "not the record of a shard set"),
         ('{"format": "mrd3d-contents", "version": 2}', "version 2 is unknown; upgrade"),
         ('{"format": "mrd3d-contents", "version": 1}', "holds no list of files"),
+        ('{"format": "mrd3d-contents", "version": 1, "files": [[]]}', "holds no list of files"),
     ],
 )
 def test_contents__a_damaged_record_is_one_line(text: str, told: str, tmp_path: Path) -> None:

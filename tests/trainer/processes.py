@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.trainer.features import batch, draw, select, with_several
 from trainer import distributed
+from trainer.batch import CloudBatch
 from trainer.config import AlignConfig, DistillConfig, Recipe
-from trainer.data import CloudBatch
 from trainer.losses import AlignLoss, DistillLoss, Features
 from trainer.optim import build_optimizer
 from trainer.task import DistillTask

@@ -14,7 +14,8 @@ from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.trainer.conftest import MakeShards, Synth, make_rows, open_batches, rows_of, small_recipe
 from trainer import data as data_module
-from trainer.data import Batches, CloudBatch, HeldOut, Position, _Epoch
+from trainer.batch import CloudBatch, Position
+from trainer.data import Batches, HeldOut, _Epoch
 from trainer.index import Corpus
 from trainer.order import Epoch, Order
 from trainer.sampling import Block, Draws, read_block

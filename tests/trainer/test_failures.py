@@ -28,7 +28,7 @@ from tests.trainer.conftest import (
     make_rows,
     small_recipe,
 )
-from tests.trainer.test_run import STATEFUL, assert_same_state
+from tests.trainer.test_resume import STATEFUL, assert_same_state
 from trainer import checkpoint, data, run
 from trainer.checkpoint import checkpoint_path, checkpoints, load_model
 from trainer.loop import Loop

@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import (
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from trainer import distributed, parallel, task
+from trainer.batch import CloudBatch, Position
 from trainer.config import Recipe
-from trainer.data import CloudBatch, Position
 from trainer.optim import build_optimizer
 from trainer.recipe import load_recipe, override_recipe
 from trainer.task import DistillTask, StepResult

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.benchmarks.labels import from_categories
-from evaluation.benchmarks.recall import recall
+from evaluation.benchmarks.recall import prepare
 from evaluation.benchmarks.zeroshot import class_texts, zeroshot
 from evaluation.sources import StudentEncoder, split_categories
 from pipeline.common import InputError
@@ -40,7 +40,7 @@ def test_measure__as_the_evaluation_finds(shards: Path, split: str) -> None:
     labels = from_categories(split_categories(opened, split))
     texts = class_texts(opened, labels, world.FakeTeacher, ["{}"])
     theirs = zeroshot(opened, encoder, labels, texts, split=split)["metrics"]
-    directions = recall(opened, encoder, split=split)["directions"]
+    directions = prepare(opened, encoder, split=split).measure()["directions"]
 
     ours = HeldOut.open([shards], split).measure(read_target, 32)
 

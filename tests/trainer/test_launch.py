@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.common import InputError, write_json
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
-from tests.trainer.test_run import assert_same_state
+from tests.trainer.test_resume import assert_same_state
 from trainer.checkpoint import checkpoints, load_model
 from trainer.jobs import OF_OUR_OWN
 from trainer.launch import FOLDER, OUTCOME, _raise_outcome, _ray, _Tail

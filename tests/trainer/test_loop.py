@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pipeline.common import InputError
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
+from trainer.batch import CloudBatch, Position
 from trainer.checkpoint import load_model
-from trainer.data import Batches, CloudBatch, Position
+from trainer.data import Batches
 from trainer.index import Corpus
 from trainer.recorder import Recorder, read_metrics
 from trainer.run import train

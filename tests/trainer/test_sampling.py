@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pipeline.common import InputError
 from pipeline.shards import Row, ShardSet
 from tests.trainer.conftest import WIDTH, MakeShards, Synth, make_rows, small_recipe
-from trainer.data import Batches, CloudBatch, HeldOut
+from trainer.batch import CloudBatch
+from trainer.data import Batches, HeldOut
 from trainer.index import Corpus
 from trainer.sampling import mean_of, pick_all, pick_keyed, pick_mean, source_shares
 

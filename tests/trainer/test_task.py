@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.trainer.conftest import WIDTH, MakeShards, small_recipe
 from trainer import distributed
+from trainer.batch import CloudBatch
 from trainer.config import Recipe
-from trainer.data import Batches, CloudBatch, HeldOut
+from trainer.data import Batches, HeldOut
 from trainer.index import Corpus
 from trainer.optim import build_optimizer, learning_rate, ramp
 from trainer.recipe import load_recipe

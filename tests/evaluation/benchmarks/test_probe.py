@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,18 @@ from evaluation.benchmarks.probe import (
     few_shot,
     nearest,
     prepare,
-    probe,
 )
 from evaluation.embeddings import normalise
-from evaluation.sources import StudentEncoder
+from evaluation.sources import Encoder, StudentEncoder
 from pipeline.common import InputError
 from pipeline.shards import Batch, ShardSet, create_or_open, write_part
 from tests.evaluation import world
 from tests.running import Cli
+
+
+def probe(shards: ShardSet, encoder: Encoder, **options: Any) -> dict[str, Any]:
+    ready = prepare(shards, encoder, **options)
+    return ready.measure(*ready.embed())
 
 
 def clusters(count: int, classes: int, noise: float, seed: int) -> Labelled:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.recall import by_category, collect, directions, prepare, recall
+from evaluation.benchmarks.recall import by_category, collect, directions, prepare
 from evaluation.commands import measure
 from evaluation.embeddings import normalise
 from evaluation.results import read_result, write_result
@@ -26,7 +26,7 @@ def opened(shards: Path) -> ShardSet:
 
 def test_text_to_shape__as_the_obvious_loop_over_captions(opened: ShardSet) -> None:
     encoder = StudentEncoder(world.student(), opened)
-    record = recall(opened, encoder, text_source="caption")
+    record = prepare(opened, encoder, text_source="caption").measure()
     batch = opened.read(opened.row_groups[0])
     assert batch.texts is not None
     shapes = encoder(batch, np.arange(len(batch)))
@@ -89,7 +89,7 @@ def test_texts__equal_words_of_two_sources_are_right_for_whoever_carries_them(
     tmp_path: Path,
 ) -> None:
     opened = named_by_turns(tmp_path / "set", ["mug", "Mug", "mug", "chair"])
-    found = recall(opened, StudentEncoder(world.student(), opened))["directions"]
+    found = prepare(opened, StudentEncoder(world.student(), opened)).measure()["directions"]
     # Two queries of the words, by name and by category; three objects are right for each.
     assert found["text->3d"]["n_queries"] == 3
     assert found["text->3d"]["chance_recall@1"] == pytest.approx((3 / 4 + 3 / 4 + 1 / 4) / 3)
@@ -124,9 +124,9 @@ def named_by_turns(root: Path, names: list[str]) -> ShardSet:
 
 
 def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) -> None:
-    record = recall(opened, ViewsEncoder(opened))
+    record = prepare(opened, ViewsEncoder(opened)).measure()
     assert "teacher_ceiling" not in record
-    student = recall(opened, StudentEncoder(world.student(), opened))
+    student = prepare(opened, StudentEncoder(world.student(), opened)).measure()
     ours = record["directions"]["text->3d"]
     del ours["ranks"]  # kept of the model measured alone
     assert ours == student["teacher_ceiling"]["text->views"]
@@ -136,7 +136,7 @@ def test_prepare__tells_how_much_measuring_compares(opened: ShardSet) -> None:
     encoder = StudentEncoder(world.student(), opened)
     ready, told = prepare(opened, encoder), list[int]()
     record = ready.measure(told.append)
-    assert record == recall(opened, encoder)
+    assert record == prepare(opened, encoder).measure()
     figures = [*record["directions"].values(), *record["teacher_ceiling"].values()]
     assert len(figures) == 14
     assert ready.n_queries == sum(told) == sum(one["n_queries"] for one in figures)
@@ -158,17 +158,17 @@ def test_command__tells_of_many_comparisons_before_they_begin(
 
 def test_recall__set_without_views_or_split(tmp_path: Path) -> None:
     bare = ShardSet.open(world.make_shards(tmp_path / "bare", 8, n_views=0))
-    record = recall(bare, StudentEncoder(world.student(), bare))
+    record = prepare(bare, StudentEncoder(world.student(), bare)).measure()
     assert set(record["directions"]) == {"text->3d", "3d->text", "3d->3d", "class->3d"}
     assert record["teacher_ceiling"] == {}
     with pytest.raises(InputError, match="there are: test, train"):
-        recall(bare, StudentEncoder(world.student(), bare), split="val")
+        prepare(bare, StudentEncoder(world.student(), bare), split="val").measure()
 
 
 def test_result_file__is_read_back_and_its_rows_stay_on_a_line(
     tmp_path: Path, opened: ShardSet
 ) -> None:
-    record = recall(opened, StudentEncoder(world.student(), opened))
+    record = prepare(opened, StudentEncoder(world.student(), opened)).measure()
     record["matrix"] = [[1, 2, 3], [4, 5, 6]]
     write_result(tmp_path / "r.json", record)
     assert read_result(tmp_path / "r.json") == record
@@ -180,7 +180,7 @@ def test_result_file__is_read_back_and_its_rows_stay_on_a_line(
 
 def test_by_class__names_and_pictures_as_the_obvious_loops(opened: ShardSet) -> None:
     encoder = StudentEncoder(world.student(), opened)
-    found = recall(opened, encoder)["directions"]
+    found = prepare(opened, encoder).measure()["directions"]
     batch = opened.read(opened.row_groups[0])
     assert batch.category is not None
     assert batch.image_embeds is not None
@@ -223,7 +223,7 @@ def test_view_shards__pictures_from_other_cameras_ask(tmp_path: Path) -> None:
     ours = ShardSet.open(world.make_shards(tmp_path / "ours", 24, cameras=here))
     theirs = ShardSet.open(world.make_shards(tmp_path / "theirs", 24, n_views=1, cameras=there))
     encoder = StudentEncoder(world.student(), ours)
-    record = recall(ours, encoder, view_shards=theirs)
+    record = prepare(ours, encoder, view_shards=theirs).measure()
     own, other = ours.read(ours.row_groups[0]), theirs.read(theirs.row_groups[0])
     assert own.image_embeds is not None
     assert other.image_embeds is not None
@@ -238,7 +238,7 @@ def test_view_shards__pictures_from_other_cameras_ask(tmp_path: Path) -> None:
     assert record["teacher_ceiling"]["image->views"]["mean_rank"] == np.mean(ranks)
     assert "theirs (ulip, 1)" in record["protocol"]["image_queries"]
     bare = ShardSet.open(world.make_shards(tmp_path / "bare", 24, n_views=0))
-    assert "image->3d" in recall(bare, encoder, view_shards=theirs)["directions"]
+    assert "image->3d" in prepare(bare, encoder, view_shards=theirs).measure()["directions"]
     few = ShardSet.open(world.make_shards(tmp_path / "few", 8, n_views=1, cameras=there))
     for other_set, told in (
         (ours, "first camera is one of"),
@@ -246,6 +246,6 @@ def test_view_shards__pictures_from_other_cameras_ask(tmp_path: Path) -> None:
         (few, "tiny/008 is asked for, but the set lacks it"),
     ):
         with pytest.raises(InputError, match=told):
-            recall(ours, encoder, view_shards=other_set)
-    record = recall(ours, encoder, view_shards=theirs, split="test")
+            prepare(ours, encoder, view_shards=other_set).measure()
+    record = prepare(ours, encoder, view_shards=theirs, split="test").measure()
     assert record["directions"]["image->3d"]["n_queries"] == 12
