@@ -39,7 +39,7 @@ evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" -
 evaluation retrieve --index "$dir/index" --text "a red mug" -k 5
 
 step "5/5 report"
-evaluation report "$dir"/results/{zeroshot,recall}-{teacher,align-only,mrd}.json --out "$dir/report.html" --overwrite \
+evaluation report "$dir"/results/{zeroshot,recall}-{align-only,mrd,teacher}.json --out "$dir/report.html" --overwrite \
   --title "Demo: procedural objects" \
   --gallery "$dir/index" --shards "$dir/shards" --run "$dir/align-only" --run "$dir/mrd" \
   --query "a red mug" --query "a tall tree" --query "a wooden chair" --query "a blue car" \

@@ -34,7 +34,7 @@ done
 step "4/4 an index of every mesh, and a report"
 evaluation encode --checkpoint "$dir/mrd" --shards "$dir/shards" --out "$dir/embeddings.parquet" --overwrite
 evaluation index --embeddings "$dir/embeddings.parquet" --shards "$dir/shards" --out "$dir/index" --overwrite
-evaluation report "$dir"/results/recall-{teacher,align-only,mrd}.json --out "$dir/report.html" --overwrite \
+evaluation report "$dir"/results/recall-{align-only,mrd,teacher}.json --out "$dir/report.html" --overwrite \
   --title "Demo: real meshes" \
   --gallery "$dir/index" --shards "$dir/shards" --run "$dir/align-only" --run "$dir/mrd" \
   --query "a bottle" --query "a hammer" --query "a tree" --query "a car" --query "a chair"
