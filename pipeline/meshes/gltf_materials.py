@@ -8,14 +8,14 @@ how each extension is treated.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.meshes.gltf_data import Array, GltfData, item, whole
-from pipeline.meshes.parts import Limits, Surface, require
+from pipeline.meshes.parts import Limits, Surface, Wrap, require
 from pipeline.meshes.textures import decode_texture
 from pipeline.scene import U8, AlphaMode, Material, MeshError, srgb_to_linear
 
@@ -28,17 +28,19 @@ _IMAGE_EXTENSIONS = (
     "KHR_texture_basisu",
     "MSFT_texture_dds",
 )
+_WRAPS: dict[str, Wrap] = {"33648": "mirror", "33071": "clamp"}
 _MOST_LIGHT = 1e6  # of emission: anything above 1 is white
 
 
 @dataclass(frozen=True)
 class Placing:
-    """Which texture coordinates a texture takes, and how they are moved first."""
+    """Which coordinates a texture takes, how they are moved first, what is outside of [0, 1]."""
 
     uv_set: int
     offset: tuple[float, float] = (0.0, 0.0)
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
     def apply(self, uv: Array) -> NDArray[np.float64]:
         """Coordinates (V, 2) of the file as those of ``pipeline.scene``, origin bottom left."""
@@ -81,7 +83,7 @@ class Materials:
         cutoff = _numbers([entry.get("alphaCutoff", 0.5)], 1, f"materials[{index}]")[0]
 
         texture = None if info is None else self._texture(whole(info, "index"))
-        placing = _placing(info or {})
+        placing = self._placing(info)
         unlit = "KHR_materials_unlit" in extensions
         emissive, glow_info = (0.0, 0.0, 0.0), None
         if not unlit:  # an unlit material shows its base colour and nothing else
@@ -90,10 +92,10 @@ class Materials:
         if any(emissive) and glow_info is not None:
             glow = self._texture(whole(glow_info, "index"))
             if texture is None:
-                placing = _placing(glow_info)
-            elif _placing(glow_info) != placing:
-                # A mesh has one set of coordinates: emission that asks for another becomes its
-                # mean over the image.
+                placing = self._placing(glow_info)
+            elif self._placing(glow_info) != placing:
+                # A mesh has one set of coordinates: emission that asks for another, or for other
+                # wrapping, becomes its mean over the image.
                 mean = srgb_to_linear(glow[..., :3] / np.float32(255)).mean(axis=(0, 1))
                 first, second, third = (
                     float(light * part) for light, part in zip(emissive, mean, strict=True)
@@ -109,7 +111,20 @@ class Materials:
             emissive=emissive,
             emissive_texture=glow,
         )
-        return Surface(material, explicit=factor is not None or any(emissive)), placing
+        explicit = factor is not None or any(emissive)
+        return Surface(material, explicit, placing.wrap), placing
+
+    def _placing(self, info: dict[str, Any] | None) -> Placing:
+        """Set, transform and wrapping of a texture info."""
+        if info is None:
+            return Placing(0)
+        texture = item(self._document, "textures", whole(info, "index"))
+        try:
+            sampler = item(self._document, "samplers", texture.get("sampler"))
+        except MeshError:  # none, or one that is not there: textures repeat
+            sampler = {}
+        across, down = (_WRAPS.get(str(sampler.get(key)), "repeat") for key in ("wrapS", "wrapT"))
+        return replace(_transform(info), wrap=(across, down))
 
     def _texture(self, index: int) -> U8:
         entry = item(self._document, "textures", index)
@@ -146,7 +161,7 @@ def _numbers(values: Any, count: int, what: str) -> tuple[float, ...]:
     return numbers
 
 
-def _placing(info: dict[str, Any]) -> Placing:
+def _transform(info: dict[str, Any]) -> Placing:
     """Set and transform of a texture info."""
     uv_set = whole(info, "texCoord", 0)
     transform = info.get("extensions", {}).get("KHR_texture_transform")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.meshes.files import References, read_file
 from pipeline.meshes.gltf import read_glb, read_gltf
 from pipeline.meshes.parts import F64, Limits, Part, Surface, check_counts, require
+from pipeline.meshes.wrapping import repeating
 from pipeline.scene import F32, I32, Material, Mesh, MeshError
 
 # Rows are the +x, +y, +z axes of the result in the file's axes. All are proper rotations; the one
@@ -162,7 +163,7 @@ def _assemble(parts: Sequence[Part], rotation: F64, limits: Limits) -> Mesh:
     parts = [part for part in parts if len(part.faces)]
     require(bool(parts), "no_faces", "the file holds no triangles")
     check_counts(limits, faces=sum(len(part.faces) for part in parts))
-    placed = [_place(part, rotation) for part in parts]
+    placed = repeating([_place(part, rotation) for part in parts], limits)
     check_counts(limits, vertices=sum(len(part.vertices) for part in placed))
 
     counts = np.array([len(part.vertices) for part in placed])

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pipeline.scene import Material, MeshError
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Node = TypeVar("Node", bound=Hashable)
+Wrap = Literal["repeat", "mirror", "clamp"]  # what textures show outside of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Surface:
-    """A material, and whether the asset itself gave its base-colour factor."""
+    """A material, and what of it the asset says that ``Material`` has no place for."""
 
     material: Material
-    explicit: bool = False
+    explicit: bool = False  # the asset itself gave the base-colour factor
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # of its textures, across and down
 
 
 # Without a material in the file: neutral grey, or white where vertex colours say the rest.

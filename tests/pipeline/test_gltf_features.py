@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import re
 import sys
 from pathlib import Path
@@ -295,12 +296,62 @@ def test_feature__texture_transform(
     shows(eye.look(builder), expected)
 
 
-def test_feature__samplers(eye: Eye) -> None:
-    clamp = {"wrapS": 33071, "wrapT": 33648, "minFilter": 9728, "magFilter": 9728}
-    info = {"extensions": {"KHR_texture_transform": {"offset": [0.5, 0]}}}
-    builder = textured(png(QUARTERS), info, sampler=0)
-    builder.document["samplers"] = [clamp]
-    shows(eye.look(builder), {"top left": GREEN, "top right": RED})  # repeats all the same
+WRAPS = {"repeat": 10497, "mirror": 33648, "clamp": 33071}
+
+
+@pytest.mark.parametrize("down", WRAPS)
+@pytest.mark.parametrize("across", WRAPS)
+def test_feature__wrapping(eye: Eye, across: str, down: str) -> None:
+    offset = {"extensions": {"KHR_texture_transform": {"scale": [4, 4], "offset": [-1.5, -1.5]}}}
+    builder = textured(png(QUARTERS), offset, sampler=0)
+    builder.document["samplers"] = [{"wrapS": WRAPS[across], "wrapT": WRAPS[down]}]
+    seen = eye.look(builder)
+
+    def second(mode: str, at: float) -> int:
+        """Which half of an image is seen at a coordinate."""
+        if mode == "clamp":
+            return int(at > 0.5)
+        turned = mode == "mirror" and math.floor(at) % 2
+        return int((at % 1 > 0.5) != turned)
+
+    halves = (np.arange(8) + 0.5) / 8  # 4 periods
+    for x in halves:
+        for y in halves:
+            row, column = second(down, 4 * (1 - y) - 1.5), second(across, 4 * x - 1.5)
+            seen.same((x, y), QUARTERS[8 * row, 8 * column])
+
+
+def test_feature__filtering(eye: Eye) -> None:
+    builder = textured(png(QUARTERS), sampler=0)
+    builder.document["samplers"] = [{"minFilter": 9728, "magFilter": 9728}]  # nearest
+    shows(eye.look(builder), UPRIGHT)
+    middle = np.array(eye.look(builder).color((0.5, 0.75)))
+    assert (middle[:2] > 60).all()  # red and green are mixed all the same
+
+
+def test_wrapping__of_a_sampler_that_is_not_there_is_repetition(tmp_path: Path) -> None:
+    builder = textured(png(QUARTERS), sampler=3)
+    shows(open_eye("raster", tmp_path).look(builder), UPRIGHT)
+
+
+def test_wrapping__emission_that_wraps_otherwise_is_its_mean(tmp_path: Path) -> None:
+    base, glow = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    glow[:2] = 255
+    builder = square_of(
+        {
+            "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}},
+            "emissiveTexture": {"index": 1},
+            "emissiveFactor": [1, 1, 1],
+        },
+        png(base),
+        sampler=0,
+    )
+    builder.texture(png(glow), sampler=1)
+    eye = open_eye("raster", tmp_path)
+    builder.document["samplers"] = [{"wrapS": 33071}, {"wrapS": 33071}]
+    shows(eye.look(builder), {"top left": WHITE, "bottom left": (0, 0, 0)})
+    builder.document["samplers"][1] = {"wrapS": 33648}
+    shows(eye.look(builder), dict.fromkeys(PLACES, code(0.5, 0.5, 0.5)))
 
 
 def encoded(kind: str, **options: Any) -> bytes:
