@@ -8,11 +8,13 @@ index it is: see ``evaluation.index_choice``; how it changes: ``evaluation.index
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -160,28 +162,53 @@ class Index:
         """(rows,) for every row, whether an SQL condition is true of its object.
 
         The columns are those of the index (uid, source, category, texts), or with ``shards`` all of
-        that set; objects that it lacks are left out. Raises ``InputError`` for a wrong condition, a
-        set of other objects, one that no object fulfils, or one that takes more than ``seconds``.
+        that set; of objects that it lacks, the others are NULL. Raises ``InputError`` for a wrong
+        condition, a set of other objects, one that no object fulfils, or one that takes more than
+        ``seconds``.
         """
-        uids = self.uids()
-        opened = ShardSet.open(shards) if isinstance(shards, str) else shards
-        if opened is not None:
-            wanted = uids_where(connect(opened), "shards", where, seconds)
+        if shards is None:
+            objects = table_database("objects", self._there)
         else:
-            # Without removed rows: what an object was before it was replaced has the same uid.
-            there = self.ids if self._alive is None else self.ids.filter(pa.array(self._alive))
-            objects = table_database("objects", there.drop_columns(["removed"]))
-            wanted = uids_where(objects, "objects", where, seconds)
+            objects = self._joined(ShardSet.open(shards) if isinstance(shards, str) else shards)
+        wanted = uids_where(objects, "objects", where, seconds)
+        uids = self.uids()
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():
-            # The uids of the set are read only here: whatever is left is of both.
-            if opened is not None and opened.places.keys().isdisjoint(uids):
-                raise InputError(
-                    f"--shards {opened.storage.root}: holds none of the objects of {self.path}; "
-                    "give the shard set that was indexed"
-                )
             raise InputError(f"--where {where}: no object of {self.path} is left")
         return allowed
+
+    def beyond(self, uids: Collection[str], shards: object) -> str | None:
+        """A line about the objects that a set of these uids lacks; None where it has them all."""
+        lacking = sum(uid is not None and uid not in uids for uid in self.uids())
+        if not lacking:
+            return None
+        return (
+            f"{lacking:,} of the {len(self):,} objects of {self.path} are not in {shards}; "
+            "conditions know only their uid, source, category and texts"
+        )
+
+    @property
+    def _there(self) -> pa.Table:
+        """What is known of the objects, each once: replaced ones keep their uid in an older row."""
+        there = self.ids if self._alive is None else self.ids.filter(pa.array(self._alive))
+        return there.drop_columns(["removed"])
+
+    @contextmanager
+    def _joined(self, shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The objects of a set, and those of the index that it lacks, as the table ``objects``."""
+        with connect(shards) as db:
+            db.register("indexed", self._there)
+            db.execute(
+                "create view objects as select * from shards union all by name "
+                "select * from indexed anti join shards using (uid)"
+            )
+            both = "select uid from indexed semi join shards using (uid) limit 1"
+            if not db.execute(both).fetchall():
+                raise InputError(
+                    f"--shards {shards.storage.root}: holds none of the objects of {self.path}; "
+                    "give the shard set that was indexed"
+                )
+            yield db
 
     def search_rows(
         self, queries: F32, k: int, allowed: NDArray[np.bool_] | None = None

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from evaluation import load_student
-from evaluation.score import Asked, Scorer, read_distractors, score_all
+from evaluation.score import Asked, Failure, Scorer, read_distractors, score_all
 from evaluation.sources import find_meshes
 from evaluation.teachers import open_teacher
 from pipeline.cameras import ring
@@ -22,15 +22,16 @@ def main(folder: str, prompt: str, run: str) -> None:
     student = load_student(run)
     teacher = open_teacher(student.teacher)
     scorer = Scorer(teacher, student, ring(12), distractors=read_distractors(None), draws=3)
-    asked = [Asked(name, path, prompt, None) for name, path in find_meshes([Path(folder)])]
-    failures: list[tuple[str, str]] = []
+    meshes = find_meshes([Path(folder)])
+    asked = [Asked(mesh.name, mesh.path, prompt, None) for mesh in meshes]
+    failures: list[Failure] = []
     scores = list(score_all(asked, scorer, failures))
     for one in sorted(scores, key=lambda score: score.shape_text or 0):
         print(
             f"{one.shape_text:.3f} ± {one.shape_text_sd:.3f}  rank {one.shape_rank:>3}  {one.mesh}"
         )
-    for name, reason in failures:
-        print(f"failed: {name}: {reason}")
+    for failure in failures:
+        print(f"failed: {failure.asked.name}: {failure.reason}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ TEMPLATE = """# {name}
 
 A point-cloud encoder that embeds into the space of an image-text model.
 
-- Backbone: {backbone}, {parameters:.2f}M parameters, {n_points} points per cloud, {centroids} \
-centroids
+- Backbone: {backbone}, {parameters:.2f}M parameters, {n_points} points per \
+cloud{centroids}
 - Teacher: {teacher}, {width} dimensions
 - Objective: {objective}
 - Training: {training}
@@ -79,13 +79,14 @@ def model_card(
     records of the evaluation of this very checkpoint.
     """
     backbone, teacher = config["backbone"], config["teacher"]
+    groups = backbone["options"].get("centroids")  # a backbone of another package may have none
     recipe = parse_recipe(config["recipe"], "recipe") if config.get("recipe") else None
     return TEMPLATE.format(
         name=name,
         backbone=backbone["name"],
         parameters=config["n_parameters"] / 1e6,
         n_points=config["n_points"],
-        centroids=backbone["options"]["centroids"],
+        centroids=f", {groups} centroids" if groups is not None else "",
         teacher=_teacher(teacher),
         width=teacher["width"],
         objective=_objective(recipe),

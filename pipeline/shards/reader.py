@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,10 +120,18 @@ class ShardSet:
         self._files: OrderedDict[tuple[str, bool], pq.ParquetFile] = OrderedDict()
         self._groups: dict[str, list[RowGroup]] = {}
         self._verified: dict[RowGroup, set[str]] = {}
+        self._reading = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: open files stay behind."""
-        return {**self.__dict__, "_files": OrderedDict(), "_verified": {}}
+        kept = {**self.__dict__, "_files": OrderedDict(), "_verified": {}}
+        del kept["_reading"]
+        return kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As ``__getstate__`` gave it."""
+        self.__dict__.update(state)
+        self._reading = threading.Lock()
 
     @classmethod
     def open(
@@ -157,7 +166,8 @@ class ShardSet:
     def groups_of(self, part: str) -> list[RowGroup]:
         """The row groups of one part, kept. Raises ``InputError`` as ``read`` does."""
         if part not in self._groups:
-            metadata = self._file(part).metadata
+            with self._reading:
+                metadata = self._file(part).metadata
             self._groups[part] = [
                 RowGroup(part, index, metadata.row_group(index).num_rows)
                 for index in range(metadata.num_row_groups)
@@ -177,9 +187,8 @@ class ShardSet:
         wanted = self._columns(asked)
         verified = self._verified.setdefault(group, set())
         check = self.verify and not verified.issuperset(wanted)
-        file = self._file(group.part, check)
         try:
-            table = file.read_row_group(group.index, columns=wanted, use_threads=False)
+            table = self._row_group(group, wanted, check)
             batch = self._decode(table, group, asked)
         except READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
@@ -196,9 +205,8 @@ class ShardSet:
         names = self.schema.names if columns is None else list(columns)
         for name in names:
             self.schema.field(name)
-        file = self._file(group.part, True)
         try:
-            table = file.read_row_group(group.index, columns=names, use_threads=False)
+            table = self._row_group(group, names, True)
             table.validate(full=True)
             if table.num_rows != group.n_rows:
                 raise ValueError(f"{table.num_rows} rows where the footer says {group.n_rows}")
@@ -224,10 +232,7 @@ class ShardSet:
         batch = self.read(group)
         names = ["dataset", "sha256", "n_faces", "n_vertices", "n_bytes"]
         try:
-            table = self._file(group.part).read_row_group(
-                group.index, columns=names, use_threads=False
-            )
-            others = table.to_pylist()
+            others = self._row_group(group, names).to_pylist()
         except READ_ERRORS as error:
             raise self._damaged(group.part, error) from error
         xyz = batch.xyz_float()
@@ -311,6 +316,14 @@ class ShardSet:
         if unknown:
             raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
         return [name for name in names if name in wanted]
+
+    def _row_group(
+        self, group: RowGroup, columns: Sequence[str], check_pages: bool = False
+    ) -> pa.Table:
+        """Some columns of a row group; by one thread at a time, or Arrow crashes."""
+        with self._reading:
+            file = self._file(group.part, check_pages)
+            return file.read_row_group(group.index, columns=columns, use_threads=False)
 
     def _file(self, part: str, check_pages: bool = False) -> pq.ParquetFile:
         """An opened and checked part; the most recent ones stay open."""

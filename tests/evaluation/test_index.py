@@ -87,7 +87,7 @@ def test_search__allowed_rows_only_as_the_obvious_version(
     assert [hit.item.uid for hit in hits] == ["u/77"]
 
 
-def test_rows_where__of_shards_reads_no_row_group_unless_nothing_is_left(
+def test_rows_where__of_shards_reads_no_row_group(
     indexed: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, opened, other = load_index(indexed), ShardSet.open(shards), tmp_path / "other"
@@ -105,13 +105,40 @@ def test_rows_where__of_shards_reads_no_row_group_unless_nothing_is_left(
     wanted = {row.uid for row in rows if row.split == "test" and row.uid < "tiny/020"}
     assert index.rows_where(where, opened).tolist() == [uid in wanted for uid in index.uids()]
     assert groups == []
-    for _ in range(2):
-        with pytest.raises(InputError, match="--where n_faces > 5: no object of"):
-            index.rows_where("n_faces > 5", opened)
-    assert groups == opened.row_groups  # once
+    with pytest.raises(InputError, match="--where n_faces > 5: no object of"):
+        index.rows_where("n_faces > 5", opened)
+    assert groups == []
     for condition in (where, "true", "n_faces > 5"):
         with pytest.raises(InputError, match="other: holds none of the objects of"):
             index.rows_where(condition, str(other))
+
+
+def test_rows_where__objects_that_the_set_lacks_go_by_what_the_index_knows(
+    indexed: Path, shards: Path, tmp_path: Path
+) -> None:
+    index, opened, fewer = load_index(indexed), ShardSet.open(shards), tmp_path / "fewer"
+    rows = [row for group in opened.row_groups for row in opened.rows(group)]
+    create_or_open(fewer, opened.manifest)
+    write_part(fewer, opened.manifest, rows[:10])
+    categories = {row.uid: row.category for row in rows}
+    known = {row.uid: row.n_faces for row in rows[:10]}
+    some = categories[rows[12].uid]
+    for condition, true in (
+        ("true", lambda uid: uid in categories),
+        (f"category = '{some}'", lambda uid: categories[uid] == some),
+        ("n_faces >= 0", lambda uid: uid in known),
+        ("n_faces is null", lambda uid: uid not in known),
+        (
+            f"n_faces is null and uid <> '{rows[12].uid}'",
+            lambda uid: uid not in {*known, rows[12].uid},
+        ),
+    ):
+        found = index.rows_where(condition, str(fewer))
+        assert found.tolist() == [true(uid) for uid in index.uids()]
+    told = index.beyond(ShardSet.open(fewer).places, fewer)
+    assert told is not None
+    assert told.startswith(f"{len(rows) - 10} of the {len(rows)} objects of")
+    assert index.beyond(opened.places, shards) is None
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])

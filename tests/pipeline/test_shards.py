@@ -5,8 +5,10 @@ from __future__ import annotations
 import pickle
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -473,3 +475,23 @@ def test_quantised__rows_give_the_same_part_and_what_leaves_the_range_is_refused
     assert encode_part(manifest, twice) == encode_part(manifest, rows)
     with pytest.raises(ValueError, match="xyz leaves"):
         quantised(replace(rows[0], xyz=rows[0].xyz * 3))
+
+
+def test_read__from_several_threads_gives_the_rows_of_one(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    rows = [make_row(manifest, f"t/{i:02d}") for i in range(60)]
+    make_set(tmp_path, manifest, [rows[start : start + 6] for start in range(0, 60, 6)])
+    opened = ShardSet.open(tmp_path, open_files=3)  # others are closed meanwhile
+    expected = {group: opened.read(group).uid for group in opened.row_groups}
+
+    def look(seed: int) -> bool:
+        order = np.random.default_rng(seed).integers(len(opened.row_groups), size=150)
+        groups = [opened.row_groups[place] for place in order]
+        return all(opened.read(group, ["xyz", "rgb"]).uid == expected[group] for group in groups)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(look, range(8)))
+    assert (
+        pickle.loads(pickle.dumps(opened)).read(opened.row_groups[0]).uid
+        == expected[opened.row_groups[0]]
+    )

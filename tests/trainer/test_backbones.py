@@ -426,3 +426,13 @@ def test_families__of_other_packages_come_by_entry_points(monkeypatch: pytest.Mo
     family.PRESETS = {"tiny": pointbert.PRESETS["tiny"]}  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="my_family: its backbone tiny is there already"):
         backbone_names()
+
+
+def test_families__that_do_not_load_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise ImportError("No module named 'nowhere'")
+
+    point = SimpleNamespace(name="mine", value="my_family", load=load)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(InputError, match=r"mine = my_family .* does not load \(ImportError: No mo"):
+        backbone_names()

@@ -54,7 +54,13 @@ def _presets() -> dict[str, Any]:
     for family in _FAMILIES:
         found |= import_module(f"trainer.backbones.{family}").PRESETS
     for point in entry_points(group=ENTRY_POINTS):
-        presets = point.load().PRESETS
+        try:
+            presets = point.load().PRESETS
+        except Exception as error:  # whatever the code of another package raises
+            raise InputError(
+                f"the entry point {point.name} = {point.value} of {ENTRY_POINTS} does not load "
+                f"({type(error).__name__}: {error}); mend or uninstall its package"
+            ) from error
         if taken := sorted(found.keys() & presets.keys()):
             raise InputError(f"{point.value}: its backbone {taken[0]} is there already; rename it")
         found |= presets
