@@ -8,6 +8,7 @@ index it is: see ``evaluation.index_choice``; how it changes: ``evaluation.index
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +31,8 @@ from evaluation.embeddings import (
     parse_record,
     require_distinct,
 )
-from evaluation.index_choice import Trying, Wanted, choose
+from evaluation.exact import top_k
+from evaluation.index_choice import RECALL_K, Trying, Wanted, choose, width_of
 from evaluation.teachers import require_same_teacher
 from pipeline.catalog.connection import connect, table_database
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
@@ -43,7 +45,7 @@ REMEDY = "make it again with `evaluation index`"
 METRIC = "cosine"  # inner product of L2-normalised vectors
 FILES = ("index.faiss", "ids.parquet")
 
-FEW_ROWS = 50_000  # of an approximate index, that a condition leaves: searched one by one
+FEW_ROWS = 50_000  # of an approximate index, that a condition leaves: all are looked at
 IDS_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("uid", "source", "category")),
@@ -215,10 +217,10 @@ class Index:
     ) -> tuple[F32, NDArray[np.int64]]:
         """Scores and rows, each (Q, min(k, size)), best first; equal scores by row number.
 
-        Nothing allowed gives no columns.
-
-        ``allowed`` (rows,) leaves only those rows; where an approximate index finds fewer, the
-        last rows are -1. Raises ``InputError`` when the queries have another width than the index.
+        ``allowed`` (rows,) leaves only those rows, whose number is then the size; nothing allowed
+        gives no columns. An approximate index looks wider for more than the ten hits that its
+        width was tuned for, and everywhere where even so it finds too few. Raises ``InputError``
+        when the queries have another width than the index.
         """
         if queries.shape[1] != self.meta.teacher.width:
             raise InputError(
@@ -232,40 +234,62 @@ class Index:
         if not k:  # FAISS takes no k of 0
             empty = (len(queries), 0)
             return np.zeros(empty, np.float32), np.zeros(empty, np.int64)
-        if allowed is None:
-            scores, rows = self.engine.search(queries, k)
-        else:
-            scores, rows = self._search_allowed(queries, k, allowed)
+        scores, rows = self._search(queries, k, allowed)
         order = np.lexsort((rows, -scores), axis=1)
         scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
         return scores.astype(np.float32), rows.astype(np.int64)
 
-    def _search_allowed(
-        self, queries: F32, k: int, allowed: NDArray[np.bool_]
+    def _search(
+        self, queries: F32, k: int, allowed: NDArray[np.bool_] | None
     ) -> tuple[F32, NDArray[np.int64]]:
-        library: Any = faiss  # its stubs know nothing of selectors
-        bits = np.packbits(allowed, bitorder="little")
-        chosen = library.IDSelectorBitmap(bits)
-        few = np.flatnonzero(allowed)
-        # The search passes rows that are not allowed: it must look further for as many that are.
-        reach = min(_REACH, len(allowed) / max(1, len(few)))
+        """``search_rows`` in any order; ``k`` is at most the number of rows that are allowed."""
+        library: Any = faiss
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        chosen = None if bits is None else library.IDSelectorBitmap(bits)
         if self.kind == "flat":
             params = library.SearchParameters(sel=chosen)
-        elif self.kind == "ivfpq":
-            lists = self.engine.nlist
-            probes = lists if len(few) <= FEW_ROWS else int(reach * self.engine.nprobe)
-            params = library.SearchParametersIVF(sel=chosen, nprobe=min(lists, probes))
-        elif len(few) > FEW_ROWS:
-            width = int(reach * max(k, self.engine.hnsw.efSearch))
-            params = library.SearchParametersHNSW(sel=chosen, efSearch=width)
+            found = self.engine.search(queries, k, params=params)
+            return found[0], found[1]
+        total = int(self.engine.ntotal)
+        left = np.arange(total) if allowed is None else np.flatnonzero(allowed)
+        # The search passes rows that are not allowed: it must look further for as many that are.
+        reach = min(_REACH, total / len(left)) * max(1.0, k / RECALL_K)
+        width = math.ceil(reach * width_of(self.kind, self.engine))
+        # Few lie far apart in the graph, and a walk would miss them.
+        few = allowed is not None and len(left) <= FEW_ROWS
+        if few or width >= (self.engine.nlist if self.kind == "ivfpq" else total):
+            return self._search_all(queries, k, left, chosen)
+        if self.kind == "ivfpq":
+            params = library.SearchParametersIVF(sel=chosen, nprobe=width)
         else:
-            # Few lie far apart in the graph, and a walk would miss them.
-            exact: Any = faiss.IndexFlatIP(self.engine.d)
-            exact.add(self.engine.reconstruct_batch(few))
-            scores, places = exact.search(queries, k)
-            return scores, few[places]
-        found = self.engine.search(queries, k, params=params)
-        return found[0], found[1]
+            params = library.SearchParametersHNSW(sel=chosen, efSearch=width)
+        scores, rows = self.engine.search(queries, k, params=params)
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short):
+            scores[short], rows[short] = self._search_all(queries[short], k, left, chosen)
+        return scores, rows
+
+    def _search_all(
+        self, queries: F32, k: int, left: NDArray[np.int64], chosen: Any
+    ) -> tuple[F32, NDArray[np.int64]]:
+        """The best ``k`` of all rows of ``left`` by their codes, or by the vectors of the graph.
+
+        ``chosen`` is the selector of ``left``, None where it is every row.
+        """
+        library: Any = faiss
+        if self.kind == "ivfpq":
+            params = library.SearchParametersIVF(sel=chosen, nprobe=self.engine.nlist)
+            found = self.engine.search(queries, k, params=params)
+            return found[0], found[1]
+        best = np.zeros((len(queries), 0), np.float32)
+        rows = np.zeros((len(queries), 0), np.int64)
+        for start in range(0, len(left), FEW_ROWS):
+            block = left[start : start + FEW_ROWS]
+            scores, places = top_k(queries, self.engine.reconstruct_batch(block), k)
+            best, rows = np.hstack([best, scores]), np.hstack([rows, block[places]])
+            order = np.lexsort((rows, -best), axis=1)[:, :k]
+            best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+        return best, rows
 
     def search(self, query: F32, k: int, allowed: NDArray[np.bool_] | None = None) -> list[Hit]:
         """Best ``k`` objects for one (D,) query; fewer when fewer are there, or ``allowed``."""

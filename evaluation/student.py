@@ -5,7 +5,7 @@ Shape suffixes: B clouds, N points, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,18 @@ class Student:
         device: str = "cpu",
         batch_size: int = 64,
         neutral_rgb: int = NEUTRAL_RGB,
+        trained_on: Mapping[str, Collection[str]] | None = None,
     ) -> None:
+        """``trained_on``: which splits of which sets, by configuration hash."""
+        self._trained_on = trained_on or {}
         self.backbone, self.teacher, self.model = backbone, teacher, model
         self.n_points, self.pool_points = n_points, max(n_points, pool_points)
         self.device, self.batch_size, self.neutral_rgb = device, batch_size, neutral_rgb
+
+    def has_seen(self, config_hash: str, split: str | None) -> bool:
+        """Whether rows of a set, or of a split of it, were trained on."""
+        splits = self._trained_on.get(config_hash)
+        return splits is not None and (split is None or split in splits)
 
     @torch.inference_mode()
     def embed(self, xyz: F32, rgb: U8, has_color: NDArray[np.bool_]) -> F32:
@@ -143,7 +151,8 @@ def load_student(path: str | Path, device: str = "cpu", batch_size: int = 64) ->
 
     loaded = load_model(path, device)
     data = loaded.config.get("data") or {}
-    pool = data.get("n_points") if isinstance(data, dict) else None
+    data = data if isinstance(data, dict) else {}
+    pool = data.get("n_points")
     return Student(
         loaded.backbone,
         loaded.teacher,
@@ -160,6 +169,7 @@ def load_student(path: str | Path, device: str = "cpu", batch_size: int = 64) ->
         device=device,
         batch_size=batch_size,
         neutral_rgb=loaded.neutral_rgb,
+        trained_on={one["config_hash"]: data.get("splits", ()) for one in data.get("shards", ())},
     )
 
 

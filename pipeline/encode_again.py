@@ -42,6 +42,7 @@ from pipeline.shards import (
     create_or_open,
     mark_unfinished,
     record_contents,
+    what_lacks,
     write_failures,
     write_part,
     write_part_with_images,
@@ -79,6 +80,8 @@ class EncodeAgainSummary:
     texts: int = 0
     texts_cut: int = 0  # longer than the teacher's context
     tokens_cut: int = 0
+    texts_unknown: int = 0  # left out: not among the names of a teacher that has vectors only
+    objects_without_text: int = 0
     seconds: float = 0.0  # without loading the teacher
     teacher: str = ""
     device: str = ""
@@ -117,9 +120,18 @@ def encode_again(options: EncodeAgainOptions) -> EncodeAgainSummary:
         fixed_batch=True,
         compiled=options.compiled,
     )
+    if not teacher.info.has_images:
+        if options.keep_images:
+            raise InputError(
+                f"--keep-images: {teacher.info.label} does not embed images, so the set would have "
+                "none; leave the option out"
+            )
+        images = None
+    if lacking := what_lacks(options.shards):
+        note(lacking)
     wanted = new_manifest(source.manifest, teacher.info, teacher.precision, options.keep_images)
     manifest = create_or_open(options.out, wanted)
-    _tell_without_views(source.manifest, options)
+    _tell_without_views(source.manifest, teacher.info, options)
     summary = EncodeAgainSummary(
         teacher=teacher.info.label, device=device, precision=teacher.precision
     )
@@ -176,6 +188,11 @@ def tell(summary: EncodeAgainSummary, out: str) -> None:
     )
     if summary.failures:
         note(f"  {summary.failures} recorded failures were carried over")
+    if summary.texts_unknown:
+        note(
+            f"  {summary.texts_unknown} texts are unknown to the teacher and were left out; "
+            f"{summary.objects_without_text} objects have no text"
+        )
     if summary.texts_cut:
         note(
             f"  {summary.texts_cut} of {summary.texts} texts were truncated to the teacher's "
@@ -209,8 +226,14 @@ def _images(source: ShardSet, options: EncodeAgainOptions) -> ImageSet | None:
     return None
 
 
-def _tell_without_views(manifest: Manifest, options: EncodeAgainOptions) -> None:
-    if manifest.kept_images is None and (manifest.n_views or manifest.thumbnails):
+def _tell_without_views(
+    manifest: Manifest, teacher: TeacherInfo, options: EncodeAgainOptions
+) -> None:
+    if not (manifest.n_views or manifest.thumbnails):
+        return
+    if not teacher.has_images:
+        note(f"{teacher.label} does not embed images: {options.out} has no views")
+    elif manifest.kept_images is None:
         note(
             f"{options.shards} keeps no pictures: only texts are encoded, and {options.out} has "
             "no views. To have views, make the set again with `pipeline embed --keep-images webp`"
@@ -269,6 +292,8 @@ def _run(
     summary.texts = counts.get("texts", 0)
     summary.texts_cut = counts.get("texts_cut", 0)
     summary.tokens_cut = counts.get("tokens_cut", 0)
+    summary.texts_unknown = counts.get("texts_unknown", 0)
+    summary.objects_without_text = counts.get("objects_without_text", 0)
 
 
 def _take(items: Iterator[_Item], count: int) -> list[_Item]:
@@ -325,9 +350,10 @@ def _encoded(encoder: Encoder, items: Sequence[_Item], size: Size) -> list[Row]:
     objects = []
     for item in items:
         row = item.row
+        record = Record(row.uid, row.dataset, row.source, row.source, row.category, row.split)
         objects.append(
             Processed(
-                record=Record(row.uid, row.dataset, row.source, row.source),
+                record=record,
                 texts=tuple(row.texts),
                 text_sources=tuple(row.text_sources),
                 images={size: item.views},

@@ -31,10 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common import InputError, atomic_path, check_new, content_hash
-from pipeline.console import ProgressBar
+from pipeline.console import ProgressBar, note
 from pipeline.imports.exported import COLUMNS, KEY, MANIFEST_FILE, manifest_text, placed_texts
 from pipeline.imports.exported import FORMAT as OPENSHAPE
-from pipeline.shards import Manifest, Row, ShardSet
+from pipeline.shards import Manifest, Row, ShardSet, what_lacks
 
 FORMATS = ("npz", "webdataset", "openshape")
 FORMAT = "mrd3d-exported-shards"  # of manifest.json
@@ -81,6 +81,8 @@ def export(
         raise InputError(f"--format {layout}: use one of {', '.join(FORMATS)}")
     source = ShardSet.open(shards)
     _check_out(source, out, overwrite)
+    if lacking := what_lacks(shards):
+        note(lacking)
     total = len(source)
     with (
         atomic_path(out) as folder,

@@ -31,14 +31,17 @@ from pipeline.objects import ObjectSettings, teacher_size
 from pipeline.renderers import get_renderer
 from pipeline.shards import (
     Manifest,
+    ShardSet,
     TeacherInfo,
     create_or_open,
+    has_lost_files,
     mark_unfinished,
     record_contents,
     taken_back,
     unstarted,
 )
-from pipeline.shards.storage import shown, within
+from pipeline.shards.manifest import MANIFEST
+from pipeline.shards.storage import Storage, shown, within
 from pipeline.spool import Spool, Todo, spooled, with_split
 from pipeline.stages import EncodeSettings, Target
 
@@ -167,6 +170,24 @@ def set_names(teachers: tuple[str, ...], out: str) -> list[str]:
     return [within(out, name) for name in names]
 
 
+def _check_layout(options: EmbedOptions) -> None:
+    """Raise ``InputError`` where the sets of other teachers lie so that these would be made anew.
+
+    One teacher's set is ``out`` itself, those of several are folders in it.
+    """
+    if len(options.teachers) > 1 and Storage.at(options.out).exists(MANIFEST):
+        raise InputError(
+            f"--out {options.out}: is the set of one teacher, and those of several are folders in "
+            "--out; give another folder, or the new teacher alone and an --out of its own"
+        )
+    inner = within(options.out, _set_name(options.teachers[0]))
+    if len(options.teachers) == 1 and Storage.at(inner).exists(MANIFEST):
+        raise InputError(
+            f"--out {options.out}: holds the sets of several teachers; give --out {inner} to "
+            "continue this one, or all of its teachers"
+        )
+
+
 def _set_name(spec: str) -> str:
     """A folder's name for a teacher. Of a path or a repository the last part only."""
     model, _, rest = spec.partition(":")
@@ -185,6 +206,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     _ = (
         options.objects.dataset.options
     )  # raises where the source is not there, before a model loads
+    _check_layout(options)
     with ExitStack() as stack:
         captions = stack.enter_context(
             CaptionJoin(options.objects.captions.files, lambda: listed(options))
@@ -200,6 +222,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         summary = EmbedSummary(
             limit=options.max_failures, sets={t.spec: t.out for t in targets.targets}
         )
+        lost = [target.out for target in targets.targets if has_lost_files(target.out)]
         with taken_back(fresh):
             spool, seen = stack.enter_context(to_do(options, targets, captions))
         summary.skipped = seen.records - spool.total
@@ -209,7 +232,10 @@ def embed(options: EmbedOptions) -> EmbedSummary:
                 mark_unfinished(target.out)
             run_graph(replace(options, objects=objects), targets, spool, summary, begun)
         for target in targets.targets:
-            record_contents(target.out)
+            # A run over some of the objects cannot make up for what was lost: that stays known.
+            some = options.limit is not None or seen.records < len(ShardSet.open(target.out))
+            if target.out not in lost or not some:
+                record_contents(target.out)
         if options.objects.captions.files:
             summary.texts.update(captions.counts)
             for line in captions.lines():

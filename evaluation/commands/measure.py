@@ -37,6 +37,7 @@ from pipeline.console import (
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.known.base import Benchmark, Variant
+    from evaluation.sources import Encoder
     from pipeline.shards import ShardSet
 
 MANY_COMPARISONS = 10_000_000_000  # minutes on two cores
@@ -158,7 +159,7 @@ def zeroshot(
             groups=known.groups() if known and not labels else None,
             advance=bar.advance,
         )
-    record |= selected(known, selection)
+    record |= selected(known, selection) | seen(encoder, opened, split)
     tell(record, out, json_output, zeroshot_tables)
 
 
@@ -225,7 +226,7 @@ def recall(
         note(f"{ready.n_comparisons / 1e9:,.0f} billion comparisons follow{remedy}")
     with ProgressBar("rank", ready.n_queries, "queries") as bar:
         record = ready.measure(bar.advance)
-    record |= selected(known, selection)
+    record |= selected(known, selection) | seen(encoder, opened, split)
     tell(record, out, json_output, one_table)
 
 
@@ -338,6 +339,23 @@ def selected(known: Benchmark | None, variant: Variant | None) -> dict[str, Any]
         return {}
     told: dict[str, Any] = {"variant": variant.name, "benchmark_counts": list(variant.counts)}
     return told if known.n_classes is None else {**told, "benchmark_classes": known.n_classes}
+
+
+def seen(encoder: Encoder, shards: ShardSet, split: str | None) -> dict[str, Any]:
+    """What a result says where the student was trained on objects that are measured."""
+    from evaluation.sources import StudentEncoder
+
+    manifest = shards.manifest
+    if not (
+        isinstance(encoder, StudentEncoder)
+        and encoder.student.has_seen(manifest.config_hash, split)
+    ):
+        return {}
+    note(
+        f"{encoder.model.name} was trained on this set, so these figures are not those of unseen "
+        "objects: divide the set with `pipeline split` before training, and measure --split test"
+    )
+    return {"trained_on": True}
 
 
 def tell(

@@ -170,6 +170,10 @@ def retrieve(
     opened = load_index(index)
     objects = ShardSet.open(shards) if shards is not None else None
     allowed = opened.rows_where(where, objects) if where is not None else None
+    if where is not None and objects is not None:
+        beyond = opened.beyond(objects.places, shards)
+        if beyond is not None:
+            note(beyond)
     asked = (
         read_queries(queries)
         if queries is not None

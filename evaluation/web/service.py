@@ -28,6 +28,7 @@ from evaluation.shapes import Cloud, render_mesh
 from pipeline.cameras import ring
 from pipeline.cloud_pictures import draw_cloud, png_bytes
 from pipeline.common import InputError
+from pipeline.console import note
 from pipeline.scene import MeshError
 from pipeline.shards import ShardSet
 
@@ -81,6 +82,8 @@ class SearchService:
                 f"--shards {shards}: holds none of the objects of {index}; give the shard set "
                 "that was indexed"
             )
+        if self._shards is not None and (told := self.index.beyond(self._places, shards)):
+            note(told)
         if self.index.kind == "ivfpq":
             self.index.engine.make_direct_map()  # for `like`
         self._categories = np.asarray(self.index.ids.column("category").to_pylist(), object)

@@ -41,7 +41,13 @@ from pipeline.imports.unpickle import BadPickleError, UnsafePickleError, load_np
 from pipeline.imports.writing import Grant, Progress, Task, Writer
 from pipeline.lock import exclusive
 from pipeline.meshes import UP_AXES
-from pipeline.shards import ShardSet, create_or_open, mark_unfinished, record_contents
+from pipeline.shards import (
+    ShardSet,
+    create_or_open,
+    has_lost_files,
+    mark_unfinished,
+    record_contents,
+)
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,10 @@ def import_openshape(options: ImportOptions) -> ImportSummary:
         total = None
         if listed is not None:
             total = sum(uid_of(p) not in uids for places in listed.values() for p in places)
+        lost = options.limit is not None and has_lost_files(options.out)
         mark_unfinished(options.out)
         damaged = _drive(options, rules, tasks, uids, summary, total)
-        if not damaged:
+        if not damaged and not lost:
             record_contents(options.out)
     summary.seconds = time.perf_counter() - begun
     if damaged:

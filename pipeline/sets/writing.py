@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.common import InputError, atomic_path, check_new
-from pipeline.console import ProgressBar
+from pipeline.console import ProgressBar, note
 from pipeline.lock import exclusive
 from pipeline.shards import (
     Failure,
@@ -26,6 +26,7 @@ from pipeline.shards import (
     Manifest,
     ShardSet,
     record_contents,
+    what_lacks,
     write_failures,
     write_table,
 )
@@ -157,6 +158,9 @@ def new_set(
     """
     storage = Storage.at(out)
     check_out(storage, sources, overwrite)
+    for source in sources:
+        if lacking := what_lacks(source.storage.root):
+            note(lacking)
     if not storage.is_local:
         writer = SetWriter(out, manifest, rows_per_part)
         yield writer

@@ -15,6 +15,7 @@ reads the kept views.
 from pipeline.shards.contents import (
     Contents,
     compare_contents,
+    has_lost_files,
     mark_unfinished,
     record_contents,
     what_lacks,
@@ -59,6 +60,7 @@ __all__ = [
     "compare_contents",
     "create_or_open",
     "decode_xyz",
+    "has_lost_files",
     "mark_unfinished",
     "read_manifest",
     "record_contents",

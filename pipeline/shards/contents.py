@@ -76,6 +76,12 @@ def compare_contents(root: str | Path) -> Contents | None:
     return Contents(len(held), sorted(held - there), sorted(there - held))
 
 
+def has_lost_files(root: str | Path) -> bool:
+    """Whether files of a finished run are gone. Raises as ``compare_contents`` does."""
+    contents = compare_contents(root)
+    return contents is not None and bool(contents.missing)
+
+
 def what_lacks(root: str | Path) -> str | None:
     """For those who read a set: in one line, why it may hold less than it should.
 

@@ -37,7 +37,7 @@ from pipeline.shards import (
     write_part_with_images,
 )
 from pipeline.teacher import Teacher, load_clip
-from tests.pipeline.shard_tools import make_manifest
+from tests.pipeline.shard_tools import make_manifest, unit
 from tests.pipeline.test_teacher import TINY, photos, write_teacher
 from tests.running import run as run_command
 
@@ -310,6 +310,30 @@ def test_encode_again__embeddings_of_a_teacher_known_by_name_alone(
     run(tmp_path / "in", tmp_path / "out", wider)
     assert ShardSet.open(tmp_path / "out").manifest.teacher.has_fingerprint
     assert_rows(rows_of(tmp_path / "out"), direct(wider), views=False)
+
+
+def test_encode_again__by_a_teacher_of_vectors_keeps_known_names_and_categories(
+    first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "in", first)
+    vectors = unit(np.random.default_rng(0).normal(size=(2, 12)))
+    np.save(tmp_path / "v.npy", vectors)
+    (tmp_path / "names.txt").write_text("mug\na mug number 2\n")
+    spec = f"vectors:{tmp_path}/v.npy,{tmp_path}/names.txt"
+    with pytest.raises(InputError, match=r"--keep-images: .* does not embed images"):
+        run(tmp_path / "in", tmp_path / "out", spec, keep_images=True)
+    assert not (tmp_path / "out").exists()
+    summary = run(tmp_path / "in", tmp_path / "out", spec)
+    assert "does not embed images" in capsys.readouterr().err
+    for index, row in enumerate(rows_of(tmp_path / "out")):
+        known = [("a mug number 2", "caption", 1)] if index == 2 else [("mug", "category", 0)]
+        if index % 4 == 0:  # had no text, and has none now
+            known = []
+        assert list(row.texts) == [text for text, _, _ in known]
+        assert list(row.text_sources) == [source for _, source, _ in known]
+        assert np.array_equal(row.text_embeds, half(vectors[[place for *_, place in known]]))
+    assert summary.texts_unknown == sum(index % 4 for index in range(COUNT)) - 1
+    assert (summary.pictures, summary.objects_without_text) == (0, len(range(0, COUNT, 4)))
 
 
 def test_encode_again__another_precision_may_go_on_with_a_set(

@@ -15,12 +15,22 @@ from pipeline.captions import CaptionJoin
 from pipeline.common import InputError
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.procedural import ProceduralDataset
-from pipeline.job import EmbedOptions, EmbedSummary, embed, for_teachers, prepare, set_names, to_do
+from pipeline.job import (
+    EmbedOptions,
+    EmbedSummary,
+    embed,
+    for_teachers,
+    listed,
+    prepare,
+    set_names,
+    to_do,
+)
 from pipeline.objects import ObjectSettings, process
 from pipeline.renderers.base import RenderConfig
-from pipeline.shards import Failure, ShardSet
+from pipeline.shards import Failure, ShardSet, has_lost_files, record_contents, what_lacks
 from pipeline.spool import SpoolReader
 from pipeline.stages import EncodeStage, Target, pack, unpack, write_stage
+from tests.pipeline.shard_tools import make_row, make_set
 
 
 def settings(count: int) -> ObjectSettings:
@@ -96,6 +106,36 @@ def test_prepare__starts_no_set_where_one_of_the_teachers_is_not_there(tmp_path:
     with pytest.raises(InputError):
         prepare(options)
     assert not (tmp_path / "out").exists()
+
+
+def test_embed__some_objects_of_a_set_that_lost_parts_leave_it_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = EmbedOptions(objects=settings(6), out=str(out), device="cpu")
+    (target,) = prepare(options).targets
+    rows = [
+        make_row(target.manifest, record.uid, dataset=record.dataset) for record in listed(options)
+    ]
+    first, lost = make_set(out, target.manifest, [rows[:3], rows[3:]])
+    record_contents(out)
+    (out / lost).unlink()
+    for some in (replace(options, limit=3), replace(options, objects=settings(2))):
+        summary = embed(some)  # nothing to do
+        assert (summary.embedded, summary.skipped) == (0, some.limit or 2)
+        assert has_lost_files(out)
+    assert what_lacks(out) == f"{out}: files missing: 1; `pipeline verify` names them"
+    assert (out / first).exists()
+
+
+def test_embed__sets_of_one_and_of_several_teachers_do_not_mix(tmp_path: Path) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    for folder in (one, several / "demo"):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    options = EmbedOptions(objects=settings(1), out=str(one), teachers=("demo", "ViT-B-32:openai"))
+    with pytest.raises(InputError, match=f"--out {one}: is the set of one teacher"):
+        embed(options)
+    with pytest.raises(InputError, match=f"give --out {several}/demo to continue this one"):
+        embed(replace(options, out=str(several), teachers=("demo",)))
 
 
 def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: Path) -> None:
