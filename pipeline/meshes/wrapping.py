@@ -1,7 +1,8 @@
 """Clamped and mirrored textures as repeating ones: renderers and the point sampler know no others.
 
 A mirrored image becomes two periods, itself and its mirror image; a clamped one is continued with
-its border as far as the coordinates go. The coordinates are moved to match.
+its border as far as the coordinates go. The coordinates are moved to match. Faces that stay within
+the image keep it as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.meshes.parts import F64, I64, Limits, Part, Surface, Wrap
@@ -22,10 +24,10 @@ _Reach = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Axis:
-    """How an axis of an image is continued, in steps; a whole number of them is the image."""
+    """How an axis of an image of ``size`` texels is continued, by so many texels."""
 
     mode: Wrap
-    steps: int = 1
+    size: int
     before: int = 0
     after: int = 0
 
@@ -33,61 +35,106 @@ class _Axis:
         """Coordinates of the image as those of the continued one."""
         if self.mode == "clamp":
             at = np.clip(at, -_PERIODS, 1 + _PERIODS)
-        return (at * self.steps + self.before) / (self.before + self.steps + self.after)
+        return (at * self.size + self.before) / (self.before + self.size + self.after)
 
-    def texels(self, size: int) -> I64:
-        """Which texel of an image of ``size`` each texel of the continued one shows."""
-        each = size // self.steps
-        at = np.arange(-self.before * each, size + self.after * each)
+    def texels(self) -> I64:
+        """Which texel of the image each texel of the continued one shows."""
+        at = np.arange(-self.before, self.size + self.after)
         if self.mode == "clamp":
-            return np.clip(at, 0, size - 1)
-        return np.where(at < size, at, 2 * size - 1 - at)  # before and between are no texels
+            return np.clip(at, 0, self.size - 1)
+        return np.where(at < self.size, at, 2 * self.size - 1 - at)
 
 
 def repeating(parts: Sequence[Part], limits: Limits) -> list[Part]:
     """Parts that look, with textures that repeat, as their surfaces' ``wrap`` says.
 
-    Where the coordinates stay within [0, 1], nothing changes. A continued image is reduced by a
-    whole factor to sides of about twice ``limits.max_texture_side`` at most.
+    Parts with coordinates within and outside of [0, 1] become two. A continued image is reduced by
+    a whole factor to sides of about twice ``limits.max_texture_side`` at most.
     """
-    result = list(parts)
+    result: list[Part] = []
     groups: dict[object, list[int]] = {}
-    for index, part in enumerate(parts):
+    for part in parts:
         material, wrap = part.surface.material, part.surface.wrap
-        if part.uv is not None and len(part.uv) and wrap != ("repeat", "repeat"):
-            # One image each, however many materials and parts show it.
-            key = (id(material.texture), id(material.emissive_texture), wrap)
-            groups.setdefault(key, []).append(index)
-    for members in groups.values():
-        surface = parts[members[0]].surface
-        shown = (surface.material.texture, surface.material.emissive_texture)
-        places = [_flipped(np.asarray(parts[index].uv, np.float64)) for index in members]
-        low = np.min([at.min(axis=0) for at in places], axis=0)
-        high = np.max([at.max(axis=0) for at in places], axis=0)
-        reaches = [
-            _reach(mode, float(low[axis]), float(high[axis]), shown, axis)
-            for axis, mode in enumerate(surface.wrap)
-        ]
-        if reaches == [None, None]:
+        outside = _outside(part)
+        if not outside.any():
+            result.append(part)
             continue
-        images = [None if image is None else _reduced(image, reaches, limits) for image in shown]
-        across, down = (
-            _axis(mode, reaches[axis], images, axis) for axis, mode in enumerate(surface.wrap)
-        )
-        texture, glow = (
-            None
-            if image is None
-            else image[np.ix_(down.texels(image.shape[0]), across.texels(image.shape[1]))]
-            for image in images
-        )
-        for index, at in zip(members, places, strict=True):
-            own = parts[index].surface
-            material = replace(own.material, texture=texture, emissive_texture=glow)
-            moved = np.stack([across.moved(at[:, 0]), down.moved(at[:, 1])], axis=1)
-            result[index] = replace(
-                parts[index], surface=Surface(material, own.explicit), uv=_flipped(moved)
-            )
+        if not outside.all():
+            result.append(_some(part, ~outside))
+        # One image each, however many materials and parts show it.
+        key = (id(material.texture), id(material.emissive_texture), wrap)
+        groups.setdefault(key, []).append(len(result))
+        result.append(part if outside.all() else _some(part, outside))
+    for members in groups.values():
+        for index, part in zip(
+            members, _continued([result[i] for i in members], limits), strict=True
+        ):
+            result[index] = part
     return result
+
+
+def _images(part: Part) -> list[U8 | None]:
+    return [part.surface.material.texture, part.surface.material.emissive_texture]
+
+
+def _outside(part: Part) -> NDArray[np.bool_]:
+    """(F,) which faces show what lies beyond the edge of a clamped or mirrored image."""
+    found = np.zeros(len(part.faces), np.bool_)
+    shown = [image for image in _images(part) if image is not None]
+    if part.uv is None or not shown:
+        return found
+    for axis, mode in enumerate(part.surface.wrap):
+        if mode != "repeat":
+            # There, the two ends of an image are mixed in any case.
+            margin = 0.5 / max(image.shape[1 - axis] for image in shown)
+            beyond = (part.uv[:, axis] < -margin) | (part.uv[:, axis] > 1 + margin)
+            found |= beyond[part.faces].any(axis=1)
+    return found
+
+
+def _some(part: Part, chosen: NDArray[np.bool_]) -> Part:
+    """A part with some of its faces and their vertices."""
+    rows, faces = np.unique(part.faces[chosen], return_inverse=True)
+    return replace(
+        part,
+        vertices=part.vertices[rows],
+        faces=faces.reshape(-1, 3),
+        normals=None if part.normals is None else part.normals[rows],
+        uv=None if part.uv is None else part.uv[rows],
+        color=None if part.color is None else part.color[rows],
+    )
+
+
+def _continued(parts: Sequence[Part], limits: Limits) -> list[Part]:
+    """Parts of the same images, with these continued as far as any part needs."""
+    surface = parts[0].surface
+    places = [_flipped(np.asarray(part.uv, np.float64)) for part in parts]
+    low = np.min([at.min(axis=0) for at in places], axis=0)
+    high = np.max([at.max(axis=0) for at in places], axis=0)
+    reaches = [
+        _reach(mode, float(low[axis]), float(high[axis])) for axis, mode in enumerate(surface.wrap)
+    ]
+    images = [image for image in _images(parts[0]) if image is not None]
+    size = tuple(
+        _reduced(max(image.shape[1 - axis] for image in images), reach, limits)
+        for axis, reach in enumerate(reaches)
+    )
+    across, down = (
+        _axis(mode, reach, count)
+        for mode, reach, count in zip(surface.wrap, reaches, size, strict=True)
+    )
+    texture, glow = (
+        None if image is None else _resized(image, size)[np.ix_(down.texels(), across.texels())]
+        for image in _images(parts[0])
+    )
+    found = []
+    for part, at in zip(parts, places, strict=True):
+        material = replace(part.surface.material, texture=texture, emissive_texture=glow)
+        moved = np.stack([across.moved(at[:, 0]), down.moved(at[:, 1])], axis=1)
+        found.append(
+            replace(part, surface=Surface(material, part.surface.explicit), uv=_flipped(moved))
+        )
+    return found
 
 
 def _flipped(uv: F64) -> F64:
@@ -95,47 +142,36 @@ def _flipped(uv: F64) -> F64:
     return np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
 
 
-def _sizes(images: Sequence[U8 | None], axis: int) -> list[int]:
-    return [image.shape[1 - axis] for image in images if image is not None]
-
-
-def _reach(
-    mode: Wrap, low: float, high: float, images: Sequence[U8 | None], axis: int
-) -> _Reach | None:
-    """From where to where an image must go on, in periods; None where it may stay as it is."""
-    margin = 0.5 / max(_sizes(images, axis), default=1)  # there, neighbours are mixed in any case
-    if mode == "repeat" or (low >= -margin and high <= 1 + margin):
-        return None
+def _reach(mode: Wrap, low: float, high: float) -> _Reach:
+    """From where to where an image must go on, in periods."""
+    if mode == "repeat":
+        return 0.0, 1.0
     if mode == "mirror":
         return 0.0, 2.0
     return max(min(low, 0.0), -_PERIODS), min(max(high, 1.0), 1 + _PERIODS)
 
 
-def _reduced(image: U8, reaches: Sequence[_Reach | None], limits: Limits) -> U8:
-    """An image that does not grow too large when it goes on so far."""
-    factors = [1, 1]
-    for axis, reach in enumerate(reaches):
-        if reach is not None:
-            side = image.shape[1 - axis] * (reach[1] - reach[0])
-            factors[axis] = min(
-                math.ceil(side / (2 * limits.max_texture_side)), image.shape[1 - axis]
-            )
-    if factors == [1, 1]:
+def _reduced(size: int, reach: _Reach, limits: Limits) -> int:
+    """The side of an image, reduced by a whole factor where it would grow too large."""
+    factor = math.ceil(size * (reach[1] - reach[0]) / (2 * limits.max_texture_side))
+    return math.ceil(size / factor)
+
+
+def _resized(image: U8, size: tuple[int, ...]) -> U8:
+    """An image at (width, height). Images of one surface share coordinates, and so the size."""
+    shape = (image.shape[1], image.shape[0])
+    if shape == size:
         return image
-    return np.asarray(Image.fromarray(image).reduce((factors[0], factors[1])), np.uint8)
+    smaller = any(have > want for have, want in zip(shape, size, strict=True))
+    kind = Image.Resampling.BOX if smaller else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize(size, kind), np.uint8)
 
 
-def _axis(mode: Wrap, reach: _Reach | None, images: Sequence[U8 | None], axis: int) -> _Axis:
-    if reach is None:
-        return _Axis("repeat")
+def _axis(mode: Wrap, reach: _Reach, size: int) -> _Axis:
     if mode == "mirror":
-        return _Axis(mode, after=1)
-    # Images of one surface share its coordinates, so they go on equally far: by whole texels of
-    # each, and one more, which is mixed with what comes after it.
-    steps = math.gcd(*_sizes(images, axis))
-    return _Axis(
-        mode,
-        steps,
-        math.ceil(-reach[0] * steps) + 1,
-        math.ceil((reach[1] - 1) * steps) + 1,
-    )
+        return _Axis(mode, size, after=size)
+    if reach == (0.0, 1.0):
+        return _Axis("repeat", size)
+    # One more, which is mixed with what comes after it.
+    before, after = (math.ceil(beyond * size) + 1 for beyond in (-reach[0], reach[1] - 1))
+    return _Axis(mode, size, before, after)

@@ -23,8 +23,8 @@ def image(rng: np.random.Generator, height: int, width: int) -> U8:
 
 def part(uv: NDArray[Any], texture: U8 | None, wrap: tuple[Wrap, Wrap], **material: Any) -> Part:
     surface = Surface(Material(texture=texture, **material), wrap=wrap)
-    faces = np.arange(len(uv) // 3 * 3).reshape(-1, 3)
-    return Part(np.zeros((len(uv), 3)), faces, surface, uv=uv)
+    vertices = np.repeat(np.arange(len(uv), dtype=np.float64)[:, None], 3, 1)  # tell themselves
+    return Part(vertices, np.arange(len(uv)).reshape(-1, 3), surface, uv=uv)
 
 
 def texel(at: float, size: int, mode: Wrap) -> int:
@@ -57,33 +57,52 @@ def test_repeating__every_texel_is_that_of_the_wrapping(
     rng = np.random.default_rng(3)
     picture, glow = image(rng, height, width), image(rng, height, width)
     u, v = middles(rng, 300, width, -3.2, 2.4), middles(rng, 300, height, -1.1, 5.3)
-    before = part(np.stack([u, v], 1), picture, wrap, emissive=(1.0, 0, 0), emissive_texture=glow)
-    (after,) = repeating([before], Limits())
-    material, uv = after.surface.material, after.uv
-    assert uv is not None
-    assert material.texture is not None
-    assert material.emissive_texture is not None
-    assert after.surface.wrap == ("repeat", "repeat")
-    expected = looked_up(picture, cast(Any, before.uv), wrap)
-    np.testing.assert_array_equal(looked_up(material.texture, uv, after.surface.wrap), expected)
-    expected = looked_up(glow, cast(Any, before.uv), wrap)
-    got = looked_up(material.emissive_texture, uv, after.surface.wrap)
-    np.testing.assert_array_equal(got, expected)
+    uv = np.stack([u, v], 1)
+    before = part(uv, picture, wrap, emissive=(1.0, 0, 0), emissive_texture=glow)
+    check(repeating([before], Limits()), uv, picture, glow, wrap)
+
+
+def check(
+    parts: list[Part], uv: NDArray[Any], picture: U8, glow: U8, wrap: tuple[Wrap, Wrap]
+) -> None:
+    """Every corner is there once and shows the texels of the wrapping."""
+    seen = []
+    for after in parts:
+        rows = after.vertices[:, 0].astype(int)
+        material, kind = after.surface.material, after.surface.wrap
+        for old, new in ((picture, material.texture), (glow, material.emissive_texture)):
+            assert new is not None
+            found = looked_up(new, cast(Any, after.uv), kind)
+            np.testing.assert_array_equal(found, looked_up(old, uv[rows], wrap))
+        seen += rows[after.faces].ravel().tolist()
+    assert sorted(seen) == list(range(len(uv)))
 
 
 def test_repeating__images_of_two_sizes_go_on_equally_far() -> None:
     rng = np.random.default_rng(4)
-    picture, glow = image(rng, 6, 4), image(rng, 9, 16)
-    uv = np.stack([middles(rng, 200, 16, -0.6, 1.7), middles(rng, 200, 18, -0.3, 2.2)], 1)
-    before = part(uv, picture, ("clamp", "clamp"), emissive_texture=glow)
-    (after,) = repeating([before], Limits())
-    for old, new in (
-        (picture, after.surface.material.texture),
-        (glow, after.surface.material.emissive_texture),
-    ):
-        assert new is not None
-        found = looked_up(new, cast(Any, after.uv), ("repeat", "repeat"))
-        np.testing.assert_array_equal(found, looked_up(old, uv, ("clamp", "clamp")))
+    picture, glow = image(rng, 6, 4), image(rng, 18, 16)
+    uv = np.stack([middles(rng, 210, 16, -0.6, 1.7), middles(rng, 210, 18, -0.3, 2.2)], 1)
+    wrap: tuple[Wrap, Wrap] = ("clamp", "clamp")
+    parts = repeating([part(uv, picture, wrap, emissive_texture=glow)], Limits())
+    check(parts, uv, picture, glow, wrap)
+    large, one = np.zeros((64, 64, 4), np.uint8), np.zeros((1, 1, 4), np.uint8)
+    out = part(np.array([[-0.01, 0], [1.01, 0], [1, 1]]), large, wrap, emissive_texture=one)
+    (after,) = repeating([out], Limits())
+    assert after.surface.material.texture is not None
+    assert after.surface.material.texture.shape == (64, 64 + 2 + 2, 4)
+
+
+def test_repeating__faces_within_the_image_keep_it_beside_others_far_out() -> None:
+    picture = image(np.random.default_rng(7), 64, 64)
+    uv = np.array([[0, 0], [1, 0], [1, 1], [-30, 0], [31, 0], [0, 1.0]])
+    both = part(uv, picture, ("clamp", "clamp"))
+    inside, outside = repeating([both], Limits(max_texture_side=64))
+    assert inside.surface.material.texture is picture
+    assert inside.uv is not None
+    np.testing.assert_array_equal(inside.uv, uv[:3])
+    np.testing.assert_array_equal(inside.vertices[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(outside.vertices[:, 0], [3, 4, 5])
+    assert outside.surface.material.texture is not picture
 
 
 def test_repeating__within_the_image_nothing_changes() -> None:
