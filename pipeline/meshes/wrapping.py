@@ -115,16 +115,18 @@ def _continued(parts: Sequence[Part], limits: Limits) -> list[Part]:
         _reach(mode, float(low[axis]), float(high[axis])) for axis, mode in enumerate(surface.wrap)
     ]
     images = [image for image in _images(parts[0]) if image is not None]
-    size = tuple(
+    width, height = (
         _reduced(max(image.shape[1 - axis] for image in images), reach, limits)
         for axis, reach in enumerate(reaches)
     )
     across, down = (
         _axis(mode, reach, count)
-        for mode, reach, count in zip(surface.wrap, reaches, size, strict=True)
+        for mode, reach, count in zip(surface.wrap, reaches, (width, height), strict=True)
     )
     texture, glow = (
-        None if image is None else _resized(image, size)[np.ix_(down.texels(), across.texels())]
+        None
+        if image is None
+        else _resized(image, (width, height))[np.ix_(down.texels(), across.texels())]
         for image in _images(parts[0])
     )
     found = []
@@ -157,7 +159,7 @@ def _reduced(size: int, reach: _Reach, limits: Limits) -> int:
     return math.ceil(size / factor)
 
 
-def _resized(image: U8, size: tuple[int, ...]) -> U8:
+def _resized(image: U8, size: tuple[int, int]) -> U8:
     """An image at (width, height). Images of one surface share coordinates, and so the size."""
     shape = (image.shape[1], image.shape[0])
     if shape == size:
