@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import faiss
@@ -52,11 +52,10 @@ def update_index(
     place = {uid: row for row, uid in enumerate(index.uids()) if uid is not None}
     missing = sorted(set(remove) - set(place))
     if missing:
-        raise InputError(
-            f"{path}: has no object {missing[0]}"
-            + (f" and {len(missing) - 1} others that" if len(missing) > 1 else ", which")
-            + " --remove names; leave them out"
-        )
+        others = f" and {len(missing) - 1} others that" if len(missing) > 1 else ", which"
+        near = PurePosixPath(missing[0]).with_suffix("").as_posix() if missing[0] else ""
+        remedy = f"its uid may be {near}" if near in place else "leave them out"
+        raise InputError(f"{path}: has no object {missing[0]}{others} --remove names; {remedy}")
     gone = {place[uid] for uid in remove}
     replaced = 0
     if add is not None:

@@ -12,7 +12,7 @@ Cosines are comparable among meshes under one teacher and one checkpoint only, a
 level differs from another's. What can be compared across texts is the *retrieval precision*: the
 share of cases in which the asked text scores higher than all distractor texts (R-precision, Park
 et al., NeurIPS Datasets and Benchmarks 2021; used for text-to-3D since DreamFusion, 2022). Ties
-count as lost.
+count as lost, and scores that differ by at most ``trainer.metrics.TIE`` are tied.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pipeline.cameras import Cameras
 from pipeline.common import InputError, atomic_path, versions
 from pipeline.datasets.tables import delimiter
 from pipeline.renderers.base import RenderConfig
+from trainer.metrics import TIE
 
 FORMAT = "mrd3d-scores"
 VERSION = 1
@@ -226,7 +227,7 @@ def _same(text: str) -> str:
 
 def _rank(vector: F32, right: F32, wrong: F32) -> int:
     """Rank of ``right`` (D,) among itself and ``wrong`` (N, D) by inner product with ``vector``."""
-    return 1 + int(np.count_nonzero(wrong @ vector >= float(right @ vector)))
+    return 1 + int(np.count_nonzero(wrong @ vector >= float(right @ vector) - TIE))
 
 
 def score_all(
@@ -286,7 +287,7 @@ def record(
         "teacher": {"model": info.model, "pretrained": info.pretrained, "width": info.width},
         "model": None if model is None else {k: asdict(model)[k] for k in ("name", "hash", "step")},
         "protocol": protocol,
-        "summary": summarise(scores),
+        "summary": {**summarise(scores), "failed": len(failures)},
         "scores": [asdict(one) for one in scores],
         "failures": [{**failure.line, "reason": failure.reason} for failure in failures],
         "versions": versions("mrd3d", "torch", "numpy", "open_clip_torch"),
@@ -321,7 +322,7 @@ def read_distractors(path: Path | None) -> list[str]:
         packaged = resources.files("evaluation") / "data" / "distractors.txt"
         return packaged.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--distractors {path}: not a readable text file; write one text per line"

@@ -187,7 +187,7 @@ def update(
 
     Example:
 
-      evaluation update --index mugs.index --add new.parquet --remove folder/broken.glb
+      evaluation update --index mugs.index --add new.parquet --remove folder/broken
     """
     from evaluation.embeddings import read_embeddings
     from evaluation.index_update import update_index
@@ -222,7 +222,7 @@ def _uids(index: Path, given: list[str]) -> set[str]:
     found = set(given) - files
     for value in files:
         try:
-            lines = Path(value).read_text(encoding="utf-8").splitlines()
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--remove {value}: neither a uid of {index} nor a readable text file; give a uid, "

@@ -16,7 +16,7 @@ from evaluation.commands.options import (
     check_result,
     counted,
 )
-from pipeline.common import InputError
+from pipeline.common import InputError, content_hash
 from pipeline.console import (
     EXIT_TOO_MANY_FAILURES,
     MAX_FAILURES,
@@ -157,6 +157,9 @@ def score(
         "seed": seed,
         "points": student.n_points if student else None,
         "distractors": "everyday things of the package" if distractors is None else "from a file",
+        "n_distractors": len(wrong),
+        "distractors_sha256": content_hash("\n".join(wrong)),
+        "up_axis": up_axis,
         "ties": "count as lost",
         "interval": "95 %: t over meshes for means, Wilson for precisions",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,8 +55,11 @@ def uids_where(
 ) -> set[str]:
     """Uids of the rows of a table of the database for which the expression is true.
 
-    Raises ``InputError`` with DuckDB's message when it is wrong, and where it takes more than
-    ``seconds``.
+    With ``seconds``, for conditions of strangers: it may compare, compute and look into texts, but
+    call nothing that could take much memory, or time that no interruption ends.
+
+    Raises ``InputError`` with DuckDB's message when it is wrong, for what strangers may not ask,
+    and where it takes more than ``seconds``.
     """
     if not where.strip():
         raise InputError(f'--where {where!r}: no condition; give one such as "n_faces < 100000"')
@@ -64,6 +68,11 @@ def uids_where(
         with opened as db:
             view = db.view(table)
             columns = view.columns
+            # A parsed expression, not text put into a statement: brackets and comments in it
+            # cannot change the rest, and a second one is refused.
+            condition = duckdb.SQLExpression(where)
+            if seconds is not None:
+                _check_modest(db, where)
             late = threading.Event()
 
             def stop() -> None:
@@ -73,10 +82,9 @@ def uids_where(
             timer = threading.Timer(seconds or 0, stop)
             if seconds is not None:
                 timer.start()
-            # A parsed expression, not text put into a statement: brackets and comments in it
-            # cannot change the rest. Rows are found by uid; a query has no order to rely on.
+            # Rows are found by uid; a query has no order to rely on.
             try:
-                return set(view.filter(where).project("uid").fetchnumpy()["uid"].tolist())
+                return set(view.filter(condition).project("uid").fetchnumpy()["uid"].tolist())
             except (duckdb.Error, RuntimeError):
                 if late.is_set():
                     raise InputError(
@@ -89,6 +97,45 @@ def uids_where(
         raise InputError(
             f"--where {where}: {one_line(error)}; the columns are {', '.join(columns)}"
         ) from error
+
+
+# What conditions of strangers may call, by DuckDB's names; operators are functions to it.
+_MODEST = frozenset(
+    [
+        *("+", "-", "*", "/", "//", "%", "**", "^", "||", "~~", "!~~", "~~*", "!~~*", "~~~"),
+        *("like_escape", "not_like_escape", "ilike_escape", "not_ilike_escape"),
+        *("abs", "round", "floor", "ceil", "ln", "log", "sqrt", "greatest", "least"),
+        *("lower", "upper", "lcase", "ucase", "length", "len", "strlen", "strip_accents"),
+        *("trim", "ltrim", "rtrim", "contains", "starts_with", "ends_with", "prefix", "suffix"),
+        *("regexp_matches", "regexp_full_match", "list_value", "list_extract", "array_extract"),
+        *("array_contains", "array_has", "array_length", "list_contains", "list_has"),
+        *("list_has_any", "list_has_all"),
+    ]
+)
+
+
+def _check_modest(db: duckdb.DuckDBPyConnection, where: str) -> None:
+    """Raise ``InputError`` unless an expression calls nothing but ``_MODEST`` on the columns.
+
+    DuckDB works out constants such as ``len(range(2000000000))`` before there is a query that it
+    could interrupt, and beyond its limit of memory.
+    """
+    ((text,),) = db.execute("select json_serialize_sql(?)", [f"select (\n{where}\n)"]).fetchall()
+    pending: list[object] = [json.loads(text)["statements"][0]["node"]["select_list"]]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending += node
+        elif isinstance(node, dict):
+            pending += node.values()
+            name = str(node.get("function_name", "")).lower()
+            kind = node.get("class")
+            if kind in ("SUBQUERY", "WINDOW", "LAMBDA") or (name and name not in _MODEST):
+                told = f"{name} is no function" if name else f"a {str(kind).lower()} is nothing"
+                raise InputError(
+                    f"--where {where}: {told} that a condition may use here; compare columns, or "
+                    "use functions of text such as lower, contains and like"
+                )
 
 
 def matching(source: ShardSet, where: str) -> Mask:

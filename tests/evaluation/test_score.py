@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation import teachers
@@ -95,6 +96,29 @@ def test_scorer__a_tie_with_a_distractor_is_lost(
     assert (found.shape_rank, found.view_rank, found.shape_precision) == (2, 2, 0.0)
 
 
+class WideTeacher(world.FakeTeacher):
+    """Gives every text one vector of 512 dimensions, and every picture another one."""
+
+    def __init__(self) -> None:
+        super().__init__(world.teacher_info(512))
+        self.pictures = 0
+
+    def encode_texts(self, texts: Sequence[str], /) -> world.F32:
+        return np.tile(world.unit_vector(0, 512), (len(texts), 1))
+
+    def encode_images(self, images: NDArray[np.uint8], /) -> world.F32:
+        del images
+        self.pictures += 1
+        return world.unit_vector(self.pictures, 512)[None]
+
+
+def test_scorer__a_tie_is_lost_whatever_the_last_bits_of_two_products_say(mesh: Path) -> None:
+    others = [f"text {i}" for i in range(37)]
+    scorer = Scorer(WideTeacher(), None, ring(1), distractors=others, config=SMALL)
+    seen = scorer.look(mesh)
+    assert {scorer(Asked("box", mesh, "a box"), seen).view_rank for _ in range(50)} == {38}
+
+
 class CountingTeacher(world.FakeTeacher):
     """Keeps what it is asked."""
 
@@ -177,6 +201,11 @@ def test_distractors__of_the_package_are_many_and_distinct() -> None:
     found = read_distractors(None)
     assert len(found) == len({text.casefold() for text in found}) > 100
     assert all(text.startswith(("a ", "an ")) for text in found)
+
+
+def test_distractors__a_byte_order_mark_is_no_part_of_the_first_text(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("a mug\na chair\n", "utf-8-sig")
+    assert read_distractors(tmp_path / "d.txt") == ["a mug", "a chair"]
 
 
 def test_prompts__paths_are_relative_to_the_table_and_lines_are_named(tmp_path: Path) -> None:
@@ -277,6 +306,9 @@ def test_command__json_and_table(command: Cli, fakes: Path, mesh: Path, tmp_path
     assert printed["summary"]["meshes"] == 1
     assert printed["model"]["name"] == "reader"
     assert printed["protocol"]["draws"] == 3
+    assert printed["summary"]["failed"] == len(printed["failures"])
+    assert printed["protocol"]["n_distractors"] == 164
+    assert len(printed["protocol"]["distractors_sha256"]) == 64
     table = command.ok("score", mesh, "--text", "a mug", *common)
     assert "retrieval precision by shape" in table
     assert f"{printed['scores'][0]['view_text']:.3f}" in table
