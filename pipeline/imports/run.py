@@ -171,9 +171,28 @@ def tell(summary: ImportSummary, out: str) -> None:
         note(f"  {count} x {reason}")
 
 
+# Options that say how rows are made of the release's files, and how a user writes them.
+_OF_THE_RELEASE = {
+    "only_lvis": "-lvis of `pipeline import openshape-lvis`",
+    "split_file": "--split-file",
+    "holdout_lvis": "--holdout-lvis",
+    "text_filter": "--no-text-filter",
+    "up_axis": "--up-axis",
+    "n_points": "--points",
+    "n_views": "--views",
+}
+
+
 def _rules(options: ImportOptions) -> ObjectRules:
     exported = read_manifest(options.root / META / MANIFEST_FILE)
     if exported is not None:
+        plain = ImportOptions(options.root, options.out)
+        for field, option in _OF_THE_RELEASE.items():
+            if getattr(options, field) != getattr(plain, field):
+                raise InputError(
+                    f"{options.root}: is an export of this project, restored row by row as "
+                    f"it was; leave out {option} (`pipeline filter` and `split` choose rows)"
+                )
         # The pictures stay behind, the contract's version follows.
         manifest = replace(exported, kept_images=None, contract_version=0)
         return ObjectRules(manifest, "+y", {}, frozenset(), False, False, as_exported=True)

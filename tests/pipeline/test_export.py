@@ -126,6 +126,27 @@ def test_openshape__has_the_keys_that_its_readers_want(tmp_path: Path) -> None:
     np.testing.assert_array_equal(value["xyz"], rows[1].xyz)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"split_file": "three.json"}, "--split-file"),
+        ({"n_points": 128}, "--points"),
+        ({"up_axis": "+z"}, "--up-axis"),
+        ({"only_lvis": True}, "openshape-lvis"),
+        ({"text_filter": False}, "--no-text-filter"),
+    ],
+)
+def test_openshape__options_of_the_release_are_refused_for_an_export(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    small_set(tmp_path / "set", 1)
+    export(tmp_path / "set", tmp_path / "out", "openshape")
+    options = ImportOptions(tmp_path / "out", str(tmp_path / "back"), workers=1, **changes)
+    with pytest.raises(InputError, match=f"is an export of this project.*{told}"):
+        import_openshape(options)
+    assert not (tmp_path / "back").exists()
+
+
 def test_openshape__changed_by_another_hand_is_a_failure(tmp_path: Path) -> None:
     small_set(tmp_path / "set", 1)
     export(tmp_path / "set", tmp_path / "out", "openshape")
