@@ -234,7 +234,8 @@ def run_key(recipe: Recipe, data: dict[str, Any], begins: str = "") -> str:
         section, name = key.split(".")
         values[section].pop(name, None)
     configs = [item["config_hash"] for item in data["shards"]]
-    return content_hash(canonical_json([values, configs, data["uid_hash"]]))[:HASH_DIGITS]
+    hashes = [data[key] for key in ("uid_hash", "split_hash", "part_hash")]
+    return content_hash(canonical_json([values, configs, hashes]))[:HASH_DIGITS]
 
 
 def make_runs(study: Study, arms: Sequence[Arm]) -> list[Run]:

@@ -48,14 +48,22 @@ def summarise(
     failed: Mapping[tuple[str, int], str],
     rows: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that a study found, for JSON. Raises ``InputError`` when nothing was finished."""
+    """Everything that a study found, for JSON.
+
+    Raises ``InputError`` when no arm was finished with a seed that its control was finished with.
+    """
+    grid = study.grid
     finished = [result for result in results.values() if result is not None]
-    if not finished:
+    if not any(
+        results[arm, run.seed] and results[control, run.seed]
+        for arm, control in grid.against.items()
+        for run in runs
+    ):
         reason = next(iter(failed.values()), "no run was started")
         raise InputError(
-            f"--grid {study.grid.name}: no run finished; the first error was: {reason}"
+            f"--grid {grid.name}: no arm finished with a seed that its control finished with; "
+            f"the first error was: {reason}"
         )
-    grid = study.grid
     metrics = [name for name in TITLES if all(name in item["metrics"] for item in finished)]
     primary = PRIMARY if PRIMARY in metrics else metrics[0]
     seeds = sorted({run.seed for run in runs})
@@ -242,17 +250,17 @@ def headline_rows(record: dict[str, Any]) -> list[list[str]]:
     """The table of the primary metric: arm, runs, mean, difference, intervals, p, seconds."""
     rows = []
     for name, arm in record["arms"].items():
-        found = arm["differences"].get(record["primary"])
-        seconds = arm["seconds"]
-        p = None if found is None else found["p_holm"]
+        compared = arm["against"] is not None
+        found = arm["differences"].get(record["primary"], {})
+        seconds, p = arm["seconds"], found.get("p_holm")
         rows.append(
             [
                 name,
                 str(len(arm["runs"])),
                 spread(arm["metrics"][record["primary"]]),
-                "control" if found is None else points(found["mean"], True),
-                "" if found is None else between(found),
-                "" if found is None else between(found.get("over_objects")),
+                points(found.get("mean"), True) if compared else "control",
+                between(found or None) if compared else "",
+                between(found.get("over_objects")) if compared else "",
                 "" if p is None else f"{p:.3f}",
                 "n/a" if seconds is None else f"{seconds['mean']:.0f}",
             ]

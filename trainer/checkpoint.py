@@ -359,6 +359,20 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def clear_leftovers(run: Path) -> None:
+    """Put right what a killed process left half done; for who holds the run folder alone.
+
+    A checkpoint is replaced by moving the old one aside first: a kill just then leaves neither
+    under its name, and the old one is moved back.
+    """
+    for leftover in (run / FOLDER).glob(".tmp-*"):
+        _, retired, name = leftover.name.partition("-retired-")
+        if retired and not (run / FOLDER / name).exists():
+            leftover.rename(run / FOLDER / name)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def prune(run: Path, keep: int, step: int) -> None:
     """Remove all but the best checkpoint and the ``keep`` newest up to ``step``.
 

@@ -269,6 +269,15 @@ class OptimConfig(Section):
     eps: Positive = 1e-6
     clip: NonNegative = 5.0  # largest gradient norm; 0: no limit
 
+    @model_validator(mode="after")
+    def _falls(self) -> OptimConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"min_lr {self.min_lr:g} is above lr {self.lr:g}, so the rate would not fall; "
+                "lower min_lr too"
+            )
+        return self
+
 
 class TrainConfig(Section):
     """Length, numbers and records of the run."""

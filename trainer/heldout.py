@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pipeline.common import InputError, content_hash
 from pipeline.shards import Batch, ShardSet, TeacherInfo
 from trainer import metrics
+from trainer.index import part_hash
 from trainer.metrics import normalise
 
 F32 = NDArray[np.float32]
@@ -213,7 +214,8 @@ class HeldOut:
         if not rows or (split not in known and not whole):
             raise InputError(
                 f"--shards {listed}: no row of split {split!r} to evaluate on (there are: "
-                f"{', '.join(known) or 'none'}); give --eval-shards, or embed with --holdout"
+                f"{', '.join(known) or 'none'}); give --eval-shards, embed with --holdout, "
+                "or mark some with `pipeline split`"
             )
         keep = {uid: whole or of == split for uid, of, _ in rows}
         categories = {category for uid, _, category in rows if keep[uid] and category}
@@ -244,6 +246,7 @@ class HeldOut:
             "split": self.split,
             "n_rows": len(uids),
             "uid_hash": content_hash("\n".join(sorted(uids))),
+            "part_hash": part_hash(self.sets),
         }
 
     def require_unseen(self, trained: Iterable[str]) -> None:

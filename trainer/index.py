@@ -11,6 +11,7 @@ Several sets are mixed as ``data.weights`` says: how often the rows of each come
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import InputError, content_hash
+from pipeline.common import InputError, canonical_json, content_hash
 from pipeline.console import ProgressBar
 from pipeline.shards import Manifest, RowGroup, ShardSet, TeacherInfo
 from trainer.config import Recipe
@@ -59,6 +60,11 @@ def held_out(
 
 def _hash_number(uid: str) -> int:
     return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")
+
+
+def part_hash(sets: Sequence[ShardSet]) -> str:
+    """Hash of what the rows of some sets hold: parts are named by their content."""
+    return content_hash(canonical_json([shards.parts for shards in sets]))
 
 
 def fraction_that_holds_out(uids: Sequence[str], wanted: int) -> float:
@@ -133,11 +139,14 @@ class Corpus:
         self.uid_hash = content_hash("\n".join(sorted(uids)))
         self.row_hash = content_hash("\n".join(uids))  # of their order too: rows go by numbers
         used = np.array([split in (None, *self.data.splits) for split in splits], np.bool_)
+        self._require_split(used, splits)
         if self.loss.needs_text and not self.loss.needs_image:
             used &= np.array(has_text, np.bool_)  # no term reads anything of the others
         held = held_out(uids, used, self.data.val_fraction, self.data.val_rows)
         self.train_mask: NDArray[np.bool_] = used & ~held
         self.val_mask: NDArray[np.bool_] = held
+        masks = (np.packbits(mask).tobytes() for mask in (self.train_mask, self.val_mask))
+        self.split_hash = content_hash(*masks)
         self._check_split([uid for uid, kept in zip(uids, used, strict=True) if kept])
 
     def __len__(self) -> int:
@@ -175,7 +184,8 @@ class Corpus:
         )
         train = self.recipe.train
         epochs = train.steps / max(order.steps, 1) if train.steps else train.epochs
-        order.near_from = math.ceil(self.data.near_after * epochs)
+        # 0.07 of 100 epochs are 7.000000000000001 in floating point.
+        order.near_from = math.ceil(self.data.near_after * epochs - 1e-9)
         return order
 
     @property
@@ -192,6 +202,14 @@ class Corpus:
     def n_val(self) -> int:
         """Rows held out for validation."""
         return int(self.val_mask.sum())
+
+    @property
+    def one_category(self) -> bool:
+        """Whether the loss reads categories, and all rows to train on are of one."""
+        if self.category is None:
+            return False
+        found = np.unique(self.category[self.train_mask])
+        return len(found) == 1 and bool(found[0] >= 0)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint says about its data. Names and hashes, no paths of this machine."""
@@ -218,6 +236,8 @@ class Corpus:
             "n_with_text": self.n_with_text if self.loss.needs_text else None,
             "uid_hash": self.uid_hash,
             "row_hash": self.row_hash,
+            "split_hash": self.split_hash,
+            "part_hash": part_hash(self.sets),
         }
 
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -304,12 +324,16 @@ class Corpus:
 
     def _leave_out_images(self) -> None:
         """Switch off what reads pictures. Raises ``InputError`` where nothing would align."""
-        align, distill = self.loss.align, self.loss.distill
-        if align.text_weight == 0:
+        if self.loss.align.text_weight == 0:
             raise InputError(
                 f"--shards {', '.join(self.roots)}: no image embeddings, and the recipe aligns "
                 "with pictures alone; embed it with views, or --set loss.align.text_weight=1"
             )
+        self._change(self._without_images())
+
+    def _without_images(self) -> dict[str, dict[str, Any]]:
+        """Keys of the loss, by section, that switch off what reads pictures."""
+        align, distill = self.loss.align, self.loss.distill
         changes: dict[str, dict[str, Any]] = {"align": {}, "distill": {}}
         for name in ("image_weight", "joint_weight"):
             if getattr(align, name) > 0:
@@ -322,7 +346,7 @@ class Corpus:
             if not texts_cross:
                 del wanted["cross_image"]  # a part of what is off as a whole
             changes["distill"] |= {k: v for k, v in wanted.items() if getattr(distill, k) != v}
-        self._change(changes)
+        return changes
 
     def _change(self, changes: dict[str, dict[str, Any]]) -> None:
         """Change keys of the loss, and tell them in ``left_out``."""
@@ -357,9 +381,14 @@ class Corpus:
                 f"{self.data.n_points}; --set data.n_points={manifest.n_points} or less"
             )
         if self.loss.needs_image and manifest.n_views == 0:
+            options = "".join(
+                f" --set loss.{part}.{key}={json.dumps(value)}"
+                for part, keys in self._without_images().items()
+                for key, value in keys.items()
+            )
+            otherwise = f"or{options}" if self.loss.align.text_weight > 0 else "or leave it out"
             raise InputError(
-                f"--shards {root}: no image embeddings; embed it with views, or --set "
-                "loss.align.image_weight=0 loss.distill.intra_image=false loss.distill.cross=false"
+                f"--shards {root}: no image embeddings; embed it with views, {otherwise}"
             )
 
     def require_order(self, centroids: int) -> None:
@@ -396,13 +425,25 @@ class Corpus:
                 )
             seen.add(uid)
 
+    def _require_split(self, used: NDArray[np.bool_], splits: Sequence[str | None]) -> None:
+        """Raise ``InputError`` where no row is ``used``, of splits that are not asked for."""
+        if not used.any():
+            known = sorted({split for split in splits if split is not None})
+            better = json.dumps(["train" if "train" in known else known[0]])
+            raise InputError(
+                f"--shards {', '.join(self.roots)}: no row of data.splits "
+                f"{json.dumps(self.data.splits)} (there are: {', '.join(known)}); "
+                f"--set 'data.splits={better}'"
+            )
+
     def _check_split(self, uids: Sequence[str]) -> None:
         """Raise ``InputError`` where the rows, whose ``uids`` are given, cannot be trained on."""
         batch, fraction = self.data.batch_size, self.data.val_fraction
         if self.n_train < batch:
+            options = self._options_for(uids)
             raise InputError(
                 f"--shards: {self.n_train} rows to train on are fewer than a batch of {batch}; "
-                f"--set data.batch_size={max(2, self.n_train // 2)} or embed more shapes"
+                f"{f'{options} or ' if options else ''}embed more shapes"
             )
         order = self.order(0)
         for source, (root, weight) in enumerate(zip(self.roots, self.data.weights, strict=False)):
@@ -417,8 +458,23 @@ class Corpus:
                     "batch twice; lower it in data.weights, or data.batch_size"
                 )
         if fraction > 0 and self.n_val < 2:
-            better = fraction_that_holds_out(uids, max(2, min(10, len(uids) // 4)))
             raise InputError(
                 f"--shards: data.val_fraction={fraction} holds out {self.n_val} of {len(self)} "
-                f"rows; --set data.val_fraction={better:g}, or 0 for no validation"
+                f"rows; {self._options_for(uids)}, or data.val_fraction=0 for no validation"
             )
+
+    def _options_for(self, uids: Sequence[str]) -> str:
+        """Options with which rows of these ``uids`` can be trained on; "" where none helps."""
+        left, options = self.n_train, []
+        if self.data.val_fraction > 0 and min(self.n_train, self.n_val) < 2:
+            better, left = 0.0, len(uids)
+            if len(uids) >= 4:
+                better = fraction_that_holds_out(uids, max(2, min(10, len(uids) // 4)))
+                every = np.ones(len(uids), np.bool_)
+                left -= int(held_out(uids, every, better, self.data.val_rows).sum())
+            options.append(f"--set data.val_fraction={better:g}")
+        if left < 2:
+            return ""
+        if left < self.data.batch_size:
+            options.append(f"--set data.batch_size={max(2, left // 2)}")
+        return " ".join(options)

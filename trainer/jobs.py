@@ -26,10 +26,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.common import InputError, cores, quiet_stderr, write_json
 from pipeline.console import EXIT_INTERRUPTED, fail, note
+
+if TYPE_CHECKING:
+    from trainer.config import Recipe
 
 JOB, RUN_FOLDER, RESULT, LOG = "job.json", "run", "heldout.json", "log.txt"
 POLL_S = 0.2
@@ -77,6 +80,8 @@ def perform(folder: Path) -> None:
     resume = (run / RUN).is_file()
     if run.exists() and not resume:
         shutil.rmtree(run)  # killed before it had written anything
+    if resume:
+        recipe = _with_weights_found(run, recipe, job.shards)
     (folder / RESULT).unlink(missing_ok=True)
     workers = Workers(job.workers, job.address)
     train(job.shards, recipe, run, resume=resume, device=job.device, workers=workers)
@@ -98,6 +103,27 @@ def perform(folder: Path) -> None:
             "parameters": int(loaded.config["n_parameters"]),
         },
     )
+
+
+def _with_weights_found(run: Path, recipe: Recipe, shards: Sequence[str]) -> Recipe:
+    """The recipe of a run that goes on, with its initial weights where the run has them.
+
+    They decide a run by their content (``trainer.ablate.run_key``), so they may have moved. A run
+    without a whole checkpoint begins anew with those of ``recipe``, and is told so.
+    """
+    from trainer.checkpoint import newest
+    from trainer.lock import exclusive
+    from trainer.run_folder import read_run, write_run
+
+    known = read_run(run)[0].model
+    if (known.init, known.trunk) == (recipe.model.init, recipe.model.trunk):
+        return recipe
+    with exclusive(run):
+        if newest(run)[0] is None:
+            write_run(run, recipe, shards)
+            return recipe
+    changes = {"init": known.init, "trunk": known.trunk}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 
 def training_seconds(records: Sequence[Mapping[str, Any]]) -> float:

@@ -79,13 +79,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
+def warmup_steps(config: OptimConfig, total: int) -> float:
+    """Steps, of ``total``, over which the rate rises."""
+    return float(config.warmup_steps or config.warmup * total)
+
+
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     """Rate of step ``step`` (from 0) of ``total``: linear warm-up, then the schedule.
 
     The cosine falls to ``min_lr`` at the end of the run; the step schedule multiplies by
     ``decay_rate`` every ``decay_every`` steps, counted from the start, however long the run is.
     """
-    warmup = float(config.warmup_steps or config.warmup * total)
+    warmup = warmup_steps(config, total)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     if config.schedule == "step":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -167,8 +168,11 @@ def _explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     given = first["input"]
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    if not key:
-        return f"{message}; correct it in the recipe or with --set"
+    if first["type"] == "tuple_type":
+        form = json.dumps(flatten(Recipe())[key] or [given], default=str)
+        return f"{key}: {message}{shown}; correct it in the recipe or with --set '{key}={form}'"
+    if first["type"] == "value_error":  # several keys do not fit together
+        return f"{f'{key}: ' if key else ''}{message}; correct it in the recipe or with --set"
     return f"{key}: {message}{shown}; correct it in the recipe or with --set {key}=..."
 
 

@@ -45,6 +45,10 @@ from torch import Tensor
 
 from trainer.config import DIVERGENCES, Discrepancy, Representation
 
+# float32 rounds the numbers of a unit vector by up to 6e-8 of each, and their mean over a batch by
+# some times as much. What differs by more than rounding is orders of magnitude farther apart.
+ROUNDING = 1e-5
+
 
 def widen(values: Tensor) -> Tensor:
     """At least float32: half-precision features are widened before any loss arithmetic."""
@@ -57,8 +61,16 @@ def unit(features_BD: Tensor) -> Tensor:
 
 
 def centred(features_BD: Tensor, mean_D: Tensor) -> Tensor:
-    """Rows minus a mean, of length 1 again."""
-    return F.normalize(features_BD - mean_D, dim=-1)
+    """Unit rows minus a mean, of length 1 again; zero, without gradient, where they are the mean.
+
+    That is up to ``ROUNDING``: a direction of rounding errors is none to learn from, and its
+    gradient would be as large as they are small.
+    """
+    difference_BD = features_BD - mean_D
+    length_B1 = torch.linalg.vector_norm(difference_BD, dim=-1, keepdim=True)
+    apart_B1 = length_B1 > ROUNDING
+    unit_BD = difference_BD / torch.where(apart_B1, length_B1, 1.0)
+    return torch.where(apart_B1, unit_BD, 0.0)
 
 
 def pair_mask(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from trainer.index import Corpus
 from trainer.initial import settled
 from trainer.lock import exclusive
 from trainer.loop import DivergedError, Interrupted, Loop, Progress
+from trainer.optim import warmup_steps
 from trainer.recipe import override_recipe
 from trainer.recorder import METRICS, Recorder, require_wandb
 from trainer.run_folder import absolute, environment, reopen, require_new, write_run
@@ -143,17 +143,34 @@ def train(
     resolve_options(recipe.model.backbone, recipe.model.options)
     order = corpus.order(recipe.train.seed)
     order.require(workers.count)
-    if not resume:
-        write_run(out, recipe, shards)
     total = recipe.train.steps or recipe.train.epochs * order.steps
 
     from trainer.launch import launch
 
-    with exclusive(out):
+    with begun(out, recipe, shards, exclusive) if not resume else exclusive(out):
         # What ``auto`` means is up to the cluster.
         wanted = "auto" if device == "auto" and workers.address else target.type
         launch(out, recipe, absolute(shards), workers, wanted, order.rows_until(total))
     return RunResult.of(out)
+
+
+@contextmanager
+def begun(
+    out: Path,
+    recipe: Recipe,
+    shards: Sequence[str | Path],
+    hold: Callable[[Path], AbstractContextManager[None]],
+) -> Iterator[None]:
+    """Make the run folder ``out``, and ``hold`` it while entered.
+
+    Raises ``InputError`` where another run has begun there since it was last asked: reading the
+    shards takes minutes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out):
+        require_new(out)
+        write_run(out, recipe, shards)
+        yield
 
 
 def require_points(recipe: Recipe) -> None:
@@ -186,6 +203,9 @@ def fit(
     corpus = Corpus(shards, recipe)
     asked, recipe = recipe, corpus.recipe
     with _explained(out, recipe), ExitStack() as held:
+        if resume:
+            held.enter_context(hold(out))
+            parallel.first_does(partial(checkpoint.clear_leftovers, out))
         # Once there is a checkpoint, the weights that the run began with may be gone.
         begins = bool(recipe.model.init or recipe.model.trunk)
         restored = begins and resume and checkpoint.newest(out)[0] is not None
@@ -196,8 +216,7 @@ def fit(
         total = recipe.train.steps or recipe.train.epochs * batches.per_epoch
         header = _header(recipe, corpus, task)
         if rank() == 0 and not resume:
-            write_run(out, asked, shards)
-        held.enter_context(hold(out))
+            held.enter_context(begun(out, asked, shards, hold))
         start, state = _restore(out, header, say) if resume else (0, None)
         recorder = None
         if rank() == 0:
@@ -299,10 +318,17 @@ def _introduce(
     copies = 4 + recipe.ema.enabled
     size = copies * sum(p.numel() * p.element_size() for p in task.student.parameters())
     say(f"checkpoints of about {shown_bytes(size)} each, {recipe.train.keep} and the best are kept")
-    if recipe.optim.warmup_steps >= total:
+    warmup, tenth = warmup_steps(recipe.optim, total), total // 10
+    if warmup >= total:
+        shorter = f"={tenth}" if tenth else "=0 --set optim.warmup=0"
         say(
-            f"optim.warmup_steps is {recipe.optim.warmup_steps}, and the run has {total}: the full "
-            f"rate is never reached; --set optim.warmup_steps={total // 10} to reach it"
+            f"the warm-up takes {warmup:g} steps, and the run has {total}: the full rate is never "
+            f"reached; --set optim.warmup_steps{shorter} to reach it"
+        )
+    if corpus.one_category:
+        say(
+            "all shapes to train on are of one category, so with loss.align.drop_same_category "
+            "none is a negative of another; --set loss.align.drop_same_category=false"
         )
     if recipe.data.near > 1 and recipe.data.near_after == 0:
         say("grouping similar objects for the first epoch; with many shapes this takes minutes")
@@ -423,13 +449,7 @@ def _restore(
     out: Path, header: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[int, dict[str, Any] | None]:
     """Step and state of the newest whole checkpoint; (0, None) when there is none yet."""
-
-    def find() -> tuple[Path | None, list[str]]:
-        for leftover in (out / checkpoint.FOLDER).glob(".tmp-*"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        return checkpoint.newest(out)
-
-    path, passed = parallel.first_does(find)
+    path, passed = parallel.first_does(partial(checkpoint.newest, out))
     for reason in passed:
         say(f"passed over a damaged checkpoint: {reason}")
     if path is None:
@@ -443,7 +463,7 @@ def _restore(
             f"--shards: made by another teacher than those that {out} was trained on ({differs}); "
             "give the same shard sets, or start another run"
         )
-    for key in ("uid_hash", "n_train", "row_hash"):
+    for key in ("uid_hash", "n_train", "row_hash", "split_hash", "part_hash"):
         if key not in config["data"]:  # of an earlier version
             continue
         if config["data"][key] != header["data"][key]:

@@ -62,13 +62,8 @@ def write_run(out: Path, recipe: Recipe, shards: Sequence[str | Path]) -> None:
     write_json(out / RUN, value)
 
 
-def reopen(
-    out: Path, recipe: Recipe | None, shards: Sequence[str | Path], overrides: Sequence[str]
-) -> tuple[Recipe, Sequence[str | Path]]:
-    """Recipe and shards of an existing run, checked against those given.
-
-    Raises ``InputError`` where there is none, or a key differs that a resumed run may not change.
-    """
+def read_run(out: Path) -> tuple[Recipe, list[str]]:
+    """Recipe and shards that a run began with. Raises ``InputError`` where there is none."""
     file = out / RUN
     if not file.is_file():
         raise InputError(
@@ -76,11 +71,22 @@ def reopen(
         )
     try:
         value = json.loads(file.read_text())
-        known, roots = parse_recipe(value["recipe"], str(file)), list(value["shards"])
+        return parse_recipe(value["recipe"], str(file)), list(value["shards"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: damaged ({error}); start another run") from error
+
+
+def reopen(
+    out: Path, recipe: Recipe | None, shards: Sequence[str | Path], overrides: Sequence[str]
+) -> tuple[Recipe, Sequence[str | Path]]:
+    """Recipe and shards of an existing run, checked against those given.
+
+    Raises ``InputError`` where there is none, or a key differs that a resumed run may not change.
+    """
+    known, roots = read_run(out)
     recipe = override_recipe(recipe or known, overrides)
-    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
+    if recipe.model != known.model:  # what the run has is settled: there may be a folder `demo` now
+        recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     ours, theirs = flatten(recipe), flatten(known)
     for key, now in ours.items():
         if now != theirs.get(key) and key not in RESUMABLE:

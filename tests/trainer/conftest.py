@@ -138,18 +138,21 @@ def make_manifest(options: Synth) -> Manifest:
     )
 
 
+def write_rows(root: Path, options: Synth, rows: list[Row]) -> Path:
+    """A set of these rows, with the manifest of ``options``."""
+    manifest = create_or_open(root, make_manifest(options))
+    for start in range(0, len(rows), options.part_rows):
+        write_part(root, manifest, rows[start : start + options.part_rows])
+    return root
+
+
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
     """Factory: ``make_shards(name, **options of Synth)`` writes a set and returns its folder."""
 
     def make(name: str = "shards", **options: int | str) -> Path:
         synth = Synth(**options)  # type: ignore[arg-type]
-        root = tmp_path / name
-        manifest = create_or_open(root, make_manifest(synth))
-        rows = make_rows(synth)
-        for start in range(0, len(rows), synth.part_rows):
-            write_part(root, manifest, rows[start : start + synth.part_rows])
-        return root
+        return write_rows(tmp_path / name, synth, make_rows(synth))
 
     return make
 

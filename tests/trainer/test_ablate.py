@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.common import InputError
-from tests.trainer.conftest import SMALL, MakeShards
+from tests.trainer.conftest import SMALL, MakeShards, Synth, make_rows, write_rows
 from trainer.ablate import (
     GRIDS,
     Study,
@@ -26,7 +26,15 @@ from trainer.ablate import (
     plan,
     run_key,
 )
-from trainer.ablate_report import adjust, chart_of, markdown, nice_ticks, over_objects, summarise
+from trainer.ablate_report import (
+    adjust,
+    chart_of,
+    headline_rows,
+    markdown,
+    nice_ticks,
+    over_objects,
+    summarise,
+)
 from trainer.heldout import HeldOut
 from trainer.jobs import Done, Here, training_seconds
 from trainer.recipe import load_recipe
@@ -181,8 +189,9 @@ def test_run_key__follows_what_decides_a_run(study: Study) -> None:
 
     assert key() == key("train.log_every=7")  # decides what is recorded only
     assert len({key(), key("optim.lr=2e-3"), key("train.seed=1")}) == 3
-    other = {**arm.data, "uid_hash": "other"}
-    assert run_key(arm.recipe, other) != run_key(arm.recipe, arm.data)
+    for name in ("uid_hash", "split_hash", "part_hash"):
+        other = {**arm.data, name: "other"}
+        assert run_key(arm.recipe, other) != run_key(arm.recipe, arm.data)
 
 
 def test_plan__weights_that_runs_begin_with_decide_them_by_content(
@@ -288,22 +297,52 @@ def test_ablate__other_rows_are_measured_without_training_again(
         assert arm["runs"][0]["checkpoint"] == first["arms"][name]["runs"][0]["checkpoint"]
 
 
+def test_ablate__objects_embedded_again_are_trained_on_anew(study: Study) -> None:
+    """In the same folder, with the same manifest: as after meshes were corrected."""
+    one, root, options = dataclasses.replace(study, seeds=1), Path(study.shards[0]), Synth(60)
+    options = dataclasses.replace(options, test_rows=3)
+    first = ablate(one)
+    for part in root.glob("part-*"):
+        part.unlink()
+    rows = make_rows(options)
+    write_rows(root, options, [dataclasses.replace(r, image_embeds=-r.image_embeds) for r in rows])
+    with pytest.raises(InputError, match=r"holds another study \(other data\)"):
+        ablate(one)
+    count = Count()
+    second = ablate(one, count, overwrite=True)
+    assert len(count.folders) == 2
+    for name, arm in second["arms"].items():
+        theirs = first["arms"][name]["runs"][0]
+        assert arm["runs"][0]["folder"] != theirs["folder"]
+        assert arm["runs"][0]["checkpoint"] != theirs["checkpoint"]
+
+
+DIVERGING = GRID + "\n[arms.diverging]\noptim.lr = 1e30\n"
+
+
 def test_ablate__a_run_that_diverges_is_named_and_the_others_count(
     study: Study, grid_file: Path
 ) -> None:
-    grid_file.write_text(GRID + "optim.lr = 1e30\n")
+    grid_file.write_text(DIVERGING)
     record = ablate(dataclasses.replace(study, grid=load_grid(str(grid_file)), seeds=1))
-    assert [item["arm"] for item in record["failed"]] == ["all"]
+    assert [item["arm"] for item in record["failed"]] == ["diverging"]
     assert "lower --set optim.lr" in record["failed"][0]["reason"]
-    assert record["arms"]["all"]["runs"] == []
-    assert record["arms"]["all"]["metrics"]["zeroshot_top1"] is None
-    assert "## Failed runs" in (study.out / "README.md").read_text()
+    assert record["arms"]["diverging"]["runs"] == []
+    assert record["arms"]["diverging"]["metrics"]["zeroshot_top1"] is None
+    text = (study.out / "README.md").read_text()
+    assert "## Failed runs" in text
+    assert "| diverging | 0 | n/a | n/a | n/a | n/a |" in text
+    assert [row[3] == "control" for row in headline_rows(record)] == [True, False, False]
 
 
-def test_ablate__nothing_finished_is_an_error(study: Study) -> None:
-    broken = dataclasses.replace(study, sets=(*SETS, "optim.lr=1e30"), seeds=1)
-    with pytest.raises(InputError, match="no run finished; the first error was"):
+@pytest.mark.parametrize("diverges", ["align-only", "all"])
+def test_ablate__no_pair_finished_is_an_error(study: Study, grid_file: Path, diverges: str) -> None:
+    other = {"align-only": "optim.lr = 1e30\n\n[arms.all]", "all": "\n[arms.all]\noptim.lr = 1e30"}
+    grid_file.write_text(GRID.replace("\n[arms.all]", other[diverges]))
+    broken = dataclasses.replace(study, grid=load_grid(str(grid_file)), seeds=1)
+    with pytest.raises(InputError, match=r"no arm finished with a seed .*: step .*--set optim\.lr"):
         ablate(broken)
+    assert not (study.out / "README.md").exists()
 
 
 def test_ablate__a_file_is_no_folder_for_a_report(study: Study, tmp_path: Path) -> None:
@@ -325,13 +364,13 @@ def test_cli__several_workers_take_turns(study: Study) -> None:
 def test_cli__a_failed_run_gives_exit_code_3(study: Study, grid_file: Path) -> None:
     from trainer.cli import app
 
-    grid_file.write_text(GRID + "optim.lr = 1e30\n")
+    grid_file.write_text(DIVERGING)
     options = [word for item in SETS for word in ("--set", item)]
     arguments = ["ablate", "--shards", study.shards[0], "--grid", str(grid_file), "--seeds", "1"]
     arguments += ["--out", str(study.out), "--device", "cpu", "--json", *options]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["failed"][0]["arm"] == "all"
+    assert json.loads(result.stdout)["failed"][0]["arm"] == "diverging"
 
 
 def fake(value: float, ranks: Sequence[int]) -> dict[str, Any]:

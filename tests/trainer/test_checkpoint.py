@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +46,41 @@ def run_with(tmp_path: Path, *steps: int) -> Path:
     for step in steps:
         write(checkpoint.checkpoint_path(run, step), step)
     return run
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipeline.common import atomic_path
+
+rename, targets = Path.rename, []
+
+def killed_at_the_second(path, target):
+    targets.append(target)
+    if len(targets) == 2:
+        os._exit(9)
+    return rename(path, target)
+
+Path.rename = killed_at_the_second
+with atomic_path(Path(sys.argv[1])) as folder:
+    folder.mkdir()
+"""
+
+
+def test_clear_leftovers__a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    run = run_with(tmp_path, 3, 9)
+    path = checkpoint.checkpoint_path(run, 9)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == 9
+    assert not path.exists()
+    checkpoint.clear_leftovers(run)
+    assert checkpoint.newest(run) == (path, [])
+    # One that was replaced, and one that was not whole yet.
+    for name in ("retired-step-00000009", "step-00000012"):
+        (path.parent / f".tmp-0123456789ab-{name}").mkdir()
+    checkpoint.clear_leftovers(run)
+    assert checkpoint.newest(run) == (path, [])
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_load_model__gives_back_what_was_saved(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def test_load_recipe__learned_temperatures_are_checked(
         load_recipe("tiny", ["loss.distill.learn_tau=student", *overrides])
 
 
+def test_load_recipe__a_rate_that_would_rise_names_both_ends() -> None:
+    message = r"optim: min_lr 0\.003 is above lr 0\.0001, .*; lower min_lr too"
+    with pytest.raises(InputError, match=message):
+        load_recipe("mixcon3d", ["optim.lr=1e-4"])
+    lowered = load_recipe("mixcon3d", ["optim.lr=1e-4", "optim.min_lr=1e-4"]).optim
+    assert lowered.lr == lowered.min_lr
+
+
 @pytest.mark.parametrize("kind", ["multi_positive", "siglip"])
 def test_load_recipe__all_positives_are_legal_where_a_row_may_have_several(kind: str) -> None:
     every = ["data.image_sampling=all", "data.text_sampling=all"]

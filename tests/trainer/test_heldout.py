@@ -16,7 +16,7 @@ from evaluation.sources import StudentEncoder, split_categories
 from pipeline.common import InputError
 from pipeline.shards import POINT_SCALE, Batch, ShardSet, create_or_open, write_part
 from tests.evaluation import world
-from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows
+from tests.trainer.conftest import MakeShards, Synth, make_manifest, make_rows, write_rows
 from trainer.heldout import ClassTexts, HeldOut, TextGatherer, category_key
 from trainer.metrics import normalise
 
@@ -160,6 +160,10 @@ def test_open__split_that_is_not_there_names_those_that_are(make_shards: MakeSha
     root = make_shards(count=12, test_rows=3)
     with pytest.raises(InputError, match=r"no row of split 'val' .*there are: test, train.*--eval"):
         HeldOut.open([root], "val")
+    with pytest.raises(
+        InputError, match=r"there are: none\).*, or mark some with `pipeline split`$"
+    ):
+        HeldOut.open([make_shards("whole", count=12)])
 
 
 def test_open__sets_for_evaluation_alone_need_no_split(make_shards: MakeShards) -> None:
@@ -180,6 +184,16 @@ def test_identity__follows_the_rows(make_shards: MakeShards) -> None:
     assert test["n_rows"] == 8
     assert test["uid_hash"] != train["uid_hash"]
     assert HeldOut.open([root]).identity() == test
+
+
+def test_identity__follows_the_embeddings(make_shards: MakeShards, tmp_path: Path) -> None:
+    """The same objects, of corrected meshes."""
+    options = Synth(count=24, test_rows=3)
+    rows = [replace(row, image_embeds=-row.image_embeds) for row in make_rows(options)]
+    corrected = HeldOut.open([write_rows(tmp_path / "corrected" / "shards", options, rows)])
+    first = HeldOut.open([make_shards(count=24, test_rows=3)]).identity()
+    assert corrected.identity() == {**first, "part_hash": corrected.identity()["part_hash"]}
+    assert corrected.identity() != first
 
 
 def test_require_unseen__names_an_object_that_is_trained_on(make_shards: MakeShards) -> None:

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import shlex
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +18,11 @@ from tests.trainer.conftest import (
     MakeShards,
     Synth,
     make_manifest,
+    make_rows,
     open_batches,
     rows_of,
     small_recipe,
+    write_rows,
 )
 from trainer.data import Batches
 from trainer.index import Corpus, held_out
@@ -43,6 +51,12 @@ def test_weights__of_a_single_set_that_leave_nothing_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="none of its rows is trained on"):
         Corpus([make_shards()], small_recipe("data.weights=[0.001]", length))
+
+
+def options_of(error: BaseException) -> list[str]:
+    """What an error says to ``--set``, as a shell takes it."""
+    words = shlex.split(str(error))
+    return [value.rstrip(",;") for word, value in pairwise(words) if word == "--set"]
 
 
 def test_split__is_disjoint_stable_and_of_the_asked_size() -> None:
@@ -149,16 +163,18 @@ def test_corpus__missing_views_of_one_set_are_refused_only_where_needed(
     make_shards: MakeShards,
 ) -> None:
     blind, seeing = make_shards("blind", views=0), make_shards("seeing", prefix="other")
-    with pytest.raises(InputError, match="blind: no image embeddings"):
-        Corpus([blind, seeing], small_recipe())
-    no_image = (
-        "loss.align.image_weight=0",
-        "loss.distill.intra_image=false",
-        "loss.distill.cross=false",
-    )
-    batch = next(open_batches(blind, overrides=no_image).epoch(0))
-    assert batch.image is None
-    assert batch.text is not None
+    # What the message says helps, whichever terms read images.
+    for joint in ("loss.align.joint_weight=0", "loss.align.joint_weight=1"):
+        with pytest.raises(InputError, match="blind: no image embeddings") as caught:
+            Corpus([blind, seeing], small_recipe(joint))
+        told = options_of(caught.value)
+        Corpus([blind, seeing], small_recipe(joint, *told))
+        batch = next(open_batches(blind, overrides=(joint, *told)).epoch(0))
+        assert batch.image is None
+        assert batch.text is not None
+    assert "loss.align.joint_weight=0.0" in told
+    with pytest.raises(InputError, match=r"blind: no image .* or leave it out$"):
+        Corpus([blind, seeing], small_recipe("loss.align.text_weight=0"))
 
 
 def test_corpus__without_any_text_the_terms_of_texts_are_off(make_shards: MakeShards) -> None:
@@ -215,16 +231,22 @@ def test_describe__names_rows_and_what_is_wrong_with_them(make_shards: MakeShard
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            'data.splits=["trian"]',
+            r"no row of data\.splits \[\"trian\"\] \(there are: test, train\); --set 'data",
+        ),
         ("data.batch_size=500", "fewer than a batch of 500"),
         ("data.val_fraction=0.0001", "holds out 0 of 96 rows"),
+        ("data.val_fraction=0.999", "0 rows to train on are fewer than a batch of 16"),
         ("data.n_points=1000", "256 points in a cloud, the recipe reads 1000"),
     ],
 )
 def test_corpus__impossible_recipe_is_refused(
     make_shards: MakeShards, override: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        Corpus([make_shards()], small_recipe(override))
+    with pytest.raises(InputError, match=message) as caught:
+        Corpus([make_shards(test_rows=48)], small_recipe(override))
+    assert Corpus([make_shards("same", test_rows=48)], small_recipe(*options_of(caught.value)))
 
 
 def test_corpus__told_fraction_holds_out_some_ten_of_these_very_shapes(
@@ -235,6 +257,49 @@ def test_corpus__told_fraction_holds_out_some_ten_of_these_very_shapes(
         Corpus([root], small_recipe("data.val_fraction=0.0001"))
     better = str(caught.value).split("--set ")[1].split(",")[0]
     assert 10 <= Corpus([root], small_recipe(better)).n_val <= 13
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 20])
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.999])
+def test_corpus__what_is_told_of_a_small_set_makes_it_trainable(
+    make_shards: MakeShards, count: int, fraction: float
+) -> None:
+    root, given = make_shards(count=count), ("data.batch_size=64", f"data.val_fraction={fraction}")
+    with pytest.raises(InputError, match=r"fewer than a batch of 64; --set .* or embed more") as e:
+        Corpus([root], small_recipe(*given))
+    corpus = Corpus([root], small_recipe(*given, *options_of(e.value)))
+    assert corpus.n_train >= 2
+    assert corpus.data.val_fraction == 0 or corpus.n_val >= 2
+
+
+def test_corpus__a_single_row_needs_more_not_another_batch(make_shards: MakeShards) -> None:
+    with pytest.raises(InputError, match=r"1 rows to train on .* 16; embed more shapes$"):
+        Corpus([make_shards(count=1)], small_recipe("data.val_fraction=0"))
+
+
+def test_record__follows_rows_content_and_split(make_shards: MakeShards, tmp_path: Path) -> None:
+    def record(root: Path, *overrides: str) -> dict[str, Any]:
+        return Corpus([root], small_recipe(*overrides)).record()
+
+    first = record(make_shards())
+    assert record(make_shards("again")) == {**first, "shards": record(tmp_path / "again")["shards"]}
+    rows = make_rows(Synth())
+    rows[7] = replace(rows[7], rgb=rows[7].rgb // 2)
+    coloured = record(write_rows(tmp_path / "coloured", Synth(), rows))
+    differing = {key for key, value in first.items() if coloured[key] != value}
+    assert differing == {"part_hash", "shards"}
+    held = record(tmp_path / "again", "data.val_fraction=0.3")
+    assert held["split_hash"] != first["split_hash"]
+    assert held["part_hash"] == first["part_hash"]
+
+
+@pytest.mark.parametrize("share", ["0.07", "0.14", "0.28", "0.29", "0.55", "0.56", "0.57", "0.005"])
+def test_order__similar_objects_begin_with_the_epoch_that_is_asked_for(
+    make_shards: MakeShards, share: str
+) -> None:
+    overrides = ("train.epochs=100", "data.near=2", f"data.near_after={share}")
+    order = Corpus([make_shards()], small_recipe(*overrides)).order(0)
+    assert order.near_from == math.ceil(Fraction(share) * 100)
 
 
 def test_corpus__centroids_beyond_the_ordered_points_are_refused(make_shards: MakeShards) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,11 +13,16 @@ import torch
 
 from pipeline.common import InputError
 from tests.trainer.conftest import MakeShards, small_recipe
+from tests.trainer.test_resume import StopsAtNine
 from trainer import jobs
+from trainer import run as run_module
 from trainer.checkpoint import load_model
 from trainer.config import Recipe
 from trainer.jobs import LOG, RESULT, Done, Here, Job, Processes, RayTasks, failure, perform, start
+from trainer.loop import Interrupted
 from trainer.recorder import read_metrics
+from trainer.run import train
+from trainer.run_folder import read_run
 
 
 def make_job(folder: Path, root: Path, recipe: Recipe, workers: int = 1) -> Path:
@@ -56,6 +62,35 @@ def test_perform__a_folder_killed_before_its_first_record_begins_anew(
     assert result["step"] == 2
     assert result["checkpoint"] == load_model(folder / "run").hash
     assert result["rows"]["n_rows"] == 20
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_perform__goes_on_when_the_weights_that_the_run_began_with_have_moved(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    def begun_with(folder: Path) -> Recipe:
+        options = ("train.steps=12", "train.val_every=100", "data.near=2", "data.near_by=student")
+        return small_recipe(*options, f"model.init={folder}")
+
+    def hash_of(folder: Path) -> str:
+        return str(json.loads((folder / RESULT).read_text())["checkpoint"])
+
+    base, moved = tmp_path / "base", tmp_path / "moved"
+    train([shards], small_recipe("train.steps=1"), base, device="cpu")
+    whole = make_job(tmp_path / "whole", shards, begun_with(base))
+    perform(whole)
+
+    folder = make_job(tmp_path / "job", shards, begun_with(base))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Loop", StopsAtNine)
+        with pytest.raises(Interrupted, match="saved at step 9"):
+            perform(folder)
+    if not saved:
+        shutil.rmtree(folder / "run" / "checkpoints")
+    base.rename(moved)
+    perform(make_job(folder, shards, begun_with(moved)))
+    assert hash_of(folder) == hash_of(whole)
+    assert read_run(folder / "run")[0].model.init == str(base if saved else moved)
 
 
 def test_here__a_bad_job_does_not_stop_the_others(shards: Path, tmp_path: Path) -> None:

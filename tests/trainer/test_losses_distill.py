@@ -257,3 +257,21 @@ def test_distill__cross_rows_of_the_same_modality_equal_the_plain_formulas() -> 
     assert DistillConfig(**blind, cross_rows="same").crosses("text")
     assert not DistillConfig(**blind, cross_rows="same").crosses("image")
     assert DistillConfig(**blind).crosses("image")
+
+
+@pytest.mark.parametrize("centre", ["teacher", "both"])
+def test_distill__equal_texts_that_are_centred_are_alike_to_all(centre: str) -> None:
+    """In float32 as in float64, where fewer roundings are left."""
+    f = batch(rows=63)
+    assert f.image is not None
+    assert f.text is not None
+    image, text = f.image, f.text[:1].expand(63, -1)
+    f = replace(f, text=text)
+    config = DistillConfig(centre=centre, tau_teacher_cross=0.02)  # type: ignore[arg-type]
+    single = replace(f, point=f.point.float(), image=image.float(), text=text.float())
+    plain, terms = DistillLoss(config).double()(f)
+    total, found = DistillLoss(config)(single)
+    assert total.item() == pytest.approx(plain.item(), rel=1e-4)
+    for name, value in terms.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+    assert found["neighbours_cross_image"].item() == pytest.approx(63)

@@ -52,7 +52,10 @@ def test_load_recipe__last_override_wins() -> None:
         ("loss.align.knd=siglip", "did you mean loss.align.kind?"),
         ("loss.align.logit_scale=0.5", "greater than or equal to 1"),
         ("loss.align.drop_image_above=1.5", "less than or equal to 1"),
-        ("augment.scale=[2.0, 1.0]", "smaller first"),
+        ("augment.scale=[2.0, 1.0]", "smaller first; correct it in the recipe or with --set$"),
+        ("augment.scale=2", r"\(got 2\); .* --set 'augment\.scale=\[0\.8, 1\.25\]'$"),
+        ("data.splits=train", r"\(got 'train'\); .* --set 'data\.splits=\[\"train\"\]'$"),
+        ("data.weights=2", r"\(got 2\); .* --set 'data\.weights=\[2\]'$"),
     ],
 )
 def test_load_recipe__wrong_override_is_one_line_with_a_hint(override: str, message: str) -> None:

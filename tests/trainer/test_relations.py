@@ -290,3 +290,16 @@ def test_centred__removes_a_shared_mean() -> None:
     assert float((values @ values.T).mean()) > 0.9
     after = centred(values, values.mean(0))
     assert abs(float((after @ after.T).mean())) < 0.1
+    assert torch.allclose(after.norm(dim=1), torch.ones(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rows", [48, 63, 200, 5000])
+def test_centred__of_equal_rows_is_zero_without_gradient(rows: int) -> None:
+    """Their mean differs from them by rounding, of which no direction must be made."""
+    values = unit(features(1, 512)).float().repeat(rows, 1).requires_grad_(True)
+    mean = values.mean(0)
+    assert not torch.equal(mean, values[0])
+    after = centred(values, mean)
+    assert not after.any()
+    (gradient,) = torch.autograd.grad((after * features(rows, 512).float()).sum(), values)
+    assert not gradient.any()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from pipeline.common import InputError
 from pipeline.console import ProgressBar
-from tests.trainer.conftest import SMALL, MakeShards, small_recipe
+from tests.trainer.conftest import SMALL, MakeShards, Synth, make_rows, small_recipe, write_rows
 from trainer import run as run_module
 from trainer.batch import CloudBatch
 from trainer.checkpoint import checkpoints, load_model, load_state
@@ -237,6 +239,60 @@ def test_resume__other_recipe_or_other_rows_are_refused(
         train(pair[::-1], None, tmp_path / "pair", resume=True, device="cpu")
     freed = small_recipe("train.steps=3", "train.log_every=2")
     assert train([], freed, tmp_path / "run", resume=True, device="cpu").step == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [("split", "split_hash differs"), ("embeddings", "part_hash differs")],
+)
+def test_resume__the_same_objects_with_other_embeddings_or_split_are_refused(
+    make_shards: MakeShards, tmp_path: Path, changed: str, message: str
+) -> None:
+    out = tmp_path / "run"
+    recipe = small_recipe("train.steps=2", "data.val_fraction=0")
+    train([make_shards(test_rows=4)], recipe, out, device="cpu")
+    rows = make_rows(Synth(test_rows=4))
+    if changed == "split":  # as many rows of each
+        splits = [row.split for row in rows]
+        rows = [replace(r, split=s) for r, s in zip(rows, splits[-1:] + splits[:-1], strict=True)]
+    else:
+        rows[5] = replace(rows[5], image_embeds=-rows[5].image_embeds)
+    other = write_rows(tmp_path / "other", Synth(test_rows=4), rows)
+    with pytest.raises(InputError, match=message):
+        train([other], None, out, resume=True, device="cpu")
+
+
+def test_resume__the_same_sets_elsewhere_go_on_also_from_older_checkpoints(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, root = tmp_path / "run", make_shards()
+    result = train([root], small_recipe("train.steps=2"), out, device="cpu")
+    shutil.copytree(root, tmp_path / "elsewhere" / "copy")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(["copy"], None, out, resume=True, device="cpu").step == 2
+    file = result.checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("split_hash", "part_hash"):
+        del config["data"][key]
+    file.write_text(json.dumps(config))
+    assert train([root], None, out, resume=True, device="cpu").step == 2
+
+
+def test_resume__killed_while_it_replaced_its_only_checkpoint(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights to begin with, which are gone, are not asked for then either."""
+    root, first = make_shards(), tmp_path / "first"
+    train([root], small_recipe("train.steps=1"), first, device="cpu")
+    recipe = small_recipe("train.steps=3", f"model.init={first}")
+    result = train([root], recipe, tmp_path / "run", device="cpu")
+    shutil.rmtree(first)
+    step = result.checkpoint
+    shutil.copytree(step, step.with_name(f".tmp-0123456789ab-{step.name}"))
+    step.rename(step.with_name(f".tmp-ba9876543210-retired-{step.name}"))
+    assert train([], None, tmp_path / "run", resume=True, device="cpu").step == 3
+    assert f"resuming from {step.name}" in capsys.readouterr().err
+    assert [path.name for path in step.parent.iterdir()] == [step.name]
 
 
 @pytest.mark.slow

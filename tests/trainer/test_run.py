@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,10 @@ from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from tests.trainer.test_resume import StopsAtNine
 from trainer import run as run_module
 from trainer.checkpoint import checkpoints, load_model
+from trainer.index import Corpus
+from trainer.lock import exclusive
 from trainer.recorder import read_metrics
-from trainer.run import train
+from trainer.run import Workers, train
 
 
 def test_train__learns_shapes_and_the_loss_falls(make_shards: MakeShards, tmp_path: Path) -> None:
@@ -98,6 +102,78 @@ def test_train__existing_folder_is_refused(make_shards: MakeShards, tmp_path: Pa
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"`trainer resume .*run` continues it, or choose"):
         train([make_shards()], small_recipe(), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("running", "message"),
+    [(True, "another command is using this run"), (False, "already exists; `trainer resume")],
+)
+def test_train__a_run_that_began_while_the_shards_were_read_keeps_its_record(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    running: bool,
+    message: str,
+) -> None:
+    out = tmp_path / "run"
+    with ExitStack() as other:
+
+        def read(*given: Any) -> Corpus:
+            out.mkdir()
+            (out / "run.json").write_text("of the other run")
+            if running:
+                other.enter_context(exclusive(out))
+            return Corpus(*given)
+
+        monkeypatch.setattr(run_module, "Corpus", read)
+        recipe = small_recipe("train.steps=1")
+        with pytest.raises(InputError, match=message):
+            train([make_shards()], recipe, out, device="cpu", workers=Workers(workers))
+    assert (out / "run.json").read_text() == "of the other run"
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"),
+    [(4, ("optim.warmup_steps=100", "optim.warmup=1")), (4, ("optim.warmup=1",)), (12, ())],
+)
+def test_train__the_shorter_warm_up_that_is_told_ends(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    steps: int,
+    warmup: tuple[str, ...],
+) -> None:
+    options = (f"train.steps={steps}", *(warmup or ("optim.warmup_steps=12",)))
+    root, told = make_shards(), "the full rate is never reached; "
+    train([root], small_recipe(*options), tmp_path / "run", device="cpu")
+    remedy = capsys.readouterr().err.split(told)[1].split(" to reach it")[0]
+    better = remedy.removeprefix("--set ").split(" --set ")
+    recipe = small_recipe(*options, *better)
+    train([root], recipe, tmp_path / "better", device="cpu")
+    assert told not in capsys.readouterr().err
+    rates = [m["lr"] for m in read_metrics(tmp_path / "better") if m["kind"] == "train"]
+    assert max(rates) == recipe.optim.lr
+
+
+@pytest.mark.parametrize(
+    ("classes", "dropped", "told"), [(1, "true", True), (2, "true", False), (1, "false", False)]
+)
+def test_train__alignment_without_negatives_is_told(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    classes: int,
+    dropped: str,
+    told: bool,
+) -> None:
+    recipe = small_recipe("train.steps=1", f"loss.align.drop_same_category={dropped}")
+    train([make_shards(classes=classes)], recipe, tmp_path / "run", device="cpu")
+    assert ("of one category" in capsys.readouterr().err) == told
+    (record,) = [m for m in read_metrics(tmp_path / "run") if m["kind"] == "train"]
+    assert (record["align_image"] == 0) == told
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(3, True), (2, False)])
