@@ -37,8 +37,10 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
     Works for files and for directories that the block creates. When the block raises, the
     temporary path is removed and ``final`` is left as it was, so that nothing partial is ever
-    visible under its final name. An existing file is replaced; an existing directory too.
+    visible under its final name. An existing file is replaced; an existing directory too. Of a
+    link, what it points to is, and the link stays.
     """
+    final = _target(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{final.name}")
     try:
@@ -66,6 +68,11 @@ def atomic_path(final: Path) -> Iterator[Path]:
         raise
 
 
+def _target(path: Path) -> Path:
+    """What a link points to, at its end; any other path itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_place(final: Path, option: str, *, folder: bool = False) -> None:
     """Ask before the work starts whether a file, or a folder, can be made at ``final``.
 
@@ -76,7 +83,7 @@ def check_place(final: Path, option: str, *, folder: bool = False) -> None:
         raise InputError(f"{option} {final}: a file; name a folder")
     if not folder and final.is_dir():
         raise InputError(f"{option} {final}: a folder; name a file")
-    place = final if folder and final.is_dir() else final.absolute().parent
+    place = final if folder and final.is_dir() else _target(final).absolute().parent
     while not place.exists():
         place = place.parent
     if not place.is_dir():

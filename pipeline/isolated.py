@@ -213,6 +213,7 @@ def compile_all(renderer: str) -> None:
     Done once before workers fan out, so that they do not all compile the same thing.
     """
     from pipeline.meshes.meshopt import compile_cached as compile_meshopt
+    from pipeline.meshes.polygons import compile_cached as compile_polygons
     from pipeline.resize import compile_cached as compile_resize
 
     warm_up = getattr(get_renderer(renderer), "compile_cached", None)
@@ -220,6 +221,7 @@ def compile_all(renderer: str) -> None:
         warm_up()
     compile_resize()
     compile_meshopt()
+    compile_polygons()
 
 
 def _serve(

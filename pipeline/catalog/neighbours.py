@@ -28,6 +28,7 @@ _LEAF = 2048  # vectors of one leaf of the tree, at most: two leaves make one bl
 _SHADOW = 32  # leading principal components
 _SAMPLE = 20_000  # vectors that these are taken from
 _SLACK = 1e-4  # of squared distances, for rounding in float32
+_SAME = 1 - 1e-6  # the cosine of a vector and its copy is 1, but for rounding in float32
 _EDGES = 1 << 22  # kept before they are joined to groups
 
 
@@ -81,8 +82,9 @@ def first_of(labels: NDArray[np.integer]) -> I64:
 def near_groups(vectors: F32, threshold: float, seed: int = 0) -> I64:
     """Groups of near-duplicates: for each object the number of the first one of its group.
 
-    Two objects are near-duplicates when their cosine is at least ``threshold``; groups are what
-    chains of them connect. Exact, whatever ``seed``.
+    Two objects are near-duplicates when their cosine is at least ``threshold``, or 1 - 1e-6 where
+    that is less: so that 1 means copies; groups are what chains of them connect. Exact, whatever
+    ``seed``.
 
     Of many vectors not every pair is compared over the whole width. A projection P onto
     orthonormal directions shortens: |P x - P y|^2 <= |x - y|^2 = 2 - 2 cos(x, y). So pairs that
@@ -90,6 +92,7 @@ def near_groups(vectors: F32, threshold: float, seed: int = 0) -> I64:
     tree over those components leaves out whole blocks in the same way, and of the other blocks
     the objects that are too far from the box around the other leaf.
     """
+    threshold = min(threshold, _SAME)
     groups = Groups(len(vectors))
     if len(vectors) <= _ALL_PAIRS:
         with ProgressBar("compare", len(vectors), "objects") as bar:

@@ -148,7 +148,7 @@ NearOption = Annotated[
     typer.Option(
         "--near",
         help="Minimum cosine of near-duplicates; default: 0.99 for mean image embeddings, or "
-        "0.998 for point occupancy if there are no views.",
+        "0.984 to 0.998, by the number of points, for point occupancy if there are no views.",
         rich_help_panel=SPLIT,
     ),
 ]

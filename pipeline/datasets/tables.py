@@ -4,7 +4,8 @@ One row per object or per caption; rows of the same object are joined. Columns a
 name (``ROLES``), or named with ``columns``. A row finds its object by a path column, relative to
 the table's folder or to the root; or by an identifier: the path or file name, with or without its
 suffix, or the uid; or, where there is neither, by its ``name`` column. An identifier that is the
-path or uid of one object is not the file name of another.
+path or uid of one object is not the file name of another. Letters with accents may be one code
+point in a table and two in a file name, or the other way round (Unicode NFC and NFD).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +82,7 @@ class Table:
     ignored: tuple[str, ...] = ()  # columns without a role
     contradicted: int = 0  # rows whose category or split is not the one that an object had
     source: str = "folder"  # the first part of uids
-    whole: set[str] = field(default_factory=set)  # identifiers that were an object's path or uid
+    whole: set[str] = field(default_factory=set)  # NFC identifiers that were a path or uid
     by_name: int = 0  # files found by their names alone
 
     def told(self, found: Collection[int], objects: int, matched: int) -> str | None:
@@ -110,20 +112,36 @@ class Table:
         """The entry of a file by its path relative to the root, None where there is none.
 
         Files of the root are to be looked up first, as they are listed: their paths are what may
-        look like the bare name of a file in a folder.
+        look like the bare name of a file in a folder. What has no entry is looked up once more in
+        NFC: macOS writes file names in NFD.
         """
+        found = self._find(relative, self.by_path, self.by_id)
+        return found or self._find(_composed(relative), *self._composed_keys)
+
+    @functools.cached_property
+    def _composed_keys(self) -> tuple[dict[str, Entry], dict[str, Entry]]:
+        """``by_path`` and ``by_id`` with their keys in NFC."""
+        by_path, by_id = (
+            {_composed(key): entry for key, entry in entries.items()}
+            for entries in (self.by_path, self.by_id)
+        )
+        return by_path, by_id
+
+    def _find(
+        self, relative: str, by_path: dict[str, Entry], by_id: dict[str, Entry]
+    ) -> Entry | None:
         stem = re.sub(r"\.[^./]*$", "", relative)
         for key in (relative, stem):
-            if key in self.by_path:
-                return self.by_path[key]
-        whole = [key for path in (relative, stem) for key in self._ids(path) if key in self.by_id]
+            if key in by_path:
+                return by_path[key]
+        whole = [key for path in (relative, stem) for key in self._ids(path) if key in by_id]
         if whole:
-            self.whole.update(whole)
-            return self.by_id[whole[0]]
+            self.whole.update(map(_composed, whole))
+            return by_id[whole[0]]
         for key in (relative.rsplit("/", 1)[-1], stem.rsplit("/", 1)[-1]):
-            if key in self.by_id and key not in self.whole:
+            if key in by_id and _composed(key) not in self.whole:
                 self.by_name += 1
-                return self.by_id[key]
+                return by_id[key]
         return None
 
     def find_whole(self, place: str) -> Entry | None:
@@ -137,6 +155,11 @@ class Table:
     def example_key(self) -> str:
         """One key of the table, for messages."""
         return next(itertools.chain(self.by_path, self.by_id), "")
+
+
+def _composed(text: str) -> str:
+    """A text in Unicode's form NFC."""
+    return unicodedata.normalize("NFC", text)
 
 
 def find_table(root: Path) -> Path | None:
@@ -274,7 +297,7 @@ def _is_there(path: str, names: _Names) -> bool:
     """
     folder, name = os.path.split(path)
     listed = names(folder)
-    return listed is None or name in listed
+    return listed is None or _composed(name) in listed
 
 
 def _kept_names() -> _Names:
@@ -283,10 +306,10 @@ def _kept_names() -> _Names:
 
 
 def _file_names(folder: str) -> frozenset[str] | None:
-    """Names of the files of a folder, with their suffixes and without; None for a file."""
+    """NFC names of the files of a folder, with their suffixes and without; None for a file."""
     try:
         with os.scandir(folder) as entries:
-            files = [entry.name for entry in entries if not entry.is_dir()]
+            files = [_composed(entry.name) for entry in entries if not entry.is_dir()]
     except NotADirectoryError:
         return None
     except (OSError, ValueError):  # also a name that no file can have

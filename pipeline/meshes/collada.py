@@ -27,6 +27,7 @@ from pipeline.meshes.parts import (
     quiet_parsing,
     require,
 )
+from pipeline.meshes.polygons import triangulate
 from pipeline.meshes.textures import decode_texture
 from pipeline.scene import U8, AlphaMode, Material, MeshError, srgb_to_linear
 
@@ -138,16 +139,8 @@ def _image_name(effect: Any) -> str | None:
 
 def _part(primitive: Any, surface: Surface | None, transform: F64, limits: Limits) -> Part | None:
     """One primitive, its corners unshared; None for points and lines."""
-    if hasattr(primitive, "triangleset"):
-        sizes = np.asarray(getattr(primitive, "vcounts", ()), np.int64)
-        # pycollada takes memory for what they claim.
-        require(
-            bool((sizes >= 0).all()) and (not len(sizes) or sizes.sum() <= len(primitive.index)),
-            "bad_header",
-            f"polygons claim {sizes.sum():,} corners, {len(getattr(primitive, 'index', ())):,} are "
-            "there",
-        )
-        primitive = primitive.triangleset()
+    if hasattr(primitive, "vcounts"):
+        primitive = _triangle_set(primitive, limits)
     if not hasattr(primitive, "vertex_index") or primitive.vertex is None:
         return None
     corners = np.asarray(primitive.vertex_index)
@@ -167,6 +160,24 @@ def _part(primitive: Any, surface: Surface | None, transform: F64, limits: Limit
         surface = PLAIN if color is None else WHITE
     faces = np.arange(len(vertices)).reshape(-1, 3)
     return Part(vertices, faces, surface, normals, uv, color, transform)
+
+
+def _triangle_set(polygons: Any, limits: Limits) -> Any:
+    """A polylist, or polygons, as triangles. pycollada's own way fans concave polygons, too."""
+    from collada.triangleset import TriangleSet
+
+    lengths, there = np.asarray(polygons.vcounts, np.int64), len(polygons.index)
+    require(
+        bool((lengths >= 0).all()) and lengths.sum() <= there,
+        "bad_header",
+        f"polygons claim {lengths.sum():,} corners, {there:,} are there",
+    )
+    if polygons.vertex is None:  # no corners at all
+        return polygons
+    polygon, corner = triangulate(lengths, polygons.vertex_index, polygons.vertex, limits)
+    begins = np.cumsum(lengths) - lengths
+    index = polygons.index[begins[polygon, None] + corner]
+    return TriangleSet(polygons.sources, polygons.material, index, polygons.xmlnode)
 
 
 def _gather(values: Any, index: Any) -> F64:

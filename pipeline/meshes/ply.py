@@ -15,7 +15,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from pipeline.meshes.parts import I64, Limits, check_counts, fan, require
+from pipeline.meshes.parts import I64, Limits, check_counts, require
+from pipeline.meshes.polygons import triangulate
 from pipeline.scene import MeshError
 
 Array = NDArray[Any]
@@ -388,8 +389,8 @@ def whole(values: Array) -> I64:
     return indices.reshape(-1)
 
 
-def fan_lists(polygons: Lists, limits: Limits) -> tuple[I64, I64, I64]:
-    """Polygons of any sizes as triangles around their first corners, in the order of the file.
+def list_triangles(polygons: Lists, vertices: Array, limits: Limits) -> tuple[I64, I64, I64]:
+    """Polygons of any sizes as triangles (see ``triangulate``), in the order of the file.
 
     Returns the triangles (T, 3), each one's polygon (T,), and which corners of it they are (T, 3).
     Polygons of fewer than three corners give none.
@@ -398,7 +399,7 @@ def fan_lists(polygons: Lists, limits: Limits) -> tuple[I64, I64, I64]:
     if (lengths == 3).all():
         corner = np.broadcast_to(np.arange(3), (len(lengths), 3))
         return indices.reshape(-1, 3), np.arange(len(lengths)), corner
-    polygon, corner = fan(lengths, limits)
+    polygon, corner = triangulate(lengths, indices, vertices, limits)
     begins = np.cumsum(lengths) - lengths
     return indices[begins[polygon, None] + corner], polygon, corner
 

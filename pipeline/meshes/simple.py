@@ -21,7 +21,6 @@ from pipeline.meshes.parts import (
     Part,
     Surface,
     check_counts,
-    fan,
     quiet_parsing,
     require,
 )
@@ -30,12 +29,13 @@ from pipeline.meshes.ply import (
     Column,
     Element,
     Lists,
-    fan_lists,
+    list_triangles,
     read_elements,
     read_header,
     strip_triangles,
     whole,
 )
+from pipeline.meshes.polygons import triangulate
 from pipeline.meshes.textures import decode_texture
 from pipeline.scene import Material, MeshError, srgb_to_linear
 
@@ -115,7 +115,7 @@ def _ply_parts(
     points: Part, polygons: Lists, table: dict[str, Column], images: _Images, limits: Limits
 ) -> list[Part]:
     """The parts of polygons; ``points`` has the vertices with what they know."""
-    faces, polygon, corner = fan_lists(polygons, limits)
+    faces, polygon, corner = list_triangles(polygons, points.vertices, limits)
     color = _ply_color(table) if points.color is None else None
     bare = replace(points, uv=None)
     texcoord = table.get("texcoord")
@@ -338,7 +338,7 @@ def _off_parts(
         )
     words = [word for row, size in zip(rows, sizes, strict=True) for word in row[1 : size + 1]]
     indices, lengths = np.array(words, np.int64), np.array(sizes, np.int64)
-    polygon, corner = fan(lengths, limits)
+    polygon, corner = triangulate(lengths, indices, vertices, limits)
     faces = indices[(np.cumsum(lengths) - lengths)[polygon, None] + corner]
     trailing = [rows[at][sizes[at] + 1 :] for at in polygon.tolist()]
     if color is not None:

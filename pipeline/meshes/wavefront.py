@@ -25,6 +25,8 @@ from pipeline.meshes.textures import decode_texture
 from pipeline.meshes.wavefront_geometry import Geometry, distinct_corners, read_geometry
 from pipeline.scene import U8, AlphaMode, Material, MeshError, srgb_to_linear
 
+Color = tuple[float, float, float]  # sRGB, [0, 1]
+
 _COMMENT_LINE = re.compile(rb"(?m)^[ \t]*#[^\n]*\n")
 _ODD_LINE = re.compile(rb"(?m)^[ \t]*(v|vt|vn|f|o|g|usemtl|mtllib)\t[ \t]*|^[ \t]+(?=\S)")
 _LIBRARY = re.compile(rb"\nmtllib +([^\n]+)")
@@ -117,7 +119,9 @@ class _Look:
 class _Entry:
     """One ``newmtl`` block."""
 
-    diffuse: tuple[float, float, float] | None = None  # sRGB
+    diffuse: Color | None = None
+    emission: Color = (0.0, 0.0, 0.0)
+    maps_emission: bool = False  # by an image, which is not read
     alpha: float = 1.0
     map_diffuse: str | None = None
     map_alpha: str | None = None
@@ -193,9 +197,12 @@ def _parse_mtl(data: bytes) -> dict[str, _Entry]:
         keyword = words[0].lower()
         if keyword == "newmtl":
             current = entries.setdefault(" ".join(words[1:]), _Entry())
-        elif keyword == "kd" and len(words) >= 4 and words[1] not in {"spectral", "xyz"}:
-            red, green, blue = (min(max(float(word), 0.0), 1.0) for word in words[1:4])
-            current.diffuse = (red, green, blue)
+        elif keyword == "kd":
+            current.diffuse = _color(words[1:]) or current.diffuse
+        elif keyword == "ke":
+            current.emission = _color(words[1:]) or current.emission
+        elif keyword == "map_ke":
+            current.maps_emission = True
         elif keyword == "d":
             current.alpha = float(line.split("#")[0].split()[-1])
         elif keyword == "tr":
@@ -209,6 +216,20 @@ def _parse_mtl(data: bytes) -> dict[str, _Entry]:
             current.map_alpha = _map_name(statement)
             current.alpha_placing = _map_placing(statement)
     return entries
+
+
+def _color(words: list[str]) -> Color | None:
+    """The colour that a statement begins with; None where it says it by ``spectral`` or ``xyz``.
+
+    Green and blue may be left out, and are as much as red then (MTL specification).
+    """
+    numbers = [float(word) for word in itertools.takewhile(_is_number, words[:3])]
+    if not numbers:
+        return None
+    red, green, blue = (
+        min(max(number, 0.0), 1.0) for number in (*numbers, *numbers[:1] * (3 - len(numbers)))
+    )
+    return red, green, blue
 
 
 def _map_name(statement: str) -> str:
@@ -274,10 +295,12 @@ def _look(
     if entry.map_diffuse:
         red = green = blue = 1.0
     else:
-        linear = srgb_to_linear(np.array(entry.diffuse or (0.8, 0.8, 0.8)))
-        red, green, blue = (float(value) for value in linear)
-    explicit = entry.diffuse is not None and not entry.map_diffuse
-    surface = Surface(Material((red, green, blue, alpha), texture, mode), explicit)
+        red, green, blue = _linear(entry.diffuse or (0.8, 0.8, 0.8))
+    # An image says where a surface glows: without it the whole of it would.
+    emission = _linear((0.0, 0.0, 0.0) if entry.maps_emission else entry.emission)
+    explicit = (entry.diffuse is not None or any(emission)) and not entry.map_diffuse
+    material = Material((red, green, blue, alpha), texture, mode, emissive=emission)
+    surface = Surface(material, explicit)
     # A mesh has one set of coordinates: beside map_Kd, map_d lies as that does.
     placing = entry.diffuse_placing if entry.map_diffuse else entry.alpha_placing
     require(
@@ -286,6 +309,11 @@ def _look(
         "the options of a texture hold NaN or infinity",
     )
     return _Look(surface, placing)
+
+
+def _linear(color: Color) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in srgb_to_linear(np.array(color)))
+    return red, green, blue
 
 
 def _texture(entry: _Entry, references: References, limits: Limits) -> U8:

@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.meshes.parts import F64, I64, Limits, check_counts, fan, require
+from pipeline.meshes.parts import F64, I64, Limits, check_counts, require
+from pipeline.meshes.polygons import triangulate
 from pipeline.scene import MeshError, srgb_to_linear
 
 Number = TypeVar("Number", np.float64, np.int64)
@@ -40,7 +41,7 @@ class Geometry:
 def read_geometry(text: bytes, limits: Limits) -> Geometry:
     """The triangles of a text whose lines begin with a keyword and a blank, the first with LF.
 
-    Polygons are fanned from their first corner; faces of fewer than three corners are left out.
+    Polygons are cut as ``triangulate`` does; faces of fewer than three corners are left out.
     Relative indices are resolved. Raises ``MeshError``: ``too_large``, ``parse_error``,
     ``bad_index`` (a position that is not there).
     """
@@ -57,7 +58,7 @@ def read_geometry(text: bytes, limits: Limits) -> Geometry:
         colors[coloured, :3] = srgb_to_linear(written)
     uv = _columns(*_values(text, b"vt", least=1), 0, 2)
     normals = _columns(*_values(text, b"vn", least=3), 0, 3)
-    corners, places = _triangles(text, (len(positions), len(uv), len(normals)), limits)
+    corners, places = _triangles(text, positions, limits)
     return Geometry(positions, colors, uv, normals, corners, places)
 
 
@@ -140,8 +141,8 @@ def _columns(
     return table
 
 
-def _triangles(text: bytes, sizes: tuple[int, int, int], limits: Limits) -> tuple[I64, I64]:
-    """Corners (F, 3, 3) and places of all triangles; ``sizes`` is what there is to refer to."""
+def _triangles(text: bytes, positions: F64, limits: Limits) -> tuple[I64, I64]:
+    """Corners (F, 3, 3) and places of all triangles."""
     block = _block(text, b"f").replace(b"\t", b" ")
     if b"/ " in block or b"/\n" in block:  # 1/ and 1// say no more than 1
         block = _LAST_SLASHES.sub(b"", block)
@@ -151,8 +152,6 @@ def _triangles(text: bytes, sizes: tuple[int, int, int], limits: Limits) -> tupl
     least = int(np.count_nonzero((octets[1:] > 32) & (octets[:-1] <= 32))) - 2 * block.count(b"\n")
     check_counts(limits, faces=max(least, 0))
     words, counts = _words(block)
-    polygon, corner = fan(counts, limits)
-
     places = np.fromiter((line.start() for line in re.finditer(rb"\nf ", text)), np.int64)
     indices = _corners(block, words)
     if (indices < 0).any():
@@ -160,12 +159,11 @@ def _triangles(text: bytes, sizes: tuple[int, int, int], limits: Limits) -> tupl
     require(
         bool((indices[:, 0] != 0).all()), "bad_index", "a face refers to vertex 0; 1 is the first"
     )
-    highest = int(indices[:, 0].max(initial=0))
-    require(
-        highest <= sizes[0], "bad_index", f"a face refers to vertex {highest}, there are {sizes[0]}"
-    )
+    highest, there = int(indices[:, 0].max(initial=0)), len(positions)
+    require(highest <= there, "bad_index", f"a face refers to vertex {highest}, there are {there}")
     if (counts == 3).all():
         return indices.reshape(-1, 3, 3), places
+    polygon, corner = triangulate(counts, indices[:, 0] - 1, positions, limits)
     begins = np.cumsum(counts) - counts
     return indices[begins[polygon, None] + corner], places[polygon]
 

@@ -134,6 +134,32 @@ def test_atomic_path__directory_that_cannot_be_moved_in_leaves_the_old_one(
     assert (final / "file").read_text() == "old"
 
 
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_atomic_path__of_a_link_the_target_is_replaced(
+    folder: bool, old: bool, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "disk" / "it", tmp_path / "here" / "link"
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / "disk" / "it")
+    if old:
+        target.parent.mkdir()
+        if folder:
+            target.mkdir()
+            (target / "stale").write_text("old")
+        else:
+            target.write_text("old")
+    with atomic_path(link) as temporary:
+        if folder:
+            temporary.mkdir()
+            (temporary / "file").write_text("new")
+        else:
+            temporary.write_text("new")
+    assert link.is_symlink()
+    assert names(tmp_path) == sorted(["disk", "here", "it", "link", *["file"] * folder])
+    assert (target / "file" if folder else target).read_text() == "new"
+
+
 def test_atomic_path__two_writers_do_not_meet(tmp_path: Path) -> None:
     final = tmp_path / "file"
     with atomic_path(final) as first, atomic_path(final) as second:
@@ -212,6 +238,16 @@ def test_check_place__a_folder_that_may_not_be_written(
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(InputError, match="may not be written to; name another place"):
         check_place(tmp_path / "new" / "x.html", "--html")
+
+
+def test_check_place__of_a_link_the_folder_of_its_target_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "it")
+    monkeypatch.setattr("os.access", lambda place, _: place.name != "disk")
+    with pytest.raises(InputError, match=r"link: .*/disk may not be written to"):
+        check_place(tmp_path / "link", "--html")
 
 
 def test_check_place__what_can_be_made_is_not_made(

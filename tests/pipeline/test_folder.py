@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -193,6 +194,50 @@ def test_table__ways_to_name_a_mesh(tmp_path: Path, column: str, value: str) -> 
     (tmp_path / "captions.csv").write_text(f"{column},caption\n{value},a brick\n")
     (record,) = FolderDataset(tmp_path).records()
     assert ("a brick", "caption") in texts(record)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("uid", "folder/café/crème"),
+        ("id", "café/crème.glb"),
+        ("id", "crème"),
+        ("name", "crème"),
+        ("path", "café/crème.glb"),
+        ("path", "café\\crème"),
+    ],
+)
+def test_table__accents_may_be_composed_or_not(
+    tmp_path: Path,
+    forms: tuple[Literal["NFC", "NFD"], Literal["NFC", "NFD"]],
+    column: str,
+    value: str,
+) -> None:
+    of_table, of_files = forms
+    fill(tmp_path, unicodedata.normalize(of_files, "café/crème.glb"), "other.glb")
+    line = unicodedata.normalize(of_table, value)
+    (tmp_path / "captions.csv").write_text(f"{column},caption\n{line},a dish\n")
+    other, dish = FolderDataset(tmp_path).records()
+    assert ("a dish", "caption") in texts(dish)
+    assert ("a dish", "caption") not in texts(other)
+    assert dish.uid == "folder/" + unicodedata.normalize(of_files, "café/crème")
+
+
+def test_table__files_that_differ_in_composition_alone_have_their_own_rows(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "é.glb") for form in ("NFC", "NFD")]
+    fill(tmp_path, *names)
+    (tmp_path / "captions.csv").write_text(f"path,caption\n{names[0]},one\n{names[1]},two\n")
+    found = {r.source: r.texts[0] for r in FolderDataset(tmp_path).records()}
+    assert found == dict(zip(names, ["one", "two"], strict=True))
+
+
+def test_table__beside_the_root_with_accents_composed_otherwise(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", unicodedata.normalize("NFD", "é.glb"))
+    table = tmp_path / "table.csv"
+    table.write_text("path,caption\nroot/é.glb,a letter\n")
+    (record,) = FolderDataset(root, metadata=table).records()
+    assert ("a letter", "caption") in texts(record)
 
 
 def test_table__parquet_with_lists_and_a_mapping(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from pipeline.catalog import features as features_module
 from pipeline.catalog import neighbours
 from pipeline.catalog.features import IMAGES, POINTS, features, mean_texts, occupancy
 from pipeline.catalog.neighbours import Groups, first_of, near_groups, nearest
+from pipeline.datasets.procedural import ProceduralDataset
+from pipeline.points import sample_points
 from pipeline.shards import ShardSet
 from tests.pipeline.set_tools import sound_manifest, sound_row, write_set
 from tests.pipeline.shard_tools import make_manifest, unit
@@ -66,6 +68,22 @@ def test_near_groups__are_those_of_every_pair(
     expected = plain_groups(vectors, threshold)
     assert len(set(expected)) < len(vectors)
     assert near_groups(vectors, threshold, seed).tolist() == expected
+
+
+@pytest.mark.parametrize("width", [256, 1280])
+@pytest.mark.parametrize("tree", [False, True])
+def test_near_groups__of_a_cosine_of_1_are_the_copies(
+    width: int, tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tree:
+        monkeypatch.setattr(neighbours, "_ALL_PAIRS", 10)
+    monkeypatch.setattr(neighbours, "_LEAF", 50)
+    single = unit(np.random.default_rng(0).normal(size=(120, width)))
+    moved = unit(single + 0.002 * unit(np.random.default_rng(1).normal(size=single.shape)))
+    assert (single * moved).sum(axis=1).min() > 0.999_99
+    vectors = np.concatenate([single, moved, single])
+    expected = [*range(240), *range(120)]
+    assert near_groups(vectors, 1.0).tolist() == expected
 
 
 def test_near_groups__tree_spares_most_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,12 +227,43 @@ def test_features__without_views_tell_the_same_shape_from_others(tmp_path: Path)
     rows = [sound_row(manifest, str(i), xyz=xyz) for i, xyz in enumerate(shapes)]
     write_set(tmp_path, manifest, [rows])
     with features(ShardSet.open(tmp_path)) as found:
-        assert (found.measure, found.threshold) == (POINTS, 0.998)
+        assert (found.measure, found.threshold) == (POINTS, 0.996)
         cosines = found.vectors @ found.vectors.T
         np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
         assert cosines[0, 2] > 0.993  # of 4,000 points; twice as many halve what lacks to 1
         assert cosines[0, 1] < 0.9
         assert near_groups(found.vectors, 0.99).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("n_points", [1024, 2048])
+def test_features__without_views_know_meshes_that_were_sampled_again(
+    tmp_path: Path, n_points: int
+) -> None:
+    manifest = make_manifest(n_views=0, n_points=n_points, n_fps=0)
+    source = ProceduralDataset(30, seed=3)
+    meshes = [source.load(record).mesh for record in source.records()]
+    rows = [
+        sound_row(manifest, f"{seed}/{i}", xyz=sample_points(mesh, n_points, seed, n_fps=0).xyz)
+        for seed in range(2)
+        for i, mesh in enumerate(meshes)
+    ]
+    write_set(tmp_path, manifest, [rows])
+    with features(ShardSet.open(tmp_path)) as found:
+        near = found.vectors[:30] @ found.vectors[30:].T >= found.threshold
+        assert np.diag(near).mean() >= 0.95
+        assert near.sum() == np.diag(near).sum()  # and no other mesh
+
+
+@pytest.mark.parametrize(
+    ("n_points", "threshold"), [(64, 0.984375), (1024, 0.984375), (4000, 0.996), (20_000, 0.998)]
+)
+def test_features__without_views_threshold_goes_by_the_number_of_points(
+    tmp_path: Path, n_points: int, threshold: float
+) -> None:
+    manifest = make_manifest(n_views=0, n_points=n_points, n_fps=0)
+    write_set(tmp_path, manifest, [[sound_row(manifest, "a")]])
+    with features(ShardSet.open(tmp_path)) as found:
+        assert found.threshold == threshold
 
 
 def test_occupancy__is_the_plain_trilinear_count(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline.meshes import Limits, load_mesh
 from pipeline.meshes.wavefront_geometry import distinct_corners
-from pipeline.points import sample_texture
+from pipeline.points import sample_points, sample_texture
 from pipeline.scene import Mesh, MeshError, srgb_to_linear
 from tests.pipeline.gltf_files import png
 from tests.pipeline.layout_files import RED, write
+from tests.pipeline.shapes import draw
 from tests.pipeline.test_mesh_materials import CHECK, UPRIGHT, corner_colors
 from tests.pipeline.test_meshes import load_bytes
 
@@ -267,6 +269,54 @@ def test_mtl__options_that_are_not_finite(tmp_path: Path) -> None:
     assert failed(tmp_path, text, "newmtl skin\nmap_Kd -s nan 1 skin.png\n").kind == "not_finite"
     mesh = load(tmp_path, text, "newmtl skin\nKd 1 0 0\nmap_Kd -s inf 1 1\n")  # no name follows
     assert mesh.materials[0].base_color == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0.5", (0.5, 0.5, 0.5)),
+        ("0.5 # grey", (0.5, 0.5, 0.5)),
+        ("0.5 0.25", (0.5, 0.25, 0.5)),
+        ("0.5 0.25 0", (0.5, 0.25, 0)),
+        ("7 -1 0", (1, 0, 0)),
+        ("spectral file.rfl 1", (0.8, 0.8, 0.8)),
+        ("xyz 1 0 0", (0.8, 0.8, 0.8)),
+        ("# none", (0.8, 0.8, 0.8)),
+    ],
+)
+def test_mtl__green_and_blue_are_as_red_where_they_are_left_out(
+    tmp_path: Path, value: str, expected: tuple[float, ...]
+) -> None:
+    text = STRIP + "usemtl skin\nf 1 2 4\n"
+    (material,) = load(tmp_path, text, f"newmtl skin\nKd {value}\n").materials
+    linear = srgb_to_linear(np.array(expected))
+    np.testing.assert_allclose(material.base_color, [*linear, 1], atol=1e-6)
+
+
+def test_mtl__emission_shows_in_picture_and_points(tmp_path: Path) -> None:
+    text = STRIP + "usemtl glow\nf 1 2 4 3\n"
+    mesh = load(tmp_path, text, "newmtl glow\nKd 0 0 0\nKe 1 0.5 0\n").normalised()
+    assert mesh.has_color
+    code = (255, 128, 0)
+    assert np.abs(sample_points(mesh, 50).rgb.astype(int) - code).max() <= 1
+    assert np.abs(draw(mesh)[32, 32, :3] - code).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "emission", ["Ke 0 0 0", "Ke 0.0", "Ke spectral a.rfl", "Ke 1 1 1\nmap_Ke skin.png"]
+)
+@pytest.mark.parametrize("color", ["Kd 0.5 0.25 0\nd 0.5", "map_Kd skin.png", ""])
+def test_mtl__without_emission_or_by_an_image_nothing_glows(
+    tmp_path: Path, emission: str, color: str
+) -> None:
+    text = STRIP + CENTRE + "usemtl skin\nf 1/1 2/1 4/1\n"
+    plain, mesh = (
+        load(tmp_path, text, f"newmtl skin\n{color}\n{more}\n") for more in ("", emission)
+    )
+    assert mesh.has_color == plain.has_color
+    for ours, theirs in zip(mesh.materials, plain.materials, strict=True):
+        np.testing.assert_array_equal(ours.texture, theirs.texture)
+        assert replace(ours, texture=None) == replace(theirs, texture=None)
 
 
 @pytest.mark.parametrize("value", ["nan 0 1", "1 0 nan"])
