@@ -129,6 +129,8 @@ def details(record: Record) -> dict[str, str]:
             counts = str([row["count"] for row in record["per_class"]])
             found["labels"] = f"not recorded (counts {content_hash(counts)[:8]})"
         found["class texts"] = _class_texts(protocol.get("templates"))
+        draws = protocol.get("draws", 1)  # not recorded of views, which have no points
+        found["draws"] = "1" if draws == 1 else f"{draws} from seed {protocol.get('draw_seed')}"
     if task in ("probe", "parts"):
         found["classifier"] = f"{protocol['classifier']} on {protocol['n_train']}"
         found["neighbours"] = str(protocol.get("neighbours", ""))
@@ -191,13 +193,12 @@ def _recall_comparison(group: list[Record], heading: str, compact: bool) -> Tabl
         for name, figures in record["directions"].items()
     ]
     # The ceiling is the same for every student of a teacher: it depends on the objects and the
-    # teacher alone. Where the teacher's own result is among the records it says the same, so it is
-    # left out.
-    shown = {teacher_of(r) for r in group if r["model"]["kind"] == "teacher-views"}
+    # teacher alone.
+    shown = set()
     several = len({teacher_of(record) for record in group}) > 1
     for record in group:
         teacher = teacher_of(record)
-        if record.get("teacher_ceiling") and teacher not in shown:
+        if record.get("teacher_ceiling") and teacher not in shown and not _told(record, group):
             shown.add(teacher)
             told = f"teacher {' '.join(teacher)}" if several else "teacher"
             ceiling = record["teacher_ceiling"].items()
@@ -205,6 +206,24 @@ def _recall_comparison(group: list[Record], heading: str, compact: bool) -> Tabl
     title = f"Retrieval on {heading}, texts: {first['protocol']['text_source']}, percent"
     columns = ["model", "direction", "R@1", "R@5", "R@10", "rank", "mAP", "queries"]
     return title, columns if compact else [*columns, "nDCG", "chance"], rows
+
+
+def _told(record: Record, group: list[Record]) -> bool:
+    """Whether a teacher's own result says what the ceiling of ``record`` says.
+
+    One of a single view says other things; so does one from before it left out the view that asks.
+    """
+
+    def rows(figures: dict[str, Any]) -> list[list[str]]:
+        named = {name.replace("3d", "views"): shares for name, shares in figures.items()}
+        return [_recall_row("", name, shares, False) for name, shares in named.items()]
+
+    return any(
+        other["model"]["kind"] == "teacher-views"
+        and teacher_of(other) == teacher_of(record)
+        and rows(other["directions"]) == rows(record["teacher_ceiling"])
+        for other in group
+    )
 
 
 def _recall_row(model: str, direction: str, figures: dict[str, Any], compact: bool) -> list[str]:

@@ -24,7 +24,7 @@ class QueryTeacher(Protocol):
         """Texts to (B, D), L2-normalised."""
 
     def encode_prompts(
-        self, names: Sequence[str], templates: Sequence[str], /
+        self, names: Sequence[str], templates: Sequence[str], /, *, fit_articles: bool = True
     ) -> NDArray[np.float32]:
         """Prompt-averaged names to (B, D), L2-normalised."""
 

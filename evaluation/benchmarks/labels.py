@@ -51,7 +51,7 @@ def from_file(path: Path) -> LabelSet:
     file cannot be read, is empty, or names a class twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--labels {path}: not a readable text file; write one name per line"

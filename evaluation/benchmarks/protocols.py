@@ -7,7 +7,8 @@ Read in their public code (OpenShape_code ``src/data.py`` and ``train.py``, Uni3
   centred at the middle of its bounding box;
 - points without colour are 0.4 in both, as here;
 - OpenShape compares with class features that come with its data, Uni3D with the mean of 64 prompts;
-- Uni3D puts the names of LVIS into prompts as they are, with underscores;
+- Uni3D puts the names of LVIS into prompts as they are, with underscores, and leaves articles
+  as its templates have them: "a axe";
 - OpenShape exchanges y and z of its clouds. That belongs to the weights, and is an option of the
   backbone (``axes``) which ``trainer import`` sets: no protocol turns anything.
 """
@@ -40,6 +41,7 @@ class Protocol:
     centre: Centre  # of clouds: "box" (as shards have it) or "mean"
     released_texts: bool  # class features that come with the set are used where there are any
     released_names: bool  # underscores of names stay
+    fit_articles: bool  # before a name: a axe becomes an axe
 
     def record(self) -> dict[str, str]:
         """What a result says of it."""
@@ -47,9 +49,15 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "ours": Protocol("ours", MANIFEST, "box", released_texts=False, released_names=False),
-    "openshape": Protocol("openshape", FIELD, "mean", released_texts=True, released_names=False),
-    "uni3d": Protocol("uni3d", FIELD, "mean", released_texts=False, released_names=True),
+    "ours": Protocol(
+        "ours", MANIFEST, "box", released_texts=False, released_names=False, fit_articles=True
+    ),
+    "openshape": Protocol(
+        "openshape", FIELD, "mean", released_texts=True, released_names=False, fit_articles=False
+    ),
+    "uni3d": Protocol(
+        "uni3d", FIELD, "mean", released_texts=False, released_names=True, fit_articles=False
+    ),
 }
 
 

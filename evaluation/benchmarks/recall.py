@@ -2,8 +2,9 @@
 
 Directions, each with the student and, as a ceiling, with the teacher's mean view in its place:
 
-- ``text->3d``: one query per distinct text; every object that carries its words is right, so a
-  repeated caption counts as a hit wherever it is found, and whatever source it is of;
+- ``text->3d``: one query per distinct text of the chosen source; every object that carries its
+  words in a text of that source is right, so a repeated caption counts as a hit wherever it is
+  found. ``name`` takes in ``category``, and ``all`` every source;
 - ``3d->text``: the gallery is the distinct texts; every text of the object is right;
 - ``image->3d`` and ``3d->image``: one view of an object against its own shape and back: view 0 of
   the set, or of a second set of the same objects from other cameras, which nobody trained on;
@@ -12,8 +13,9 @@ Directions, each with the student and, as a ceiling, with the teacher's mean vie
 - ``class->3d``: one query per category that a name or a text of the source ``category`` spells out,
   every object of it is right.
 
-The teacher's ceiling for images compares that view with the mean of the *other* views: all of the
-set where a second set asks. Ties count against the model (see ``trainer.metrics``).
+The teacher, as the ceiling and as the model that is measured, compares that view with the mean of
+the *other* views: all of the set where a second set asks. Where no other is left, it is not asked.
+Ties count against the model (see ``trainer.metrics``).
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Collected:
     uids: list[str]
     category: list[str | None]
     shapes: F32  # (B, D) from the encoder
+    pictured: F32 | None  # (B, D) what pictures are compared with; None: nothing but themselves
     asking_view: F32 | None  # (B, D) of the pictures that ask; None: there are none
     mean_view: F32 | None  # (B, D); None: the set has no views
     other_views: F32 | None  # (B, D) mean of all that do not ask; None without such
@@ -236,13 +239,17 @@ def collect(
             advance(len(batch))
     if not uids:
         raise no_rows(shards, split)
+    embeds = np.concatenate(shapes)
+    other_views = np.concatenate(others) if others else None
+    of_views = asking is None and encoder.model.kind == "teacher-views"
     return Collected(
         uids,
         category,
-        np.concatenate(shapes),
+        embeds,
+        other_views if of_views else embeds,
         np.concatenate(first) if first else None,
         np.concatenate(mean) if mean else None,
-        np.concatenate(others) if others else None,
+        other_views,
         gathered.finish(shards.manifest.teacher.width),
         class_texts,
     )
@@ -327,11 +334,7 @@ def directions(found: Collected, order: tuple[I64, I64] | None = None) -> dict[s
     """The directions of the encoder; with an ``order`` they also tell the rank of every query."""
     objects, texts = order or (None, None)
     result = _with_texts(found.shapes, found.texts, "3d", objects, texts)
-    if found.asking_view is not None:
-        result["image->3d"] = by_instance(found.asking_view, found.shapes, objects)
-        result["3d->image"] = by_instance(found.shapes, found.asking_view, objects)
-        others = by_category(found.shapes, found.category, objects, found.asking_view)
-        result["image->3d class"] = others
+    result |= _with_images(found.asking_view, found.pictured, found.category, "3d", objects)
     result["3d->3d"] = by_category(found.shapes, found.category, objects)
     return result | _with_classes(found, found.shapes, "3d", ranks=order is not None)
 
@@ -341,11 +344,7 @@ def ceiling(found: Collected) -> dict[str, Direction]:
     if found.mean_view is None:
         return {}
     result = _with_texts(found.mean_view, found.texts, "views")
-    if found.other_views is not None and found.asking_view is not None:
-        result["image->views"] = by_instance(found.asking_view, found.other_views)
-        result["views->image"] = by_instance(found.other_views, found.asking_view)
-        others = by_category(found.other_views, found.category, None, found.asking_view)
-        result["image->views class"] = others
+    result |= _with_images(found.asking_view, found.other_views, found.category, "views")
     result["views->views"] = by_category(found.mean_view, found.category)
     return result | _with_classes(found, found.mean_view, "views")
 
@@ -372,6 +371,23 @@ def _with_texts(
     return {
         f"text->{name}": Direction(texts.embeds, shapes, texts.rows_of.__getitem__, order=order),
         f"{name}->text": Direction(shapes, texts.embeds, texts.texts_of.__getitem__, order=objects),
+    }
+
+
+def _with_images(
+    images: F32 | None,
+    gallery: F32 | None,
+    category: Sequence[str | None],
+    name: str,
+    order: I64 | None = None,
+) -> dict[str, Direction]:
+    """Pictures as queries and back; {} without pictures or what they are compared with."""
+    if images is None or gallery is None:
+        return {}
+    return {
+        f"image->{name}": by_instance(images, gallery, order),
+        f"{name}->image": by_instance(gallery, images, order),
+        f"image->{name} class": by_category(gallery, category, order, images),
     }
 
 

@@ -36,7 +36,7 @@ def load_templates(choice: str, manifest: Manifest) -> list[str]:
             f"--templates {choice}: no such file; use {MANIFEST}, {FIELD}, {BARE} or a text file"
         )
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(
             f"{path}: not readable as UTF-8 text; write one template per line"

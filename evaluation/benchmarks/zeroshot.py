@@ -138,7 +138,9 @@ def class_texts(
             return ClassFeatures(found, "the class features that came with the data", [])
     teacher, ours = open_teacher(), shards.manifest.teacher
     require_same_teacher(teacher.info, "the class text", ours, f"shards {shards.storage.root}")
-    embeds = teacher.encode_prompts(labels.names, list(templates))
+    embeds = teacher.encode_prompts(
+        labels.names, list(templates), fit_articles=protocol.fit_articles
+    )
     return ClassFeatures(embeds, "the prompt-averaged class text", list(templates))
 
 

@@ -105,6 +105,8 @@ class FolderDataset:
             table = read_table(table_path, root, dict(self.columns), self.NAME)
         total = matched = 0
         used: set[int] = set()
+        # Until the table names one: a run over the first few must hear, too, that it names none.
+        held: list[Record] = []
         for folder, files in self._folders():
             prefix = f"{folder}/" if folder else ""
             for name, own in zip(files, own_names(files), strict=True):
@@ -112,7 +114,10 @@ class FolderDataset:
                 for record, entry in self._records_of(printable(prefix + own), relative, table):
                     total, matched = total + 1, matched + (entry is not None)
                     used.add(id(entry))
-                    yield record
+                    held.append(record)
+                    if table is None or matched:
+                        yield from held
+                        held.clear()
         if not total:
             named = ", ".join(self.SUFFIXES)
             raise InputError(

@@ -131,13 +131,16 @@ class Teacher:
             embeds[which] = self._in_batches(tokens[which, :length], self._text_tower)
         return embeds
 
-    def encode_prompts(self, names: Sequence[str], templates: Sequence[str]) -> F32:
+    def encode_prompts(
+        self, names: Sequence[str], templates: Sequence[str], *, fit_articles: bool = True
+    ) -> F32:
         """Embed each name in every template, normalise, average, normalise: (B, D).
 
-        ``templates`` hold ``{}`` where the name goes; an article before it is made to fit
-        (Radford et al. 2021, section 3.1.4).
+        ``templates`` hold ``{}`` where the name goes (Radford et al. 2021, section 3.1.4); an
+        article before it is made to fit, or with ``fit_articles`` false stays as it is.
         """
-        prompts = [fill(template, name) for name in names for template in templates]
+        put = fill if fit_articles else str.format
+        prompts = [put(template, name) for name in names for template in templates]
         each = self.encode_texts(prompts).reshape(len(names), len(templates), -1)
         mean = each.mean(1)
         return np.asarray(mean / np.linalg.norm(mean, axis=-1, keepdims=True), np.float32)

@@ -140,9 +140,11 @@ class VectorTeacher:
             )
         return self._table[rows] if rows else np.zeros((0, self.info.width), np.float32)
 
-    def encode_prompts(self, names: Sequence[str], templates: Sequence[str]) -> F32:
+    def encode_prompts(
+        self, names: Sequence[str], templates: Sequence[str], *, fit_articles: bool = True
+    ) -> F32:
         """The vectors of names; ``templates`` are in them already."""
-        del templates
+        del templates, fit_articles
         return self.encode_texts(names)
 
 

@@ -12,7 +12,7 @@ import pytest
 from evaluation import index as index_module
 from evaluation.embeddings import EmbeddingRows, Embeddings, EmbeddingsMeta, ModelInfo, normalise
 from evaluation.index import build_index, load_index, sample_queries
-from evaluation.index_choice import Wanted, width_of
+from evaluation.index_choice import Wanted, set_width, width_of
 from pipeline.common import InputError
 from pipeline.shards import Batch, RowGroup, ShardSet, create_or_open, write_part
 from tests.evaluation import world
@@ -67,7 +67,7 @@ def test_search__allowed_rows_only_as_the_obvious_version(
     index = load_index(tmp_path / "idx")
     assert index.kind == kind
     if most:
-        monkeypatch.setattr(index_module, "FEW_ROWS", 0)
+        monkeypatch.setattr(index_module, "FEW_ROWS", 1000)
     allowed = np.random.default_rng(2).random(6000) < 0.3
     queries = normalise(np.random.default_rng(1).normal(size=(40, world.D)))
     _, rows = index.search_rows(queries, 5, allowed)
@@ -85,6 +85,36 @@ def test_search__allowed_rows_only_as_the_obvious_version(
     one[77] = True
     hits = index.search(queries[0], 5, one)
     assert [hit.item.uid for hit in hits] == ["u/77"]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_search__as_many_as_were_asked_for_of_clusters_that_lie_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data, rng = embeddings(6000), np.random.default_rng(3)
+    centres = normalise(rng.normal(size=(60, world.D)))
+    spread = 0.02 * rng.normal(size=(6000, world.D))
+    data.rows.vectors[:] = normalise(centres[rng.integers(0, 60, 6000)] + spread)
+    build_index(data, tmp_path / "idx", wanted=Wanted(kind, recall=0.1))
+    index = load_index(tmp_path / "idx")
+    set_width(kind, index.engine, 1)  # the least that tuning may find
+    monkeypatch.setattr(index_module, "FEW_ROWS", 1000)
+    queries = centres[centres[:, 0] > 0.2]
+    everywhere, some = np.ones(6000, np.bool_), rng.random(6000) < 0.5
+    for allowed in (everywhere, some, data.rows.vectors[:, 0] < 0):
+        left = np.flatnonzero(allowed)
+        assert len(left) > 1000
+        order = left[np.argsort(-queries @ data.rows.vectors[left].T, axis=1)]
+        for k in (24, 400, 6001):
+            wanted = order[:, :k]
+            scores, rows = index.search_rows(queries, k, None if allowed.all() else allowed)
+            assert scores.shape == rows.shape == wanted.shape
+            assert np.isin(rows, left).all()  # and never -1
+            assert all(len(np.unique(row)) == len(row) for row in rows)
+            assert (np.diff(scores) <= 0).all()
+            found = [len(np.intersect1d(*pair)) for pair in zip(rows, wanted, strict=True)]
+            assert k == 24 or np.mean(found) > 0.9 * wanted.shape[1]
+    assert len(index.search(queries[0], 24)) == 24
 
 
 def test_rows_where__of_shards_reads_no_row_group(

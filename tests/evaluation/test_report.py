@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from evaluation.charts import MAX_HEAT_CLASSES, Curve, heat_classes, heat_map, line_chart
+from evaluation.paired import paired_tables
 from evaluation.report import class_sections, read_curves, read_results
 from evaluation.results import read_result, write_result
 from evaluation.tables import comparisons, title_of
@@ -148,6 +149,21 @@ def test_comparisons__what_tells_tables_of_one_title_apart_is_told(
     assert "labels not recorded" in second
 
 
+def test_comparisons__results_of_other_draws_of_points_never_share_a_table(
+    command: Cli, fakes: Path, shards: Path
+) -> None:
+    arguments = ("zeroshot", "--checkpoint", fakes, "--shards", shards)
+    one, seeded = command.json(*arguments), command.json(*arguments, "--seed", 5)
+    two = [command.json(*arguments, "--draws", 2, "--seed", seed) for seed in (0, 0, 5)]
+    views = command.json("zeroshot", "--teacher-views", "--shards", shards)
+    tables = comparisons([one, *two, seeded, views])
+    assert [len(rows) for _, _, rows in tables] == [3, 2, 1]
+    told = [title.partition(":")[0].rpartition(", ")[2] for title, _, _ in tables]
+    assert told == ["draws 1", "draws 2 from seed 0", "draws 2 from seed 5"]
+    assert "draws" not in comparisons([one, views])[0][0]
+    assert [len(rows) for _, _, rows in paired_tables([one, *two])] == [1]
+
+
 def relabelled(tmp_path: Path, shards: Path) -> Path:
     """The same objects, of which those of one class are said to be of another."""
     opened, root = ShardSet.open(shards), tmp_path / "relabelled"
@@ -201,6 +217,9 @@ def test_comparisons__every_teacher_has_a_ceiling_of_its_own(
     assert both[len(directions)][2] == "12.3"
     assert {row[0] for row in ceilings(record, other, views)} == {"teacher big v1"}
     assert ceilings(record, views) == []
+    first = command.json("recall", "--teacher-views", "--views", "first", "--shards", shards)
+    assert {row[0] for row in ceilings(record, first)} == {"teacher"}
+    assert ceilings(record, first, views) == []
 
 
 def test_title__fewer_classes_than_the_benchmark_has_are_told(

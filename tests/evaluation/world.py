@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.embeddings import ModelInfo, normalise
 from evaluation.student import Student
+from pipeline.captions import fill
 from pipeline.shards import Manifest, Row, TeacherInfo, create_or_open, write_part
 
 D = 8
@@ -52,8 +53,11 @@ class FakeTeacher:
     def encode_texts(self, texts: Sequence[str], /) -> F32:
         return np.stack([text_vector(text) for text in texts])
 
-    def encode_prompts(self, names: Sequence[str], templates: Sequence[str], /) -> F32:
-        prompts = [[text_vector(t.format(name)) for t in templates] for name in names]
+    def encode_prompts(
+        self, names: Sequence[str], templates: Sequence[str], /, *, fit_articles: bool = True
+    ) -> F32:
+        put = fill if fit_articles else str.format
+        prompts = [[text_vector(put(t, name)) for t in templates] for name in names]
         return normalise(np.asarray(prompts, np.float32).mean(1))
 
     def encode_images(self, images: NDArray[np.uint8], /) -> F32:

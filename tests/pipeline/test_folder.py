@@ -359,6 +359,22 @@ def test_table__a_uid_that_is_not_there_is_no_file_name(tmp_path: Path) -> None:
         list(FolderDataset(tmp_path).records())
 
 
+def test_folder__a_table_that_names_no_mesh_is_told_to_whoever_takes_the_first_only(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "a.glb", "b.glb", "c.glb")
+    table = tmp_path / "metadata.csv"
+    table.write_text("path,caption\nwrong/a.glb,a box\n")
+    with pytest.raises(InputError, match="names none of the 3 meshes"):
+        next(FolderDataset(tmp_path).records())
+    table.write_text("path,caption\nb.glb,a box\n")
+    first = next(FolderDataset(tmp_path).records())
+    assert first.uid == "folder/a"
+    assert [record.uid for record in FolderDataset(tmp_path).records()] == [
+        *("folder/a", "folder/b", "folder/c")
+    ]
+
+
 def test_table__in_a_folder_of_the_root_with_paths_of_either(tmp_path: Path) -> None:
     root = fill(tmp_path, "a.glb", "b.glb", "c.glb", "meta/b.glb", "meta/d.glb", "meta/sub/e.glb")
     table = root / "meta" / "table.csv"

@@ -101,6 +101,15 @@ def test_encode_prompts__is_the_normalised_mean_over_templates(teacher: Teacher)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
 
 
+def test_encode_prompts__articles_fit_unless_templates_are_taken_as_they_are(
+    teacher: Teacher,
+) -> None:
+    for fit, prompts in ((True, ["an axe", "the axe"]), (False, ["a axe", "the axe"])):
+        (found,) = teacher.encode_prompts(["axe"], ["a {}", "the {}"], fit_articles=fit)
+        mean = teacher.encode_texts(prompts).mean(0)
+        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-6)
+
+
 def test_encode_images__same_as_plain_open_clip(folder: Path, teacher: Teacher) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = photos(2, 48)

@@ -87,6 +87,15 @@ def test_templates__choices(tmp_path: Path) -> None:
     assert load_templates(str(path), manifest) == ["one {}", "two {} there"]
 
 
+@pytest.mark.parametrize("name", ["l.txt", "l.json"])
+def test_files__a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('["mug", "chair"]' if path.suffix == ".json" else "mug\nchair\n", "utf-8-sig")
+    assert from_file(path).by_category == {"mug": 0, "chair": 1}
+    path.write_text("a {}\nthe {}\n", "utf-8-sig")
+    assert load_templates(str(path), world.manifest()) == ["a {}", "the {}"]
+
+
 @pytest.mark.parametrize("line", ["no name", "{} and {}", "{name}", "{0.x}", "{"])
 def test_templates__a_line_that_takes_no_name_is_shown(tmp_path: Path, line: str) -> None:
     (tmp_path / "t.txt").write_text(line)

@@ -12,7 +12,7 @@ from evaluation.benchmarks.recall import by_category, collect, directions, prepa
 from evaluation.commands import measure
 from evaluation.embeddings import normalise
 from evaluation.results import read_result, write_result
-from evaluation.sources import StudentEncoder, ViewsEncoder
+from evaluation.sources import StudentEncoder, Views, ViewsEncoder
 from pipeline.common import InputError
 from pipeline.shards import ShardSet, create_or_open, write_part
 from tests.evaluation import world
@@ -123,13 +123,53 @@ def named_by_turns(root: Path, names: list[str]) -> ShardSet:
     return ShardSet.open(root)
 
 
-def test_recall__teacher_views_have_no_ceiling_of_their_own(opened: ShardSet) -> None:
+def test_recall__teacher_views_have_no_ceiling_but_say_what_it_says(opened: ShardSet) -> None:
     record = prepare(opened, ViewsEncoder(opened)).measure()
     assert "teacher_ceiling" not in record
     student = prepare(opened, StudentEncoder(world.student(), opened)).measure()
-    ours = record["directions"]["text->3d"]
-    del ours["ranks"]  # kept of the model measured alone
-    assert ours == student["teacher_ceiling"]["text->views"]
+    ours = {name.replace("3d", "views"): of for name, of in record["directions"].items()}
+    for figures in ours.values():
+        del figures["ranks"]  # kept of the model measured alone
+    assert ours == student["teacher_ceiling"]
+
+
+@pytest.mark.parametrize("views", ["mean", "first"])
+def test_recall__a_teachers_view_is_compared_with_the_others_alone(
+    opened: ShardSet, tmp_path: Path, views: Views
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [row for group in opened.row_groups for row in opened.rows(group)]
+    create_or_open(tmp_path / "set", opened.manifest)
+    strange = [replace(r, image_embeds=normalise(rng.normal(size=(3, world.D)))) for r in rows]
+    write_part(tmp_path / "set", opened.manifest, strange)
+    opened = ShardSet.open(tmp_path / "set")
+    found = prepare(opened, ViewsEncoder(opened, views)).measure()["directions"]
+    batch = opened.read(opened.row_groups[0])
+    assert batch.image_embeds is not None
+    embeds = batch.image_embeds.astype(np.float32)
+    asking, others = normalise(embeds[:, 0]), normalise(embeds[:, 1:].mean(1))
+    products = asking @ others.T
+    own = np.diag(products)[:, None]
+    for name, scores in (("image->3d", products), ("3d->image", products.T)):
+        ranks = 1 + (scores > own).sum(1)
+        assert found[name]["mean_rank"] == pytest.approx(np.mean(ranks)), name
+        assert found[name]["mean_rank"] > 1
+    category = np.array([str(c) for c in batch.category or []])
+    averages = []
+    for row in np.flatnonzero(category != "None"):
+        order = [i for i in np.argsort(-products[row]) if i != row]
+        averages.append(average_precision(category[order] == category[row]))
+    assert found["image->3d class"]["map"] == pytest.approx(np.mean(averages), rel=1e-4)
+
+
+def test_recall__a_teacher_with_one_view_is_asked_by_no_picture(tmp_path: Path) -> None:
+    there = {"name": "ulip", "fov_y_deg": 49.0, "poses": [[[1.0]]]}
+    one = ShardSet.open(world.make_shards(tmp_path / "one", 8, n_views=1))
+    other = ShardSet.open(world.make_shards(tmp_path / "other", 8, n_views=1, cameras=there))
+    alone = prepare(one, ViewsEncoder(one)).measure()["directions"]
+    assert set(alone) == {"text->3d", "3d->text", "3d->3d", "class->3d"}
+    asked = prepare(one, ViewsEncoder(one), view_shards=other).measure()["directions"]
+    assert set(asked) - set(alone) == {"image->3d", "3d->image", "image->3d class"}
 
 
 def test_prepare__tells_how_much_measuring_compares(opened: ShardSet) -> None:
