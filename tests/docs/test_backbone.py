@@ -27,9 +27,11 @@ def mean_net(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     module = ModuleType("mean_net")
     monkeypatch.setitem(sys.modules, "mean_net", module)  # where its dataclass looks itself up
-    exec(code, module.__dict__)  # noqa: S102
+    exec(code, module.__dict__)
     point = SimpleNamespace(name="mean_net", value="mean_net", load=lambda: module)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] * (group == registry.ENTRY_POINTS)
+    )
 
 
 @pytest.mark.usefixtures("mean_net")

@@ -433,6 +433,8 @@ def test_families__that_do_not_load_are_named(monkeypatch: pytest.MonkeyPatch) -
         raise ImportError("No module named 'nowhere'")
 
     point = SimpleNamespace(name="mine", value="my_family", load=load)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] * (group == registry.ENTRY_POINTS)
+    )
     with pytest.raises(InputError, match=r"mine = my_family .* does not load \(ImportError: No mo"):
         backbone_names()
