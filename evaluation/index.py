@@ -251,14 +251,14 @@ class Index:
             found = self.engine.search(queries, k, params=params)
             return found[0], found[1]
         total = int(self.engine.ntotal)
-        left = np.arange(total) if allowed is None else np.flatnonzero(allowed)
+        left = total if allowed is None else int(np.count_nonzero(allowed))
         # The search passes rows that are not allowed: it must look further for as many that are.
-        reach = min(_REACH, total / len(left)) * max(1.0, k / RECALL_K)
+        reach = min(_REACH, total / left) * max(1.0, k / RECALL_K)
         width = math.ceil(reach * width_of(self.kind, self.engine))
         # Few lie far apart in the graph, and a walk would miss them.
-        few = allowed is not None and len(left) <= FEW_ROWS
+        few = allowed is not None and left <= FEW_ROWS
         if few or width >= (self.engine.nlist if self.kind == "ivfpq" else total):
-            return self._search_all(queries, k, left, chosen)
+            return self._search_all(queries, k, allowed, chosen)
         if self.kind == "ivfpq":
             params = library.SearchParametersIVF(sel=chosen, nprobe=width)
         else:
@@ -266,21 +266,22 @@ class Index:
         scores, rows = self.engine.search(queries, k, params=params)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
-            scores[short], rows[short] = self._search_all(queries[short], k, left, chosen)
+            scores[short], rows[short] = self._search_all(queries[short], k, allowed, chosen)
         return scores, rows
 
     def _search_all(
-        self, queries: F32, k: int, left: NDArray[np.int64], chosen: Any
+        self, queries: F32, k: int, allowed: NDArray[np.bool_] | None, chosen: Any
     ) -> tuple[F32, NDArray[np.int64]]:
-        """The best ``k`` of all rows of ``left`` by their codes, or by the vectors of the graph.
+        """The best ``k`` of all rows that are allowed: by their codes, or the graph's vectors.
 
-        ``chosen`` is the selector of ``left``, None where it is every row.
+        ``chosen`` is the selector of ``allowed``.
         """
         library: Any = faiss
         if self.kind == "ivfpq":
             params = library.SearchParametersIVF(sel=chosen, nprobe=self.engine.nlist)
             found = self.engine.search(queries, k, params=params)
             return found[0], found[1]
+        left = np.arange(self.engine.ntotal) if allowed is None else np.flatnonzero(allowed)
         best = np.zeros((len(queries), 0), np.float32)
         rows = np.zeros((len(queries), 0), np.int64)
         for start in range(0, len(left), FEW_ROWS):
