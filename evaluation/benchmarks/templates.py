@@ -51,9 +51,6 @@ def load_templates(choice: str, manifest: Manifest) -> list[str]:
 
 def check_template(template: str, where: str) -> None:
     """Raise ``InputError`` when ``template`` does not take exactly one name."""
-    try:
-        filled = template.format("\0")
-    except (IndexError, KeyError, ValueError, AttributeError):
-        filled = ""
-    if filled.count("\0") != 1:
+    before, slot, after = template.partition("{}")
+    if not slot or set("{}") & set(before + after):
         raise InputError(f"{where}: {template!r} is no template; write {{}} once for the name")
