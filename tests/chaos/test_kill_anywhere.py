@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards import ShardSet
+from pipeline.shards import ShardSet, what_lacks
 from tests.integration.faults import kill, render_child, render_workers
 from tests.integration.test_embed import contents
 from tests.pipeline.test_teacher import write_teacher
@@ -91,10 +91,11 @@ def is_same(out: Path, wanted: Path) -> None:
     strays = [
         path.name
         for path in out.iterdir()
-        if path.name not in ("manifest.json", ".lock")
+        if path.name not in ("manifest.json", "contents.json", ".lock")
         and not path.name.startswith(("part-", "failures-"))
     ]
     assert not strays
+    assert what_lacks(out) is None
 
 
 def test_driver__killed_at_20_random_moments_the_set_is_that_of_an_undisturbed_run(
