@@ -188,7 +188,11 @@ def _rules(options: ImportOptions) -> ObjectRules:
     if exported is not None:
         plain = ImportOptions(options.root, options.out)
         for field, option in _OF_THE_RELEASE.items():
-            if getattr(options, field) != getattr(plain, field):
+            # Numbers of points and views may be said where they are those of the rows.
+            if getattr(options, field) not in (
+                getattr(plain, field),
+                getattr(exported, field, None),
+            ):
                 raise InputError(
                     f"{options.root}: is an export of this project, restored row by row as "
                     f"it was; leave out {option} (`pipeline filter` and `split` choose rows)"

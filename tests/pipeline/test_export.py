@@ -145,6 +145,10 @@ def test_openshape__options_of_the_release_are_refused_for_an_export(
     with pytest.raises(InputError, match=f"is an export of this project.*{told}"):
         import_openshape(options)
     assert not (tmp_path / "back").exists()
+    manifest = ShardSet.open(tmp_path / "set").manifest
+    plain = ImportOptions(tmp_path / "out", str(tmp_path / "back"), workers=1)
+    same = replace(plain, n_points=manifest.n_points, n_views=manifest.n_views)
+    assert import_openshape(same).imported == 1
 
 
 def test_openshape__changed_by_another_hand_is_a_failure(tmp_path: Path) -> None:
