@@ -96,7 +96,9 @@ def test_files__a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, n
     assert load_templates(str(path), world.manifest()) == ["a {}", "the {}"]
 
 
-@pytest.mark.parametrize("line", ["no name", "{} and {}", "{name}", "{0.x}", "{", "{0}", "{:>9}", "a {} }"])
+@pytest.mark.parametrize(
+    "line", ["no name", "{} and {}", "{name}", "{0.x}", "{", "{0}", "{:>9}", "a {} }"]
+)
 def test_templates__a_line_that_takes_no_name_is_shown(tmp_path: Path, line: str) -> None:
     (tmp_path / "t.txt").write_text(line)
     with pytest.raises(InputError, match="is no template"):
