@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,7 +33,7 @@ from evaluation.embeddings import (
 from evaluation.exact import top_k
 from evaluation.index_choice import RECALL_K, Trying, Wanted, choose, width_of
 from evaluation.teachers import require_same_teacher
-from pipeline.catalog.connection import connect, table_database
+from pipeline.catalog.connection import BULK, connect, table_database
 from pipeline.common import InputError, atomic_path, check_new, file_hash, versions
 from pipeline.sets.filter import uids_where
 from pipeline.shards import ShardSet, TeacherInfo
@@ -89,6 +88,7 @@ class Index:
         self.path, self.meta, self.kind = path, meta, kind
         self.engine, self.ids = engine, ids
         self._embedder: Any = None  # of ``query``
+        self._beyond: dict[str, pa.Table] = {}  # by the set
         removed = ids.column("removed").to_numpy().astype(np.bool_)
         self._alive: NDArray[np.bool_] | None = ~removed if removed.any() else None
 
@@ -169,24 +169,55 @@ class Index:
         ``seconds``.
         """
         if shards is None:
-            objects = table_database("objects", self._there)
+            wanted = uids_where(table_database("objects", self._there), "objects", where, seconds)
         else:
-            objects = self._joined(ShardSet.open(shards) if isinstance(shards, str) else shards)
-        wanted = uids_where(objects, "objects", where, seconds)
+            opened = ShardSet.open(shards) if isinstance(shards, str) else shards
+            others = self.beyond(opened)
+            wanted = uids_where(connect(opened), "shards", where, seconds)
+            if len(others):
+                wanted |= uids_where(table_database("shards", others), "shards", where, seconds)
         uids = self.uids()
         allowed = np.fromiter((uid in wanted for uid in uids), np.bool_, len(uids))
         if not allowed.any():
             raise InputError(f"--where {where}: no object of {self.path} is left")
         return allowed
 
-    def beyond(self, uids: Collection[str], shards: object) -> str | None:
-        """A line about the objects that a set of these uids lacks; None where it has them all."""
-        lacking = sum(uid is not None and uid not in uids for uid in self.uids())
-        if not lacking:
+    def beyond(self, shards: ShardSet) -> pa.Table:
+        """The objects that a set lacks, in its columns, where all but those of the index are NULL.
+
+        Kept: it takes all uids of the set. Raises ``InputError`` where it lacks them all.
+        """
+        root = shards.storage.root
+        if root not in self._beyond:
+            with connect(shards) as db:
+                db.register("indexed", self._there)
+                lacking = db.execute("select uid from indexed anti join shards using (uid)")
+                uids = pa.array(lacking.fetchnumpy()["uid"], pa.string())
+            if len(uids) == len(self):
+                raise InputError(
+                    f"--shards {root}: holds none of the objects of {self.path}; give the shard "
+                    "set that was indexed"
+                )
+            known = self._there.filter(pc.is_in(self._there["uid"], uids))
+            self._beyond[root] = pa.table(
+                {
+                    field.name: known[field.name]
+                    if field.name in known.column_names
+                    else pa.nulls(len(known), field.type)
+                    for field in shards.schema
+                    if field.name not in BULK
+                }
+            )
+        return self._beyond[root]
+
+    def about_others(self, shards: ShardSet) -> str | None:
+        """A line about the objects that a set lacks; None where it has them all."""
+        count = len(self.beyond(shards))
+        if not count:
             return None
         return (
-            f"{lacking:,} of the {len(self):,} objects of {self.path} are not in {shards}; "
-            "conditions know only their uid, source, category and texts"
+            f"{count:,} of the {len(self):,} objects of {self.path} are not in "
+            f"{shards.storage.root}; conditions know only their uid, source, category and texts"
         )
 
     @property
@@ -194,23 +225,6 @@ class Index:
         """What is known of the objects, each once: replaced ones keep their uid in an older row."""
         there = self.ids if self._alive is None else self.ids.filter(pa.array(self._alive))
         return there.drop_columns(["removed"])
-
-    @contextmanager
-    def _joined(self, shards: ShardSet) -> Iterator[duckdb.DuckDBPyConnection]:
-        """The objects of a set, and those of the index that it lacks, as the table ``objects``."""
-        with connect(shards) as db:
-            db.register("indexed", self._there)
-            db.execute(
-                "create view objects as select * from shards union all by name "
-                "select * from indexed anti join shards using (uid)"
-            )
-            both = "select uid from indexed semi join shards using (uid) limit 1"
-            if not db.execute(both).fetchall():
-                raise InputError(
-                    f"--shards {shards.storage.root}: holds none of the objects of {self.path}; "
-                    "give the shard set that was indexed"
-                )
-            yield db
 
     def search_rows(
         self, queries: F32, k: int, allowed: NDArray[np.bool_] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -53,7 +53,7 @@ def update_index(
     missing = sorted(set(remove) - set(place))
     if missing:
         others = f" and {len(missing) - 1} others that" if len(missing) > 1 else ", which"
-        near = PurePosixPath(missing[0]).with_suffix("").as_posix() if missing[0] else ""
+        near = missing[0].rpartition(".")[0]
         remedy = f"its uid may be {near}" if near in place else "leave them out"
         raise InputError(f"{path}: has no object {missing[0]}{others} --remove names; {remedy}")
     gone = {place[uid] for uid in remove}

@@ -206,7 +206,6 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     _ = (
         options.objects.dataset.options
     )  # raises where the source is not there, before a model loads
-    _check_layout(options)
     with ExitStack() as stack:
         captions = stack.enter_context(
             CaptionJoin(options.objects.captions.files, lambda: listed(options))
@@ -233,8 +232,9 @@ def embed(options: EmbedOptions) -> EmbedSummary:
             run_graph(replace(options, objects=objects), targets, spool, summary, begun)
         for target in targets.targets:
             # A run over some of the objects cannot make up for what was lost: that stays known.
-            some = options.limit is not None or seen.records < len(ShardSet.open(target.out))
-            if target.out not in lost or not some:
+            if target.out not in lost or (
+                options.limit is None and seen.records >= len(ShardSet.open(target.out))
+            ):
                 record_contents(target.out)
         if options.objects.captions.files:
             summary.texts.update(captions.counts)
@@ -254,6 +254,7 @@ def prepare(options: EmbedOptions, write: bool = True) -> EncodeSettings:
     from pipeline.teacher import load_teacher
     from pipeline.teachers.device import choose_precision
 
+    _check_layout(options)
     device = _device(options.device, options.address)
     precision = str(options.teacher_options.get("precision", "auto"))
     # What ``auto`` means is up to the machine that encodes: a cluster's driver may have no GPU.

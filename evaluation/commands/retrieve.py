@@ -171,9 +171,9 @@ def retrieve(
     objects = ShardSet.open(shards) if shards is not None else None
     allowed = opened.rows_where(where, objects) if where is not None else None
     if where is not None and objects is not None:
-        beyond = opened.beyond(objects.places, shards)
-        if beyond is not None:
-            note(beyond)
+        others = opened.about_others(objects)
+        if others is not None:
+            note(others)
     asked = (
         read_queries(queries)
         if queries is not None

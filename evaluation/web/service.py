@@ -77,12 +77,7 @@ class SearchService:
         self._shards = None if shards is None else ShardSet.open(shards)
         # Read here, once: requests come in several threads.
         self._places = {} if self._shards is None else self._shards.places
-        if self._shards is not None and self._places.keys().isdisjoint(self.index.uids()):
-            raise InputError(
-                f"--shards {shards}: holds none of the objects of {index}; give the shard set "
-                "that was indexed"
-            )
-        if self._shards is not None and (told := self.index.beyond(self._places, shards)):
+        if self._shards is not None and (told := self.index.about_others(self._shards)):
             note(told)
         if self.index.kind == "ivfpq":
             self.index.engine.make_direct_map()  # for `like`

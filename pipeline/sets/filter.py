@@ -120,7 +120,7 @@ def _check_modest(db: duckdb.DuckDBPyConnection, where: str) -> None:
     DuckDB works out constants such as ``len(range(2000000000))`` before there is a query that it
     could interrupt, and beyond its limit of memory.
     """
-    ((text,),) = db.execute("select json_serialize_sql(?)", [f"select (\n{where}\n)"]).fetchall()
+    ((text,),) = db.execute("select json_serialize_sql(?)", [f"select\n{where}\n"]).fetchall()
     pending: list[object] = [json.loads(text)["statements"][0]["node"]["select_list"]]
     while pending:
         node = pending.pop()
@@ -129,9 +129,10 @@ def _check_modest(db: duckdb.DuckDBPyConnection, where: str) -> None:
         elif isinstance(node, dict):
             pending += node.values()
             name = str(node.get("function_name", "")).lower()
-            kind = node.get("class")
-            if kind in ("SUBQUERY", "WINDOW", "LAMBDA") or (name and name not in _MODEST):
-                told = f"{name} is no function" if name else f"a {str(kind).lower()} is nothing"
+            # An array has its full length in every row, also where it is NULL.
+            kind = str(node.get("type_name" if node.get("class") == "TYPE" else "class")).lower()
+            if kind in ("subquery", "window", "lambda", "array") or (name and name not in _MODEST):
+                told = f"{name} is no function" if name else f"{kind} is nothing"
                 raise InputError(
                     f"--where {where}: {told} that a condition may use here; compare columns, or "
                     "use functions of text such as lower, contains and like"

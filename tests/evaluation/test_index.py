@@ -163,10 +163,10 @@ def test_rows_where__objects_that_the_set_lacks_go_by_what_the_index_knows(
     ):
         found = index.rows_where(condition, str(fewer))
         assert found.tolist() == [uid in expected for uid in index.uids()]
-    told = index.beyond(ShardSet.open(fewer).places, fewer)
+    told = index.about_others(ShardSet.open(fewer))
     assert told is not None
     assert told.startswith(f"{len(rows) - 10} of the {len(rows)} objects of")
-    assert index.beyond(opened.places, shards) is None
+    assert index.about_others(opened) is None
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
