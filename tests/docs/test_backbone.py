@@ -12,6 +12,7 @@ from tests.docs.blocks import ROOT, blocks
 from tests.trainer.conftest import MakeShards, make_shards  # noqa: F401 (a fixture)
 from trainer import load_student
 from trainer.backbones import registry
+from trainer.backbones.measure import measure
 from trainer.export import export
 from trainer.recipe import load_recipe
 from trainer.run import train
@@ -40,6 +41,8 @@ def test_backbone__of_the_cookbook_trains_and_is_exported(
     tmp_path: Path,
 ) -> None:
     changes = ["model.backbone=mean-net", "data.batch_size=8", "train.steps=3", "data.n_points=64"]
+    listed = measure("mean-net")
+    assert (listed["tokens"], listed["centroids"], listed["neighbours"]) == (0, 1, None)
     run = tmp_path / "run"
     train([make_shards()], load_recipe("tiny", changes), run, device="cpu")
     assert load_student(run).n_points == 64
