@@ -93,9 +93,9 @@ class Materials:
             glow = self._texture(whole(glow_info, "index"))
             if texture is None:
                 placing = self._placing(glow_info)
-            elif self._placing(glow_info) != placing:
-                # A mesh has one set of coordinates: emission that asks for another, or for other
-                # wrapping, becomes its mean over the image.
+            elif _transform(glow_info) != _transform(info or {}):
+                # A mesh has one set of coordinates: emission that asks for another becomes its
+                # mean over the image. It wraps as the base colour does.
                 mean = srgb_to_linear(glow[..., :3] / np.float32(255)).mean(axis=(0, 1))
                 first, second, third = (
                     float(light * part) for light, part in zip(emissive, mean, strict=True)
