@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def tables(quick: bool) -> list[TableParts]:
     """Title, columns, rows and notes of each table."""
     torch.set_num_threads(1)
     found = cpu(2 if quick else 8, 1 if quick else 5, quick=quick)
+    found.append(batches(quick))
     found.append(memory(quick))
     if torch.cuda.is_available():
         from tests.bench import bench_train_gpu
@@ -154,6 +156,74 @@ def cpu(batch_size: int, rounds: int, *, quick: bool) -> list[TableParts]:
     found.append(_plain_table(plain, batch, median(seconds["plain"]), rounds))
     found.append(_wait_table(batch_size, 2 if quick else 4))
     return found
+
+
+# Batches of several sizes, each in a process of its own.
+
+BATCHES = "batches"
+
+
+def batches(quick: bool) -> TableParts:
+    """The trainer's step in bf16 against the baseline at batches of several sizes."""
+    rounds = 1 if quick else 3
+    rows: list[list[object]] = []
+    for size in [2] if quick else [8, 16, 32]:
+        found: dict[str, list[list[float]]] = _child(BATCHES, size, rounds)
+        seconds = {name: [user + kernel for user, kernel in x] for name, x in found.items()}
+        own, bare, plain, plain_bf16 = seconds.values()
+        per_sample = [
+            round(1000 * median(x) / size, 1)
+            for x in (own, plain, [kernel for _, kernel in found["plain"]], plain_bf16)
+        ]
+        ratios = [_ratio(own, bare), _ratio(plain, own), _ratio(plain_bf16, own)]
+        rows.append([size, *per_sample, *(round(ratio, 2) for ratio in ratios)])
+    columns = [
+        "batch",
+        "trainer, bf16: ms/sample",
+        "plain, fp32",
+        "of that, the system's",
+        "plain under bf16 autocast",
+        "trainer to its bare transformer",
+        "times plain",
+        "times plain under bf16 autocast",
+    ]
+    notes = (
+        f"Processor time of one core, median of {rounds} interleaved rounds, each batch size in "
+        "a process of its own. The system's part of plain is memory that it gives back and is "
+        "handed anew, page by page: PyTorch's allocator on a CPU keeps nothing, and glibc never "
+        "keeps blocks of 32 MiB and more."
+    )
+    return "Training on a CPU core by batch size", columns, rows, notes
+
+
+def times(batch_size: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """User's and system's seconds of each side in each round."""
+    batch = make_batch(batch_size)
+    loop, task = make_loop(make_recipe(batch_size, "train.precision=bf16"), batch)
+    plain = PlainTrainer(PlainSizes(), WIDTH)
+    copy_weights(task.student, plain.model)
+    works: dict[str, Work] = {
+        "trainer": partial(step, loop, batch),
+        "bare": bare_work(point_bert(task), batch_size, autocast=True),
+        "plain": plain_work(plain, batch),
+        "plain bf16": plain_work(plain, batch, autocast=True),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for place in range(-1, rounds):
+        for name, work in works.items():
+            begun = os.times()
+            work()
+            ended = os.times()
+            if place >= 0:  # one of each to warm up
+                found[name].append((ended.user - begun.user, ended.system - begun.system))
+    return found
+
+
+def _child(case: str, *numbers: int) -> Any:
+    """What ``main`` prints in a process of its own."""
+    arguments = [sys.executable, "-m", "tests.bench.bench_train", case, *map(str, numbers)]
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _parts_table(
@@ -302,7 +372,6 @@ PLAIN = "plain PyTorch"
 
 def peaks(case: str, sizes: list[int]) -> list[float]:
     """MiB of resident memory at its peak after steps of rising batch sizes, in this process."""
-    torch.set_num_threads(1)
     if case == PLAIN:
         plain = PlainTrainer(PlainSizes(), WIDTH)
     else:
@@ -339,9 +408,7 @@ def memory(quick: bool) -> TableParts:
     sizes = [2, 3] if quick else [4, 10]
     rows: list[list[object]] = []
     for case in cases:
-        arguments = [sys.executable, "-m", "tests.bench.bench_train", case, *map(str, sizes)]
-        done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-        small, large = json.loads(done.stdout.splitlines()[-1])
+        small, large = _child(case, *sizes)
         rows.append([case, round((large - small) / (sizes[1] - sizes[0]), 1), round(large)])
     columns = ["case", "MiB a sample", f"peak of the process at a batch of {sizes[1]}, MiB"]
     notes = (
@@ -352,12 +419,14 @@ def memory(quick: bool) -> TableParts:
 
 
 def main() -> None:
-    """Peak memory of one case, as JSON: what ``memory`` starts."""
+    """One case, as JSON: what ``_child`` starts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=[*MEMORY_CASES, PLAIN])
-    parser.add_argument("sizes", type=int, nargs="+")
+    parser.add_argument("case", choices=[*MEMORY_CASES, PLAIN, BATCHES])
+    parser.add_argument("numbers", type=int, nargs="+", help="batch sizes; or a size, and rounds")
     args = parser.parse_args()
-    sys.stdout.write(json.dumps(peaks(args.case, args.sizes)) + "\n")
+    torch.set_num_threads(1)
+    found = times(*args.numbers) if args.case == BATCHES else peaks(args.case, args.numbers)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

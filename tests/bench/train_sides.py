@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -184,9 +183,17 @@ def bare_work(student: PointBert, batch: int, autocast: bool = False) -> Work:
     return work
 
 
-def plain_work(plain: PlainTrainer, batch: CloudBatch, device: str = "cpu") -> Work:
+def plain_work(
+    plain: PlainTrainer, batch: CloudBatch, device: str = "cpu", autocast: bool = False
+) -> Work:
     """A step of the baseline: its clouds are decoded and never augmented."""
     clouds = batch.to(torch.device(device))
     assert clouds.image is not None
     assert clouds.text is not None
-    return partial(plain.step, clouds.xyz, clouds.rgb, clouds.image, clouds.text)
+    inputs = clouds.xyz, clouds.rgb, clouds.image, clouds.text
+
+    def work() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            plain.step(*inputs)
+
+    return work
