@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,17 +71,23 @@ def tables(quick: bool) -> list[TableParts]:
 # Timing on a CPU.
 
 
-def _seconds(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds by name in each round; the works take turns, after one of each."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+def _times(works: dict[str, Work], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """User's and system's seconds by name in each round; they take turns, after one of each."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(rounds):
         for name, work in works.items():
-            begun = time.process_time()
+            begun = resource.getrusage(resource.RUSAGE_SELF)
             work()
-            found[name].append(time.process_time() - begun)
+            ended = resource.getrusage(resource.RUSAGE_SELF)
+            found[name].append((ended.ru_utime - begun.ru_utime, ended.ru_stime - begun.ru_stime))
     return found
+
+
+def _seconds(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds by name in each round."""
+    return {name: [sum(pair) for pair in pairs] for name, pairs in _times(works, rounds).items()}
 
 
 def _ratio(a: list[float], b: list[float]) -> float:
@@ -158,65 +162,46 @@ def cpu(batch_size: int, rounds: int, *, quick: bool) -> list[TableParts]:
     return found
 
 
-# Batches of several sizes, each in a process of its own.
+# Each side at several batch sizes, in processes of their own: in a common one, a side can live off
+# memory that another has made the process keep.
 
-BATCHES = "batches"
+SIDES = ("step, trainer", "step, bare transformer", "step, plain", "step, plain under autocast")
 
 
 def batches(quick: bool) -> TableParts:
     """The trainer's step in bf16 against the baseline at batches of several sizes."""
     rounds = 1 if quick else 3
     rows: list[list[object]] = []
-    for size in [2] if quick else [8, 16, 32]:
-        found: dict[str, list[list[float]]] = _child(BATCHES, size, rounds)
-        seconds = {name: [user + kernel for user, kernel in x] for name, x in found.items()}
-        own, bare, plain, plain_bf16 = seconds.values()
-        per_sample = [
-            round(1000 * median(x) / size, 1)
-            for x in (own, plain, [kernel for _, kernel in found["plain"]], plain_bf16)
-        ]
-        ratios = [_ratio(own, bare), _ratio(plain, own), _ratio(plain_bf16, own)]
-        rows.append([size, *per_sample, *(round(ratio, 2) for ratio in ratios)])
-    columns = [
-        "batch",
-        "trainer, bf16: ms/sample",
-        "plain, fp32",
-        "of that, the system's",
-        "plain under bf16 autocast",
-        "trainer to its bare transformer",
-        "times plain",
-        "times plain under bf16 autocast",
-    ]
+    for size in [2] if quick else [8, 16]:
+        medians: list[float] = []
+        for side in SIDES:
+            found: list[tuple[float, float]] = _child(side, size, rounds)
+            total = median(user + kernel for user, kernel in found)
+            kernel = median(kernel for _, kernel in found)
+            medians.append(total)
+            cells = 1000 * total / size, 1000 * kernel / size, total / medians[0]
+            name = side.removeprefix("step, ")
+            rows.append([size, name, *(round(x, 1) for x in cells[:2]), round(cells[2], 2)])
+    columns = ["batch", "side", "ms/sample", "of that, the system's", "to the trainer"]
     notes = (
-        f"Processor time of one core, median of {rounds} interleaved rounds, each batch size in "
-        "a process of its own. The system's part of plain is memory that it gives back and is "
-        "handed anew, page by page: PyTorch's allocator on a CPU keeps nothing, and glibc never "
-        "keeps blocks of 32 MiB and more."
+        f"Processor time of one core, median of {rounds} steps after a first one, each side in a "
+        "process of its own, so ratios are of medians. The trainer and its bare transformer in "
+        "bf16, plain in fp32 and under bf16 autocast. The system's part is memory that is handed "
+        "to the process anew."
     )
     return "Training on a CPU core by batch size", columns, rows, notes
 
 
-def times(batch_size: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """User's and system's seconds of each side in each round."""
+def times(side: str, batch_size: int, rounds: int) -> list[tuple[float, float]]:
+    """User's and system's seconds of one of ``SIDES`` in each round."""
     batch = make_batch(batch_size)
-    loop, task = make_loop(make_recipe(batch_size, "train.precision=bf16"), batch)
-    plain = PlainTrainer(PlainSizes(), WIDTH)
-    copy_weights(task.student, plain.model)
-    works: dict[str, Work] = {
-        "trainer": partial(step, loop, batch),
-        "bare": bare_work(point_bert(task), batch_size, autocast=True),
-        "plain": plain_work(plain, batch),
-        "plain bf16": plain_work(plain, batch, autocast=True),
-    }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for place in range(-1, rounds):
-        for name, work in works.items():
-            begun = os.times()
-            work()
-            ended = os.times()
-            if place >= 0:  # one of each to warm up
-                found[name].append((ended.user - begun.user, ended.system - begun.system))
-    return found
+    if side in SIDES[:2]:
+        loop, task = make_loop(make_recipe(batch_size, "train.precision=bf16"), batch)
+        bare = bare_work(point_bert(task), batch_size, autocast=True)
+        work: Work = partial(step, loop, batch) if side == SIDES[0] else bare
+    else:
+        work = plain_work(PlainTrainer(PlainSizes(), WIDTH), batch, autocast=side == SIDES[3])
+    return _times({side: work}, rounds)[side]
 
 
 def _child(case: str, *numbers: int) -> Any:
@@ -421,11 +406,12 @@ def memory(quick: bool) -> TableParts:
 def main() -> None:
     """One case, as JSON: what ``_child`` starts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=[*MEMORY_CASES, PLAIN, BATCHES])
+    parser.add_argument("case", choices=[*MEMORY_CASES, PLAIN, *SIDES])
     parser.add_argument("numbers", type=int, nargs="+", help="batch sizes; or a size, and rounds")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = times(*args.numbers) if args.case == BATCHES else peaks(args.case, args.numbers)
+    timed = args.case in SIDES
+    found = times(args.case, *args.numbers) if timed else peaks(args.case, args.numbers)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
