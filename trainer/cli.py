@@ -149,10 +149,12 @@ def _train(
     workers: tuple[int, str | None, int, int | None],
     as_json: bool,
 ) -> None:
+    from trainer.heap import keep_freed
     from trainer.loop import Interrupted
     from trainer.run import Workers, train
     from trainer.run_folder import RUN
 
+    keep_freed()
     interruption_leaves(
         lambda: (
             f"`trainer resume {out}` continues from the newest checkpoint"

@@ -351,8 +351,10 @@ def _terminable() -> Iterator[None]:
 
 def main() -> None:
     """Do the job of the folder that is named on the command line."""
+    from trainer.heap import keep_freed
     from trainer.loop import Interrupted
 
+    keep_freed()
     try:
         perform(Path(sys.argv[1]))
     except InputError as error:

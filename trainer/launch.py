@@ -169,6 +169,7 @@ def work(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     from trainer.distributed import rank
+    from trainer.heap import keep_freed
     from trainer.recipe import parse_recipe
     from trainer.run import fit
 
@@ -177,6 +178,7 @@ def work(config: dict[str, Any]) -> None:
     if (folder / OUTCOME).exists():
         return
     distributed.forget_group()
+    keep_freed()
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     device = ray.train.torch.get_device()
     if device.type == "cuda":

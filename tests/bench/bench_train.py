@@ -13,7 +13,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.console import note
-from tests.bench.train_plain import PlainSizes, PlainTrainer, copy_weights
+from tests.bench.train_plain import PlainSizes, PlainTrainer
 from tests.bench.train_sides import (
     POINTS,
     RECIPE,
@@ -43,6 +44,7 @@ from trainer.backbones.measure import measure
 from trainer.batch import CloudBatch
 from trainer.data import Batches
 from trainer.grouping import group_points, prefix_centroids
+from trainer.heap import keep_freed
 from trainer.index import Corpus
 from trainer.loop import Loop
 from trainer.parallel import clip_gradients
@@ -56,8 +58,12 @@ MIB = 1 << 20
 def tables(quick: bool) -> list[TableParts]:
     """Title, columns, rows and notes of each table."""
     torch.set_num_threads(1)
-    found = cpu(2 if quick else 8, 1 if quick else 5, quick=quick)
-    found.append(batches(quick))
+    size, rounds = (2, 1) if quick else (8, 5)
+    found = [steps(size, rounds)]
+    if not quick:  # all sides at once would not fit into 24 GiB
+        found.append(steps(16, 3, [BARE_BF16, STEP_BF16, PLAIN_FP32, PLAIN_BF16]))
+    found += parts(size, rounds)
+    found.append(_wait_table(size, 2 if quick else 4))
     found.append(memory(quick))
     if torch.cuda.is_available():
         from tests.bench import bench_train_gpu
@@ -71,23 +77,23 @@ def tables(quick: bool) -> list[TableParts]:
 # Timing on a CPU.
 
 
-def _times(works: dict[str, Work], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """User's and system's seconds by name in each round; they take turns, after one of each."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+def _times(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds by name in each round; they take turns, after one of each."""
+    found: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(rounds):
         for name, work in works.items():
-            begun = resource.getrusage(resource.RUSAGE_SELF)
-            work()
-            ended = resource.getrusage(resource.RUSAGE_SELF)
-            found[name].append((ended.ru_utime - begun.ru_utime, ended.ru_stime - begun.ru_stime))
+            found[name].append(sum(_timed(work)))
     return found
 
 
-def _seconds(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds by name in each round."""
-    return {name: [sum(pair) for pair in pairs] for name, pairs in _times(works, rounds).items()}
+def _timed(work: Work) -> tuple[float, float]:
+    """User's and system's seconds of this process."""
+    begun = resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    ended = resource.getrusage(resource.RUSAGE_SELF)
+    return ended.ru_utime - begun.ru_utime, ended.ru_stime - begun.ru_stime
 
 
 def _ratio(a: list[float], b: list[float]) -> float:
@@ -97,53 +103,124 @@ def _ratio(a: list[float], b: list[float]) -> float:
 def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
     """Operations a second of the core's own matrix product, the best of some."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    seconds = _seconds({"product": lambda: a @ b}, rounds)["product"]
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(_times({"product": lambda: a @ b}, rounds)["product"])
 
 
-def cpu(batch_size: int, rounds: int, *, quick: bool) -> list[TableParts]:
-    """Step times against the bare transformer and the baseline, and where the rest goes."""
+# Sides of the comparison, each in a process of its own: in a common one, a side can live off memory
+# that another has made the process keep.
+
+SIDES = (
+    "bare transformer, fp32",
+    "trainer, fp32",
+    "bare transformer, bf16",
+    "trainer, bf16",
+    "plain PyTorch, fp32",
+    "plain PyTorch, bf16 autocast",
+)
+BARE, STEP, BARE_BF16, STEP_BF16, PLAIN_FP32, PLAIN_BF16 = SIDES
+
+
+def side_work(side: str, batch_size: int) -> Work:
+    """One step of one of ``SIDES``."""
     batch = make_batch(batch_size)
+    low = side.endswith(("bf16", "autocast"))
+    if side in (PLAIN_FP32, PLAIN_BF16):
+        return plain_work(PlainTrainer(PlainSizes(), WIDTH), batch, autocast=low)
+    keep_freed()  # as `trainer run` does
+    precision = "bf16" if low else "fp32"
+    loop, task = make_loop(make_recipe(batch_size, f"train.precision={precision}"), batch)
+    if side in (BARE, BARE_BF16):
+        return bare_work(point_bert(task), batch_size, autocast=low)
+    return partial(step, loop, batch)
+
+
+class _Side:
+    """A process that does a step of one side when it is told to."""
+
+    def __init__(self, side: str, batch_size: int) -> None:
+        self._process = subprocess.Popen(
+            _command(side, batch_size), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def turn(self) -> tuple[float, float]:
+        """User's and system's seconds of one step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a side ended with exit code {self._process.wait()}")
+        user, system = json.loads(line)
+        return user, system
+
+    def close(self) -> None:
+        """Let it end."""
+        self._process.communicate()
+
+
+def serve(side: str, batch_size: int) -> None:
+    """What such a process does: a step for each line it reads."""
+    work = side_work(side, batch_size)
+    for _ in sys.stdin:
+        sys.stdout.write(json.dumps(_timed(work)) + "\n")
+        sys.stdout.flush()
+
+
+def take_turns(
+    sides: Sequence[str], batch_size: int, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """User's and system's seconds by side in each round, after a first one that is not counted."""
+    found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    with ExitStack() as open_sides:
+        processes: dict[str, _Side] = {}
+        for side in sides:
+            processes[side] = open_sides.enter_context(closing(_Side(side, batch_size)))
+            processes[side].turn()
+        for _ in range(rounds):
+            for side, process in processes.items():
+                found[side].append(process.turn())
+    return found
+
+
+def steps(batch_size: int, rounds: int, sides: Sequence[str] = SIDES) -> TableParts:
+    """A trainer's step against its bare transformer and against the baseline."""
     rates = {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
-    loop, task = make_loop(make_recipe(batch_size), batch)
-    low, low_task = make_loop(make_recipe(batch_size, "train.precision=bf16"), batch)
-    plain = PlainTrainer(PlainSizes(), WIDTH)
-    copy_weights(task.student, plain.model)
-    names = {
-        "bare": "bare transformer, fp32",
-        "step": "trainer, fp32",
-        "bare bf16": "bare transformer, bf16",
-        "step bf16": "trainer, bf16",
-        "plain": "plain PyTorch, fp32",
-    }
-    works: dict[str, Work] = {
-        "bare": bare_work(point_bert(task), batch_size),
-        "step": partial(step, loop, batch),
-        "bare bf16": bare_work(point_bert(low_task), batch_size, autocast=True),
-        "step bf16": partial(step, low, batch),
-        "plain": plain_work(plain, batch),
-    }
-    seconds = _seconds(works, rounds)
+    pairs = take_turns(sides, batch_size, rounds)
+    seconds = {side: [sum(pair) for pair in found] for side, found in pairs.items()}
     flops = 3 * measure("pointbert-32m")["gflop"] * 1e9
     rows: list[list[object]] = []
-    for key, name in names.items():
-        per_sample = median(seconds[key]) / batch_size
-        own = "bare bf16" if "bf16" in key else "bare"
-        rate = rates["bf16" if "bf16" in key else "fp32"]
-        used = flops / per_sample / rate
+    for side, found in seconds.items():
+        per_sample = median(found) / batch_size
+        system = median(pair[1] for pair in pairs[side]) / batch_size
+        bare = BARE_BF16 if "bf16" in side else BARE
+        rate = rates["bf16" if "bf16" in side else "fp32"]
+        cells = {plain: _ratio(seconds[plain], found) for plain in (PLAIN_FP32, PLAIN_BF16)}
         rows.append(
             [
-                name,
+                side,
                 round(1 / per_sample, 3),
                 round(1000 * per_sample, 1),
-                round(_ratio(seconds[key], seconds[own]), 3),
-                round(_ratio(seconds["plain"], seconds[key]), 2),
-                "" if "bare" in key else f"{used:.0%}",
+                round(1000 * system, 1),
+                round(_ratio(found, seconds[bare]), 3) if bare in seconds else "",
+                *(round(ratio, 2) for ratio in cells.values()),
+                "" if side in (BARE, BARE_BF16) else f"{flops / per_sample / rate:.0%}",
             ]
         )
-    columns = ["case", "samples/s", "ms/sample", "to its bare transformer", "times plain", "MFU"]
+    columns = [
+        "case",
+        "samples/s",
+        "ms/sample",
+        "of that, the system's",
+        "to its bare transformer",
+        "times plain, fp32",
+        "times plain, autocast",
+        "MFU",
+    ]
     notes = (
         f"Point-BERT 32M, {POINTS:,} points, batches of {batch_size} ready in memory, one core. "
+        f"Each case is a process of its own; they take turns, {rounds} times; medians, of ratios "
+        "by round too. The system's part is memory that is handed to the process anew. "
         "A trainer's step: decode, augment, group, encode, alignment and distillation, backward, "
         "clip, AdamW, moving average. The bare transformer: forward and backward of the same "
         "blocks on ready tokens. Plain: the same network and losses with farthest-point sampling "
@@ -154,61 +231,33 @@ def cpu(batch_size: int, rounds: int, *, quick: bool) -> list[TableParts]:
         "bare transformer compute the CLS token alone, which is 8 % less for the same embedding. "
         "Targets: 1.15 to the bare transformer, 3 times plain."
     )
-    found: list[TableParts] = [("Training on a CPU core", columns, rows, notes)]
-    whole = median(seconds["step"])
-    found.append(_parts_table(loop, task, batch, whole, median(seconds["bare"]), rounds))
-    found.append(_plain_table(plain, batch, median(seconds["plain"]), rounds))
-    found.append(_wait_table(batch_size, 2 if quick else 4))
-    return found
+    return f"Training on a CPU core, batches of {batch_size}", columns, rows, notes
 
 
-# Each side at several batch sizes, in processes of their own: in a common one, a side can live off
-# memory that another has made the process keep.
-
-SIDES = ("step, trainer", "step, bare transformer", "step, plain", "step, plain under autocast")
-
-
-def batches(quick: bool) -> TableParts:
-    """The trainer's step in bf16 against the baseline at batches of several sizes."""
-    rounds = 1 if quick else 3
-    rows: list[list[object]] = []
-    for size in [2] if quick else [8, 16]:
-        medians: list[float] = []
-        for side in SIDES:
-            found: list[tuple[float, float]] = _child(side, size, rounds)
-            total = median(user + kernel for user, kernel in found)
-            kernel = median(kernel for _, kernel in found)
-            medians.append(total)
-            cells = 1000 * total / size, 1000 * kernel / size, total / medians[0]
-            name = side.removeprefix("step, ")
-            rows.append([size, name, *(round(x, 1) for x in cells[:2]), round(cells[2], 2)])
-    columns = ["batch", "side", "ms/sample", "of that, the system's", "to the trainer"]
-    notes = (
-        f"Processor time of one core, median of {rounds} steps after a first one, each side in a "
-        "process of its own, so ratios are of medians. The trainer and its bare transformer in "
-        "bf16, plain in fp32 and under bf16 autocast. The system's part is memory that is handed "
-        "to the process anew."
-    )
-    return "Training on a CPU core by batch size", columns, rows, notes
-
-
-def times(side: str, batch_size: int, rounds: int) -> list[tuple[float, float]]:
-    """User's and system's seconds of one of ``SIDES`` in each round."""
+def parts(batch_size: int, rounds: int) -> list[TableParts]:
+    """Where the steps in fp32 go, the trainer's and the baseline's."""
     batch = make_batch(batch_size)
-    if side in SIDES[:2]:
-        loop, task = make_loop(make_recipe(batch_size, "train.precision=bf16"), batch)
-        bare = bare_work(point_bert(task), batch_size, autocast=True)
-        work: Work = partial(step, loop, batch) if side == SIDES[0] else bare
-    else:
-        work = plain_work(PlainTrainer(PlainSizes(), WIDTH), batch, autocast=side == SIDES[3])
-    return _times({side: work}, rounds)[side]
+    plain = PlainTrainer(PlainSizes(), WIDTH)
+    whole = median(_times({"plain": plain_work(plain, batch)}, rounds)["plain"])
+    of_plain = _plain_table(plain, batch, whole, rounds)
+    keep_freed()
+    loop, task = make_loop(make_recipe(batch_size), batch)
+    works: dict[str, Work] = {
+        "bare": bare_work(point_bert(task), batch_size),
+        "step": partial(step, loop, batch),
+    }
+    found = {name: median(seconds) for name, seconds in _times(works, rounds).items()}
+    return [_parts_table(loop, task, batch, found["step"], found["bare"], rounds), of_plain]
 
 
 def _child(case: str, *numbers: int) -> Any:
     """What ``main`` prints in a process of its own."""
-    arguments = [sys.executable, "-m", "tests.bench.bench_train", case, *map(str, numbers)]
-    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(_command(case, *numbers), check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _command(case: str, *numbers: int) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.bench_train", case, *map(str, numbers)]
 
 
 def _parts_table(
@@ -241,7 +290,7 @@ def _parts_table(
         "AdamW": loop.optimizer.step,
         "moving average and bounds": lambda: task.after_step(1000),
     }
-    seconds = {name: median(found) for name, found in _seconds(works, rounds).items()}
+    seconds = {name: median(found) for name, found in _times(works, rounds).items()}
     per_step = {"clip", "AdamW", "moving average and bounds"}  # whatever the batch
     known = sum(seconds.values())
     rows: list[list[object]] = []
@@ -292,7 +341,7 @@ def _plain_table(plain: PlainTrainer, batch: CloudBatch, whole: float, rounds: i
         "embed patches, forward and backward": backward(lambda: model.tokens(centres, patches)),
         "transformer and projection": backward(lambda: model.transform(tokens)),
     }
-    seconds = {name: median(found) for name, found in _seconds(works, rounds).items()}
+    seconds = {name: median(found) for name, found in _times(works, rounds).items()}
     seconds["losses, clip, AdamW, moving average, rest"] = whole - sum(seconds.values())
     rows: list[list[object]] = [
         [name, round(1000 * value / len(batch), 2), f"{value / whole:.1%}"]
@@ -360,6 +409,7 @@ def peaks(case: str, sizes: list[int]) -> list[float]:
     if case == PLAIN:
         plain = PlainTrainer(PlainSizes(), WIDTH)
     else:
+        keep_freed()  # as `trainer run` does
         recipe = make_recipe(max(sizes), *MEMORY_CASES[case])
         loop, _ = make_loop(recipe, make_batch(1))
     found = []
@@ -404,15 +454,16 @@ def memory(quick: bool) -> TableParts:
 
 
 def main() -> None:
-    """One case, as JSON: what ``_child`` starts."""
+    """One case: what ``_command`` starts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=[*MEMORY_CASES, PLAIN, *SIDES])
-    parser.add_argument("numbers", type=int, nargs="+", help="batch sizes; or a size, and rounds")
+    parser.add_argument("sizes", type=int, nargs="+", help="batch sizes; of a side, one")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    timed = args.case in SIDES
-    found = times(args.case, *args.numbers) if timed else peaks(args.case, args.numbers)
-    sys.stdout.write(json.dumps(found) + "\n")
+    if args.case in SIDES:
+        serve(args.case, *args.sizes)
+    else:
+        sys.stdout.write(json.dumps(peaks(args.case, args.sizes)) + "\n")
 
 
 if __name__ == "__main__":
