@@ -17,6 +17,7 @@ from evaluation.shapes import Caller, Cloud, here, load_shape, sample, sample_me
 from pipeline.common import InputError
 from pipeline.scene import Mesh
 from pipeline.shards import NEUTRAL_RGB, TeacherInfo
+from trainer.batch import usual_batch
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -37,7 +38,7 @@ class Student:
         *,
         pool_points: int = SHARD_POINTS,
         device: str = "cpu",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         neutral_rgb: int = NEUTRAL_RGB,
         trained_on: Mapping[str, Collection[str]] | None = None,
     ) -> None:
@@ -45,7 +46,8 @@ class Student:
         self._trained_on = trained_on or {}
         self.backbone, self.teacher, self.model = backbone, teacher, model
         self.n_points, self.pool_points = n_points, max(n_points, pool_points)
-        self.device, self.batch_size, self.neutral_rgb = device, batch_size, neutral_rgb
+        self.device, self.neutral_rgb = device, neutral_rgb
+        self.batch_size = batch_size or usual_batch(device)
 
     def has_seen(self, config_hash: str, split: str | None) -> bool:
         """Whether rows of a set, or of a split of it, were trained on."""
@@ -142,8 +144,10 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_student(path: str | Path, device: str = "cpu", batch_size: int = 64) -> Student:
+def load_student(path: str | Path, device: str = "cpu", batch_size: int | None = None) -> Student:
     """Load a checkpoint directory, a run folder's newest, or ``RUN/best``.
+
+    ``batch_size``: clouds at a time; None: as many as suit the device.
 
     Raises ``InputError`` when there is none or it is damaged.
     """

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.captions import CaptionOptions
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
+from pipeline.heap import keep_freed
 from pipeline.isolated import IsolatedProcessor
 from pipeline.ledger import GIVE_UP, Guard, Reporter
 from pipeline.objects import ObjectSettings, Processed, failure, prefer_throughput
@@ -180,6 +181,8 @@ class EncodeStage:
         torch.set_num_threads(1)
         prefer_throughput()
         cuda = settings.device == "cuda"
+        if not cuda:
+            keep_freed()
         # Fixed batches: a row must not depend on what it is encoded with.
         options = {"batch_size": 256 if cuda else 32, "fixed_batch": True, "compiled": cuda}
         self._encoders = [

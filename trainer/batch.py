@@ -178,3 +178,8 @@ def collate(
         whole=whole,
         offset=offset,
     )
+
+
+def usual_batch(device: torch.device | str) -> int:
+    """How many clouds to embed at a time: on a CPU more of them only take memory."""
+    return 16 if torch.device(device).type == "cpu" else 64

@@ -149,7 +149,7 @@ def _train(
     workers: tuple[int, str | None, int, int | None],
     as_json: bool,
 ) -> None:
-    from trainer.heap import keep_freed
+    from pipeline.heap import keep_freed
     from trainer.loop import Interrupted
     from trainer.run import Workers, train
     from trainer.run_folder import RUN

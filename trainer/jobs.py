@@ -351,7 +351,7 @@ def _terminable() -> Iterator[None]:
 
 def main() -> None:
     """Do the job of the folder that is named on the command line."""
-    from trainer.heap import keep_freed
+    from pipeline.heap import keep_freed
     from trainer.loop import Interrupted
 
     keep_freed()

@@ -168,8 +168,8 @@ def work(config: dict[str, Any]) -> None:
     """What each process does."""
     import ray.train.torch
 
+    from pipeline.heap import keep_freed
     from trainer.distributed import rank
-    from trainer.heap import keep_freed
     from trainer.recipe import parse_recipe
     from trainer.run import fit
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline.common import InputError
 from pipeline.shards import POINT_SCALE, TeacherInfo
 from trainer.backbones import Backbone
+from trainer.batch import usual_batch
 from trainer.checkpoint import CONFIG, WEIGHTS, LoadedModel, is_best, load_model
 from trainer.grouping import farthest_point_sample
 from trainer.run import choose_device
@@ -59,7 +60,7 @@ class Student:
         rgb: Array | None = None,
         *,
         prepared: bool = False,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Embed clouds to (B, D) float32, L2-normalised, on the device of the student.
 
@@ -84,9 +85,10 @@ class Student:
                 f"{self.n_points}; leave out prepared=True"
             )
         colors_BN3 = self._colors(rgb, points_BN3)
+        size = batch_size or usual_batch(self.device)
         found = []
-        for start in range(0, len(points_BN3), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(points_BN3), size):
+            part = slice(start, start + size)
             points, colors = (v[part].to(self.device) for v in (points_BN3, colors_BN3))
             if not prepared:
                 points, colors = self.prepare(points, colors)
@@ -101,7 +103,7 @@ class Student:
         xyz: NDArray[np.int16],
         rgb: NDArray[np.uint8],
         has_color: NDArray[np.bool_],
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Embed clouds as shards store them; without colour they get the neutral one."""
         colors = np.where(has_color[:, None, None], rgb, np.uint8(self.neutral_rgb))

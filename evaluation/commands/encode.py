@@ -71,7 +71,7 @@ def encode(
     timeout: TimeoutOption = TIMEOUT_S,
     max_failures: MaxFailuresOption = MAX_FAILURES,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -86,6 +86,7 @@ def encode(
     from evaluation.sources import MeshSource, embed_shards, find_meshes, shards_data
     from evaluation.student import load_student, pick_device
     from pipeline.catalog.columns import open_parts
+    from pipeline.heap import keep_freed
     from pipeline.shards import ShardSet, what_lacks
 
     check_new(out, "--out", overwrite)
@@ -96,6 +97,7 @@ def encode(
     _check_options(
         *(shards is not None, teacher_views, split, views, up_axis, seed, timeout, max_failures)
     )
+    keep_freed()
     kind: Any = dtype
     failures: list[tuple[str, str]] = []
     if shards is not None:

@@ -96,7 +96,7 @@ def zeroshot(
     out: ResultOption = None,
     teacher: TeacherOption = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -119,9 +119,11 @@ def zeroshot(
     from evaluation.sources import split_categories
     from evaluation.student import pick_device
     from evaluation.tables import zeroshot_tables
+    from pipeline.heap import keep_freed
     from pipeline.shards import ShardSet
 
     check_result(out, overwrite)
+    keep_freed()
     chosen = protocol_of(protocol)
     opened = ShardSet.open(shards)
     known, selection = _selection(benchmark, opened, split)
@@ -190,7 +192,7 @@ def recall(
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -273,7 +275,7 @@ def probe(
     benchmark: BenchmarkOption = None,
     out: ResultOption = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:

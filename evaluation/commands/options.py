@@ -61,7 +61,13 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel=MODEL)
 ]
 BatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Point clouds per batch.", rich_help_panel=MODEL)
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Point clouds per batch. Default: 16 on a CPU, 64 on a GPU.",
+        rich_help_panel=MODEL,
+    ),
 ]
 BenchmarkOption = Annotated[
     str | None,
@@ -109,7 +115,7 @@ def make_encoder(
     teacher_views: bool,
     views: str,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     draws: int = 1,
     seed: int = 0,
     centre: Centre = "box",

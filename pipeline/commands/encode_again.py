@@ -84,8 +84,10 @@ def encode_again(
     """
     from pipeline.encode_again import EncodeAgainOptions, tell
     from pipeline.encode_again import encode_again as run
+    from pipeline.heap import keep_freed
 
     goes_on(out)
+    keep_freed()
     summary = run(
         EncodeAgainOptions(
             shards=shards,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.console import note
+from pipeline.heap import keep_freed
 from tests.bench.train_plain import PlainSizes, PlainTrainer
 from tests.bench.train_sides import (
     POINTS,
@@ -44,7 +45,6 @@ from trainer.backbones.measure import measure
 from trainer.batch import CloudBatch
 from trainer.data import Batches
 from trainer.grouping import group_points, prefix_centroids
-from trainer.heap import keep_freed
 from trainer.index import Corpus
 from trainer.loop import Loop
 from trainer.parallel import clip_gradients

@@ -31,7 +31,9 @@ class Recorder(torch.nn.Module):
         return torch.ones(len(xyz), world.D)
 
 
-def recording(n_points: int = 6, batch_size: int = 2, pool: int = 40) -> tuple[Student, Recorder]:
+def recording(
+    n_points: int = 6, batch_size: int | None = 2, pool: int = 40
+) -> tuple[Student, Recorder]:
     backbone = Recorder()
     model = ModelInfo("student", "recorder")
     student = Student(
@@ -53,6 +55,14 @@ def test_embed__prefix_batches_and_neutral_colour() -> None:
     np.testing.assert_allclose(colors[has_color], rgb[has_color, :6] / 255, atol=1e-7)
     np.testing.assert_allclose(colors[~has_color], 102 / 255, atol=1e-7)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+
+
+def test_embed__few_at_a_time_on_a_cpu_unless_told_otherwise() -> None:
+    student, backbone = recording(batch_size=None)
+    student.embed(
+        np.zeros((20, 6, 3), np.float32), np.zeros((20, 6, 3), np.uint8), np.ones(20, bool)
+    )
+    assert [len(x) for x, _ in backbone.calls] == [16, 4]
 
 
 def test_embed__no_clouds_and_too_small_clouds() -> None:

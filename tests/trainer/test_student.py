@@ -16,6 +16,7 @@ from pipeline.shards import POINT_SCALE
 from tests.trainer.checkpoints import N_POINTS, write_checkpoint
 from tests.trainer.conftest import WIDTH
 from trainer import load_student
+from trainer.batch import usual_batch
 from trainer.checkpoint import DEMO
 from trainer.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.student import Student
@@ -62,6 +63,18 @@ def test_encode__prepared_is_the_backbone_normalised(tmp_path: Path) -> None:
     assert found.shape == (5, WIDTH)
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(found.norm(dim=-1), torch.ones(5))
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [(None, [16, 4]), (7, [7, 7, 6])])
+def test_encode__few_at_a_time_on_a_cpu_unless_told_otherwise(
+    student: Student, asked: int | None, sizes: list[int]
+) -> None:
+    seen: list[int] = []
+    student.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    xyz, rgb = clouds(20, N_POINTS)
+    student.encode(xyz, rgb, prepared=True, batch_size=asked)
+    assert seen == sizes
+    assert usual_batch("cuda") == 64
 
 
 def test_encode__kinds_of_input_agree(student: Student) -> None:

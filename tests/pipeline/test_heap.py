@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from trainer.heap import keep_freed
+from pipeline.heap import keep_freed
 
 PAGES = 64 << 20 >> 12  # of 64 MiB
 
 FAULTS = """
 import resource, sys
 import torch
-from trainer.heap import keep_freed
+from pipeline.heap import keep_freed
 
 if "keep" in sys.argv:
     assert keep_freed()
