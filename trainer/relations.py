@@ -111,8 +111,8 @@ def relation(
     similarity_BG = rows_BD @ columns_GD.T
     if representation == "similarity":
         return similarity_BG.masked_fill(~mask_BG, 0.0)
-    # A row without any valid column would be all -inf and its gradient NaN: it keeps all of its
-    # columns here and is cleared below.
+    # A row without any valid column would be all -inf and its logarithms NaN, which the gradient
+    # survives and anomaly detection does not: it keeps all columns here and is cleared below.
     usable_BG = mask_BG | ~mask_BG.any(dim=1, keepdim=True)
     logits_BG = (similarity_BG / tau).masked_fill(~usable_BG, -torch.inf)
     return logits_BG.log_softmax(dim=1).masked_fill(~mask_BG, 0.0)

@@ -53,14 +53,32 @@ class TeacherInfo:
     def from_json(cls, value: Any, name: str, remedy: str) -> TeacherInfo:
         """The teacher that a record of the file ``name`` tells of.
 
-        Raises ``InputError`` that names the field that is missing or of a wrong kind.
+        Raises ``InputError`` that names the field that is missing, of a wrong kind or damaged.
         """
         if not isinstance(value, dict):
             raise InputError(f"{name}: field teacher is not an object; {remedy}")
         _check_fields(cls, value, name, "teacher.", remedy, CONTRACT_VERSION)
         if not 1 <= value["width"] <= _MAX_VALUE_BYTES // 4:
             raise InputError(f"{name}: field teacher.width is {value['width']}; {remedy}")
-        return cls(**value)
+        teacher = cls(**value)
+        teacher.check_values(name, remedy)
+        return teacher
+
+    def check_values(self, name: str, remedy: str, *, known: bool = False) -> None:
+        """Raise ``InputError`` for values that cannot be; ``known``: also without fingerprints."""
+        if not 0 < self.logit_scale < 1e6:
+            raise InputError(f"{name}: teacher.logit_scale is not a positive number; {remedy}")
+        if not (known or self.fingerprint_image or self.fingerprint_text):
+            return
+        for part in ("fingerprint_image", "fingerprint_text"):
+            values = getattr(self, part)
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    norm = float(np.linalg.norm(np.asarray(values, np.float64)))
+            except OverflowError:  # an integer of hundreds of digits
+                norm = math.inf
+            if len(values) != self.width or not abs(norm - 1) < 1e-2:
+                raise InputError(f"{name}: teacher.{part} is damaged; {remedy}")
 
     @property
     def label(self) -> str:
@@ -227,20 +245,8 @@ class Manifest:
             )
         if self.up_axis != "+y":
             raise InputError(f"{name}: up_axis {self.up_axis!r}, shards are always +y; {remedy}")
-        if not 0 < self.teacher.logit_scale < 1e6:
-            raise InputError(f"{name}: teacher.logit_scale is not a positive number; {remedy}")
-        neither = not (self.teacher.fingerprint_image or self.teacher.fingerprint_text)
-        if neither and self.contract_version >= _SINCE_NO_FINGERPRINT:
-            return
-        for part in ("fingerprint_image", "fingerprint_text"):
-            values = getattr(self.teacher, part)
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    norm = float(np.linalg.norm(np.asarray(values, np.float64)))
-            except OverflowError:  # an integer of hundreds of digits
-                norm = math.inf
-            if len(values) != self.teacher.width or not abs(norm - 1) < 1e-2:
-                raise InputError(f"{name}: teacher.{part} is damaged; {remedy}")
+        known = self.contract_version < _SINCE_NO_FINGERPRINT
+        self.teacher.check_values(name, remedy, known=known)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

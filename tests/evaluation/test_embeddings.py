@@ -137,6 +137,9 @@ def rewrite(path: Path, change: Any) -> None:
     pq.write_table(table.replace_schema_metadata({embeddings.KEY: json.dumps(record)}), path)
 
 
+NINE = dict.fromkeys(("fingerprint_image", "fingerprint_text"), [1.0] + [0.0] * 8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,7 +152,9 @@ def rewrite(path: Path, change: Any) -> None:
         (lambda r: r["teacher"].pop("width"), "teacher.width is missing"),
         (lambda r: r["model"].update(extra=1), "field model"),
         (lambda r: r.pop("data"), "field data"),
-        (lambda r: r["teacher"].update(width=9), "width 9"),
+        (lambda r: r["teacher"].update(width=9), "teacher.fingerprint_image is damaged"),
+        (lambda r: r["teacher"].update(width=9, **NINE), "width 9"),
+        (lambda r: r["teacher"].update(logit_scale=0.0), "teacher.logit_scale"),
     ],
 )
 def test_read__record_that_does_not_fit_is_named(tmp_path: Path, change: Any, message: str) -> None:
