@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 from types import TracebackType
@@ -30,6 +31,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from pipeline.common import InputError, versions
 
@@ -101,9 +103,33 @@ def _nothing() -> str:
 _left: Callable[[], str] = _nothing
 
 
+class _Command(TyperCommand):
+    """A command that refuses an option given twice, of which the first would be lost unsaid."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for option, count in Counter(given).items():
+                flag = getattr(option, "is_flag", False) or getattr(option, "count", False)
+                if (
+                    count > 1
+                    and option.param_type_name == "option"
+                    and not (option.multiple or flag)
+                ):
+                    raise InputError(
+                        f"{max(option.opts, key=len)}: given {count} times, and takes one value"
+                    )
+        return super().parse_args(ctx, args)
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **settings: Any) -> Any:
+        return super().command(name, **{"cls": _Command, **settings})
+
+
 def make_app(name: str, help_text: str) -> typer.Typer:
     """Typer app with the house's settings; every package's ``cli.py`` starts with it."""
-    app = typer.Typer(
+    app = _App(
         name=name,
         help=help_text,
         no_args_is_help=True,

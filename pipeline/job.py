@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipeline.cameras import thumbnail_json
 from pipeline.captions import DEFAULT_TEMPLATES, CaptionJoin
 from pipeline.catalog import clean_temporaries, failed_uids, pending_sets
-from pipeline.common import InputError, versions
+from pipeline.common import InputError, check_place, versions
 from pipeline.console import note, tell_failed_before
 from pipeline.datasets.base import Record
 from pipeline.graph import run_graph
@@ -203,9 +204,12 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     another run at work on the same folder.
     """
     begun = time.perf_counter()
-    _ = (
-        options.objects.dataset.options
-    )  # raises where the source is not there, before a model loads
+    # Before a model is loaded: these raise where there is no source, or nothing can be written.
+    _ = options.objects.dataset.options
+    for out in set_names(options.teachers, options.out):
+        there = Storage.at(out)
+        if there.is_local:
+            check_place(Path(there.path), "--out", folder=True)
     with ExitStack() as stack:
         captions = stack.enter_context(
             CaptionJoin(options.objects.captions.files, lambda: listed(options))

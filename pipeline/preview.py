@@ -120,12 +120,13 @@ def preview_dataset(
     view: str = "0",
     renderer: str = "raster",
     max_bytes: int | None = None,
-) -> tuple[int, int]:
+) -> tuple[int, list[tuple[str, str]]]:
     """Draw objects spread evenly over a dataset in ``tiles`` pictures at most.
 
     ``view`` says which views of ``cameras`` (the ring if None) each object is drawn in: see
     ``parse_views``. Without ``columns`` a line holds one object, or eight where each takes one
-    tile. Returns how many tiles were drawn and how many objects could not be.
+    tile. Returns how many tiles were drawn, and the uid and reason of each
+    object that could not be.
 
     Raises ``InputError`` when none can be drawn, for an unknown view, and as ``dataset.records``
     does.
@@ -136,16 +137,15 @@ def preview_dataset(
     objects = max(1, tiles // per_object)
     total = dataset.count()
     step = max(1, (total or objects) // objects)
-    failed = 0
+    failed: list[tuple[str, str]] = []
 
     def items() -> Iterator[tuple[str, Mesh]]:
-        nonlocal failed
         for record in itertools.islice(dataset.records(), 0, None, step):
             try:
                 label = record.texts[0] if record.texts else record.uid
                 yield label, dataset.load(record).mesh
-            except MeshError:
-                failed += 1
+            except MeshError as error:
+                failed.append((record.uid, f"{error.kind}: {error.message}"))
 
     drawn = render_preview(
         items(),

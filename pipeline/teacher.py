@@ -98,9 +98,8 @@ def load_matching(
                 f"{VECTORS}:FILE[,NAMES]"
             )
         if "@sha256:" in info.pretrained or info.model.startswith("local-dir:"):
-            raise InputError(
-                f"teacher {info.label} was a local file; give it with --teacher MODEL:/path"
-            )
+            form = "local-dir" if info.model.startswith("local-dir:") else info.model
+            raise InputError(f"teacher {info.label} was local; give it with --teacher {form}:/path")
         named = not info.model.startswith("hf-hub:") and info.model != "demo"
         spec = f"{info.model}:{info.pretrained}" if named else info.model
     teacher = load_teacher(spec, device, **options)

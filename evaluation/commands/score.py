@@ -181,6 +181,7 @@ def _asked(
 ) -> list[Asked]:
     """What is to be scored against what. Raises ``InputError`` that names the options."""
     from evaluation.score import Asked, read_prompts
+    from evaluation.search import load_image
     from evaluation.sources import find_meshes
 
     if prompts is not None:
@@ -193,8 +194,11 @@ def _asked(
         raise InputError("give --text, --image, or both: what the meshes should show")
     if text is not None and not text.strip():
         raise InputError('--text: is empty; give a prompt, as in --text "a red mug"')
-    if image is not None and not image.is_file():
-        raise InputError(f"--image {image}: no such file; give a PNG, JPEG or WebP file")
+    if image is not None:
+        try:
+            load_image(image, (0, 0, 0))  # before any mesh is drawn
+        except InputError as error:
+            raise InputError(f"--image {error}") from error
     wanted = text.strip() if text else None
     return [Asked(mesh.name, mesh.path, wanted, image) for mesh in find_meshes(meshes)]
 

@@ -145,9 +145,12 @@ def preview(
         renderer=renderer,
         max_bytes=max_bytes,
     )
-    note(f"{out}: {shown} pictures" + (f", {failed} could not be drawn" if failed else ""))
+    for uid, reason in failed[:20]:
+        note(f"{uid}: {reason}")
+    told = f", {len(failed)} objects could not be drawn" if failed else ""
+    note(f"{out}: {shown} pictures{told}")
     if json_output:
-        print_json({"out": str(out), "pictures": shown, "failed": failed})
+        print_json({"out": str(out), "pictures": shown, "failed": dict(failed)})
 
 
 def datasets(json_output: JsonOption = False) -> None:

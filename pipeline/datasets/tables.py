@@ -444,6 +444,10 @@ class _csv_errors:  # noqa: N801 (reads as a statement)
             raise InputError(
                 f"{self._path} cannot be read ({error.strerror}): check --metadata"
             ) from None
+        if isinstance(error, csv.Error) and "unexpected end" in str(error):
+            raise InputError(
+                f"{self._path} ends inside of a quoted value: close the quote"
+            ) from None
         if isinstance(error, UnicodeDecodeError | csv.Error):
             raise InputError(
                 f"{self._path} is not a UTF-8 CSV file ({error}): save it as UTF-8 CSV or Parquet"

@@ -126,7 +126,7 @@ def load_mesh(
     Raises:
         MeshError: stage ``load``; kinds ``missing_file``, ``not_a_file``, ``unreadable``,
             ``unsupported_format``, ``empty_file``, ``bad_header``, ``parse_error``, ``too_large``,
-            ``outside_reference``, ``missing_buffer``, ``missing_material``, ``missing_texture``,
+            ``outside_reference``, ``missing_buffer``, ``missing_texture``,
             ``bad_texture``, ``unsupported_texture``, ``unsupported_feature``, ``needs_library``,
             ``undecoded``, ``cyclic_scene``, ``bad_index``, ``not_finite``, ``no_faces``,
             ``zero_extent``.

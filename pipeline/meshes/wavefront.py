@@ -132,7 +132,11 @@ class _Entry:
 def _materials(
     text: bytes, used: set[str], references: References, limits: Limits
 ) -> dict[str, _Look]:
-    """The looks of the materials named in ``used``, by name, of those that a library defines."""
+    """The looks of the materials named in ``used``, by name, of those that a library defines.
+
+    A library that is not there is passed over: such files are common, and their shape is sound.
+    What it would have coloured has no colour, as with a name that no library defines.
+    """
     if not used:
         return {}
     entries: dict[str, _Entry] = {}
@@ -146,8 +150,8 @@ def _materials(
             try:
                 library = references.read(name, missing="missing_material")
             except MeshError as error:
-                if error.kind == "missing_material" and name == whole_line and " " in name:
-                    continue  # several names in one statement follow
+                if error.kind == "missing_material":
+                    continue  # where the line is several names, those follow
                 if error.kind != "outside_reference":
                     raise
                 library = references.read(name, missing="missing_material", search=True)

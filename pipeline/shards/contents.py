@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common import InputError
 from pipeline.shards.storage import Storage, shown
@@ -22,22 +23,23 @@ class Contents:
     recorded: int  # files held then
     missing: list[str]  # held then, not now
     added: list[str]  # by a run that has not finished
+    begun: bool = False  # a run that has not finished, whether or not it has added anything
 
     @property
     def finished(self) -> bool:
-        """Whether the set is as a finished run left it."""
-        return not self.missing and not self.added
+        """Whether the set is as a finished run left it, and no other has begun since."""
+        return not (self.missing or self.added or self.begun)
 
 
 def mark_unfinished(root: str | Path) -> None:
-    """Record, before a run writes the first file of a set, that none has finished.
+    """Record, before a run writes the first file of a set, that it has not finished.
 
-    A record that is there stays: what comes to the set will differ from it. Raises ``InputError``
-    when the folder cannot be written.
+    The files of a record that is there stay in it: what comes to the set will differ from them.
+    Raises ``InputError`` when the folder cannot be written, or when that record is damaged.
     """
     storage = Storage.at(root)
-    if not storage.exists(CONTENTS):
-        _write(storage, [])
+    files = _recorded(storage)["files"] if storage.exists(CONTENTS) else []
+    _write(storage, files, {"begun": True})
 
 
 def record_contents(root: str | Path) -> None:
@@ -59,6 +61,14 @@ def compare_contents(root: str | Path) -> Contents | None:
     storage = Storage.at(root)
     if not storage.exists(CONTENTS):
         return None
+    record = _recorded(storage)
+    held, there = set(record["files"]), set(_files(storage))
+    begun = record.get("begun") is True
+    return Contents(len(held), sorted(held - there), sorted(there - held), begun)
+
+
+def _recorded(storage: Storage) -> dict[str, Any]:
+    """The record that is there. Raises ``InputError`` when it is damaged."""
     name = storage.show(CONTENTS)
     remedy = "delete it and run the command that made the set again"
     try:
@@ -72,8 +82,7 @@ def compare_contents(root: str | Path) -> Contents | None:
     files = value.get("files")
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise InputError(f"{name}: holds no list of files; {remedy}")
-    held, there = set(files), set(_files(storage))
-    return Contents(len(held), sorted(held - there), sorted(there - held))
+    return value
 
 
 def has_lost_files(root: str | Path) -> bool:
@@ -96,8 +105,8 @@ def what_lacks(root: str | Path) -> str | None:
     return None
 
 
-def _write(storage: Storage, files: list[str]) -> None:
-    record = {"format": _FORMAT, "version": _VERSION, "files": files}
+def _write(storage: Storage, files: list[str], more: dict[str, Any] | None = None) -> None:
+    record = {"format": _FORMAT, "version": _VERSION, **(more or {}), "files": files}
     storage.write(CONTENTS, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -54,7 +54,7 @@ KINDS = frozenset(
         r"\w+",
         """
         missing_file not_a_file unreadable unsupported_format empty_file bad_header parse_error
-        too_large outside_reference missing_buffer missing_material missing_texture bad_texture
+        too_large outside_reference missing_buffer missing_texture bad_texture
         unsupported_texture unsupported_feature needs_library undecoded cyclic_scene bad_index
         not_finite no_faces zero_extent no_points bad_shape bad_color pickled has_faces
         too_few_points blank_render input_error

@@ -347,6 +347,7 @@ def test_command__bad_input_is_one_line(
         ((mesh, "--text", "x"), "give --checkpoint RUN"),
         ((tmp_path / "no.glb", "--text", "x", *student), "no such file or folder"),
         ((mesh, "--image", tmp_path / "no.png", *student), "no such file"),
+        ((mesh, "--image", mesh, *student), f"--image {mesh}: not a readable picture"),
         ((mesh, "--text", "x", *student, "--out", "x.txt"), "ends in .csv or .json"),
         ((mesh, "--text", "x", "--prompts", "p.csv", *student), "leave the others out"),
         ((mesh, "--text", "x", "--distractors", tmp_path / "no", *student), "--distractors"),

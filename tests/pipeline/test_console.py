@@ -128,6 +128,7 @@ def test_run__debug_adds_the_traceback_anywhere_on_the_line(
         ("go --cuont 3", "see `toy go --help`"),
         ("go --count three", "'--count'"),
         ("go --count", "--count"),
+        ("go --count 3 --end well --count=4", "--count: given 2 times"),
         ("go extra", "extra"),
         ("goo", "No such command 'goo'"),
         ("goo", "see `toy --help`"),

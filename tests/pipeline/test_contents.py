@@ -70,6 +70,7 @@ def test_contents__of_a_run_that_was_killed(tmp_path: Path) -> None:
     write_set(tmp_path, MANIFEST, [])
     mark_unfinished(tmp_path)
     assert what_lacks(tmp_path) is None  # empty, which is told elsewhere
+    assert inspect(tmp_path).state == "no; run the same command again to complete the set"
     some_set(tmp_path)
     found = compare_contents(tmp_path)
     assert found is not None
@@ -87,11 +88,14 @@ def test_contents__a_later_run_that_was_killed_keeps_the_record(tmp_path: Path) 
     some_set(tmp_path, parts=1)
     record_contents(tmp_path)
     mark_unfinished(tmp_path)
-    assert inspect(tmp_path).finished
+    assert not inspect(tmp_path).finished
+    assert what_lacks(tmp_path) is None  # nothing that was there is gone
     some_set(tmp_path, parts=3)
     found = compare_contents(tmp_path)
     assert found is not None
     assert (found.recorded, len(found.added), found.missing) == (2, 2, [])
+    record_contents(tmp_path)
+    assert inspect(tmp_path).finished
 
 
 def test_contents__equal_sets_have_equal_records(tmp_path: Path) -> None:

@@ -273,6 +273,7 @@ def test_table__beside_the_root_counts_only_if_it_names_files_in_it(tmp_path: Pa
         ("path,caption\nother.glb,x\n", "'other.glb'"),
         ("path,caption\na.glb,one, two\n", "line 2"),
         (b"path,caption\na.glb,\xff\xfe\n", "UTF-8"),
+        (b'path,caption\na.glb,"a mug\n', "ends inside of a quoted value"),
         ("", "no column"),
     ],
 )

@@ -295,10 +295,6 @@ CASES: dict[str, tuple[dict[str, bytes | str], str]] = {
     "missing texture obj": (obj_with_map("wood.png"), "missing_texture"),
     "missing texture ply": ({"a.ply": ply_with_texture("wood.png")}, "missing_texture"),
     "missing texture dae": ({"a.dae": quad_dae("wood.png")}, "missing_texture"),
-    "missing library obj": (
-        {"a.obj": "mtllib no.mtl\nusemtl m\n" + TRIANGLE_OBJ + "f 1 2 3\n"},
-        "missing_material",
-    ),
     "missing buffer": (
         {
             "a.gltf": changed(buffers=[{"byteLength": 4, "uri": "no.bin"}])[20:]

@@ -171,7 +171,11 @@ class Ten:
 def test_preview_dataset__counts_what_was_drawn_and_what_failed(tmp_path: Path) -> None:
     path = tmp_path / "sheet.jpg"
     config = RenderConfig(image_size=32)
-    assert preview_dataset(Ten(), path, tiles=10, config=config) == (9, 1)
+    drawn, failed = preview_dataset(Ten(), path, tiles=10, config=config)
+    assert (drawn, len(failed)) == (9, 1)
+    uid, reason = failed[0]
+    assert uid.endswith("3")
+    assert reason == "no_faces: broken on purpose"
     assert path.is_file()
 
 
@@ -181,7 +185,7 @@ def test_preview_dataset__all_views_of_an_object_share_a_line(tmp_path: Path) ->
     drawn = preview_dataset(
         Ten(), path, tiles=11, cameras=make_cameras("ulip", 4), config=config, view="all,thumbnail"
     )
-    assert drawn == (10, 0)
+    assert drawn == (10, [])
     with Image.open(path) as image:
         sheet = np.asarray(image.convert("RGB"))
     assert sheet.shape[1] == 5 * (24 + GAP) + GAP
@@ -229,7 +233,7 @@ LINE = ["preview", "--dataset", "procedural", "--count", "3", "--image-size", "2
 def test_command__prints_json_and_replaces_with_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     done = CliRunner().invoke(app, [*LINE, str(path), "--json"])
-    assert json.loads(done.stdout) == {"out": str(path), "pictures": 3, "failed": 0}
+    assert json.loads(done.stdout) == {"out": str(path), "pictures": 3, "failed": {}}
     path.write_bytes(b"mine")
     refused = CliRunner().invoke(app, [*LINE, str(path)])
     assert str(refused.exception) == (

@@ -157,7 +157,7 @@ def test_load_matching__quickgelu_variant_is_refused(tmp_path: Path) -> None:
 
 
 def test_load_matching__local_file_asks_where_it_is(teacher: Teacher) -> None:
-    with pytest.raises(InputError, match="was a local file; give it with --teacher"):
+    with pytest.raises(InputError, match="was local; give it with --teacher local-dir:/path"):
         load_matching(teacher.info)
 
 

@@ -207,6 +207,19 @@ def test_obj__names_of_libraries(tmp_path: Path, statement: str) -> None:
     assert mesh.materials[0].base_color == (1, 0, 0, 1)
 
 
+@pytest.mark.parametrize("name", ["none.mtl", "no such.mtl"])
+def test_obj__without_its_library_the_shape_is_read_without_colour(
+    tmp_path: Path, name: str
+) -> None:
+    face = STRIP + "usemtl skin\nf 1 2 4 3\n"
+    mesh = load_bytes(tmp_path, "a.obj", f"mtllib {name}\n" + face)
+    assert len(mesh.faces) == 2
+    assert not mesh.has_color
+    # What another library defines is there all the same.
+    write(tmp_path, {"a.mtl": "newmtl skin\nKd 1 0 0\n"})
+    assert load_bytes(tmp_path, "b.obj", f"mtllib {name}\nmtllib a.mtl\n" + face).has_color
+
+
 @pytest.mark.parametrize(
     "start", ["# from C:\\models\\\n", "\ufeff", " \tmtllib a.mtl\n  v\t9 9 9\n \tv 9 9 9\n"]
 )
