@@ -10,7 +10,7 @@ import pytest
 from evaluation.embeddings import Embeddings, normalise
 from evaluation.index import build_index, load_index
 from evaluation.index_choice import Wanted
-from evaluation.index_update import update_index
+from evaluation.index_update import _changed, update_index
 from evaluation.sources import Views, ViewsEncoder
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
@@ -160,3 +160,23 @@ def test_update__error_on_the_way_keeps_the_old_index(
         update_index(path, None, {"u/1"})
     assert len(load_index(path)) == 50
     assert [file.name for file in tmp_path.iterdir()] == ["idx"]
+
+
+def test_changed__a_replaced_object_went_and_came() -> None:
+    updates = [{"added": 1, "replaced": 2, "removed": 3}]
+    assert _changed({"updates": updates, "rows": 16}) == 0.5
+
+
+def test_update__what_is_removed_can_come_again_at_once(tmp_path: Path) -> None:
+    path, _ = build(tmp_path, "flat", 50)
+    done = update_index(path, some(1, 8, ["u/5"]), {"u/5"})
+    assert (done.added, done.replaced, done.removed) == (1, 0, 1)
+
+
+def test_search_rows__removed_rows_are_never_allowed(tmp_path: Path) -> None:
+    path, data = build(tmp_path, "hnsw", 200)
+    update_index(path, None, {"u/5"})
+    every = np.ones(200, np.bool_)
+    rows = load_index(path).search_rows(data.rows.vectors[5:6], 200, every)[1]
+    assert rows.shape == (1, 199)
+    assert 5 not in rows

@@ -142,3 +142,8 @@ def test_hits__older_results_without_ranks_have_none(
     del record["ranks"]
     assert hits(record) == {}
     assert paired_tables([record, record]) == []
+
+
+def test_hits__queries_without_an_answer_are_left_out() -> None:
+    record = {"task": "recall", "directions": {"text->3d": {"ranks": [1, 0, 2, 1]}}}
+    assert hits(record)["text->3d R@1"].tolist() == [True, False, True]

@@ -22,6 +22,8 @@ from pipeline.captions import (
 )
 from pipeline.captions.clean import MAX_CAPTION, MAX_NAME
 from pipeline.captions.noise import NOISE_TAGS
+from pipeline.captions.tokens import TokenCounter
+from pipeline.captions.unicode import mostly_letters
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
 from pipeline.datasets.procedural import CLASSES, draw
@@ -434,3 +436,26 @@ def test_expand__braces_in_a_name_are_no_template() -> None:
 def test_expand__template_without_a_place_is_refused() -> None:
     with pytest.raises(ValueError, match="thing"):
         expand("oven", "name", ["a thing"])
+
+
+def test_mostly_letters__half_is_enough() -> None:
+    assert mostly_letters("a1")
+    assert not mostly_letters("a12")
+
+
+class Bytes:
+    """A tokenizer with a token for each byte."""
+
+    context_length = 10
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def test_excess__counts_what_a_tokenizer_adds() -> None:
+    counter = TokenCounter(Bytes())
+    assert [counter.excess("x" * n) for n in (6, 8, 9, 10)] == [0, 0, 1, 2]
+
+
+def test_clean_caption__numbers_alone_stay() -> None:
+    assert clean_caption("Cups of sizes 01_02, blue") == "Cups of sizes 01, blue"

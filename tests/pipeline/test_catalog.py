@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -28,6 +29,7 @@ from pipeline.catalog import (
     pending,
     query,
 )
+from pipeline.catalog.analysis import _across
 from pipeline.catalog.connection import connect
 from pipeline.common import InputError
 from pipeline.datasets.base import Record
@@ -449,3 +451,8 @@ def test_connect__ctrl_c_within_a_statement_of_ours_is_no_error_of_duckdb(root: 
 
     with pytest.raises(KeyboardInterrupt):
         long_statement()
+
+
+def test_across__rows_without_a_value_count_for_none() -> None:
+    group = np.array([0, 0, 1, 1])
+    assert _across(group, 2, pa.array(["train", None, "train", "test"])) == 1

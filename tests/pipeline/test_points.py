@@ -281,3 +281,22 @@ def test_order__repeated_points_stay_a_permutation(distinct: int) -> None:
     order = farthest_point_order(xyz, 100)
     assert sorted(order.tolist()) == list(range(200))
     assert is_farthest_prefix(xyz[order], 100)
+
+
+def test_texture__is_blended_across_its_top_and_bottom_edge() -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[0] = 255  # the top row
+    for v in (0.0, 1.0):
+        assert sample_texture(pixels, np.array([[0.3, v]]))[0, 0] == pytest.approx(0.5)
+    pixels = pixels.transpose(1, 0, 2).copy()
+    assert sample_texture(pixels, np.array([[0.0, 0.3]]))[0, 0] == pytest.approx(0.5)
+
+
+def test_sample__repeats_of_visible_points_are_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.points._MAX_ROUNDS", 0)  # the hidden ones are never drawn anew
+    half = np.full((2, 2, 4), 255, np.uint8)
+    half[:, 0, 3] = 0
+    points = sample_points(quad(Material((1, 1, 1, 1), half, "mask")), 400, n_fps=0)
+    _, counts = np.unique(points.xyz, axis=0, return_counts=True)
+    assert counts.sum() == 400
+    assert counts.max() < 20

@@ -30,7 +30,7 @@ from pipeline.shards import (
     write_failures,
     write_part,
 )
-from pipeline.shards.schema import quantised, row_schema
+from pipeline.shards.schema import encode_rows, quantised, row_schema
 from pipeline.shards.writer import ROW_GROUP_ROWS, encode_part
 from tests.pipeline.shard_tools import make_manifest, make_row, make_set, unit
 
@@ -495,3 +495,12 @@ def test_read__from_several_threads_gives_the_rows_of_one(tmp_path: Path) -> Non
         pickle.loads(pickle.dumps(opened)).read(opened.row_groups[0]).uid
         == expected[opened.row_groups[0]]
     )
+
+
+@pytest.mark.parametrize("value", [1.5, -1.5])
+def test_encode_rows__coordinates_beyond_either_side_are_refused(value: float) -> None:
+    manifest = make_manifest()
+    xyz = np.zeros((8, 3), np.float32)
+    xyz[3, 1] = value
+    with pytest.raises(ValueError, match="xyz leaves"):
+        encode_rows([make_row(manifest, "a", xyz=xyz)], manifest)

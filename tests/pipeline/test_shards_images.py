@@ -11,6 +11,8 @@ import pytest
 
 from pipeline.catalog import clean_temporaries, inspect
 from pipeline.common import InputError
+from pipeline.console import ProgressBar
+from pipeline.sets.writing import new_set
 from pipeline.shards import (
     ImageSet,
     KeptImages,
@@ -292,3 +294,28 @@ def test_write_part_with_images__set_that_keeps_none_is_an_error(tmp_path: Path)
     rows = rows_of(manifest, 1)
     with pytest.raises(ValueError, match="no pictures are kept"):
         write_part_with_images(tmp_path, manifest, rows, pictures_of(rows))
+
+
+def test_images__of_two_side_files_the_one_that_is_read_is_kept(tmp_path: Path) -> None:
+    make(tmp_path, 3)
+    part, name = next(iter(ImageSet.open(tmp_path).files.items()))
+    other = name[: -len("00000000.parquet")] + "ffffffff.parquet"
+    assert name < other
+    (tmp_path / other).write_bytes((tmp_path / name).read_bytes())
+    images = ImageSet.open(tmp_path)
+    assert images.file_of(part) == name
+    assert clean_orphans(tmp_path) == 1
+    assert len(images.read(images.shards.row_groups[0])) == 3
+
+
+def test_copy__pictures_of_rows_that_wait_go_into_the_next_part(tmp_path: Path) -> None:
+    kept = [one for part in make(tmp_path / "a", 7, 6) for one in part]
+    source = ShardSet.open(tmp_path / "a")
+    with new_set(tmp_path / "b", source.manifest, [source], rows_per_part=5) as writer:
+        writer.copy(source, ProgressBar("copy", 13, "objects"))
+    found = {
+        uid: tuple(views)
+        for batch in ImageSet.open(tmp_path / "b").batches()
+        for uid, views in zip(batch.uid, batch.views, strict=True)
+    }
+    assert found == {one.uid: tuple(one.views) for one in kept}

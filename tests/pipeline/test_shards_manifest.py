@@ -380,3 +380,9 @@ def test_taken_back__only_a_set_that_was_started_for_nothing(tmp_path: Path) -> 
     with taken_back([fresh]):
         create_or_open(fresh, make_manifest())
     assert not unstarted([fresh])
+
+
+def test_mismatch__of_a_fingerprint_without_direction_is_told() -> None:
+    teacher = make_manifest().teacher
+    broken = replace(teacher, fingerprint_text=[float("nan")] * 4)
+    assert "fingerprints differ" in str(teacher.mismatch(broken))

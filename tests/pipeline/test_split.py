@@ -292,3 +292,11 @@ def test_command__split(root: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "80" in done.stdout
     assert len(ShardSet.open(tmp_path / "out")) == 400
+
+
+def test_assign__a_group_is_taken_by_one_split_alone() -> None:
+    groups = np.repeat(np.arange(10), 2)
+    strata = np.zeros(20, np.int64)
+    for seed in range(20):
+        sides = assign(groups, strata, np.array([[4], [4]]), (0.2, 0.2), seed)
+        assert np.bincount(sides, minlength=3).tolist() == [12, 4, 4]

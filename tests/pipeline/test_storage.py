@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -34,7 +36,7 @@ from pipeline.shards import (
     write_failures,
     write_part,
 )
-from pipeline.shards.storage import Storage, shown, within
+from pipeline.shards.storage import Storage, parquet_footer, shown, within
 from pipeline.shards.writer import written_uids
 from pipeline.spool import SpoolReader, Todo, spooled
 from tests.pipeline.full_disk import full_disk
@@ -332,3 +334,17 @@ def test_write__an_upload_that_is_cut_short_leaves_nothing(
     monkeypatch.undo()
     storage.write("part-x.parquet", b"12345678")
     assert storage.read("part-x.parquet") == b"12345678"
+
+
+def test_footer__longer_than_what_is_read_first_is_whole() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({f"column {i:04d}": [i] for i in range(1000)}), sink)
+    data = sink.getvalue().to_pybytes()
+    length = int.from_bytes(data[-8:-4], "little") + 8
+    assert length > 1 << 16
+    assert parquet_footer(pa.BufferReader(data)) == data[-length:]
+
+
+def test_shown__an_at_sign_in_a_path_is_no_key() -> None:
+    assert shown("s3://key:secret@bucket/a") == "s3://bucket/a"
+    assert shown("s3://bucket/shapes@2/set") == "s3://bucket/shapes@2/set"

@@ -20,6 +20,7 @@ from pipeline.common import InputError
 from pipeline.console import ProgressBar
 from pipeline.points import farthest_point_order
 from pipeline.sets import checks
+from pipeline.sets.checks import wrong_prefix
 from pipeline.sets.verify import Verdict, verify_set
 from pipeline.sets.writing import new_set
 from pipeline.shards import Failure, Manifest, Row, ShardSet, write_failures, write_table
@@ -364,3 +365,10 @@ def test_rows_that_the_tools_make_are_sound() -> None:
     row = sound_row(MANIFEST, "a")
     assert checks.first_out_of_order(np.rint(row.xyz * 32767).astype("<i2"), MANIFEST.n_fps) is None
     assert replace(row, split="x").split == "x"
+
+
+def test_wrong_prefix__names_the_point_that_is_too_far() -> None:
+    xyz = np.zeros((1, 5, 3), np.int16)
+    xyz[0, :, 0] = [0, 30000, 15000, 14000, -20000]  # the fifth is farther than the fourth was
+    told = "point 4 is farther from those before it than point 3"
+    assert list(wrong_prefix(xyz, 5)) == [(0, told)]

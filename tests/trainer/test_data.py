@@ -15,7 +15,7 @@ from pipeline.shards import ShardSet
 from tests.trainer.conftest import MakeShards, Synth, make_rows, open_batches, rows_of, small_recipe
 from trainer import data as data_module
 from trainer.batch import CloudBatch, Position
-from trainer.data import Batches, HeldOut, _Epoch
+from trainer.data import Batches, HeldOut, _Epoch, estimated_bytes
 from trainer.index import Corpus
 from trainer.order import Epoch, Order
 from trainer.sampling import Block, Draws, read_block
@@ -361,3 +361,24 @@ def test_stream__error_of_the_reader_reaches_the_loop(make_shards: MakeShards) -
     batches._sets[0]._files.clear()
     with pytest.raises(InputError, match=part.name):
         list(zip(range(50), batches.stream(Position()), strict=False))
+
+
+def test_cache__is_shared_by_the_processes_of_a_machine_and_what_is_left_is_told(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus([make_shards(count=240)], small_recipe("data.cache_mib=1"))
+    size = estimated_bytes(corpus, corpus.n_train)
+    assert size < 2**20 < 4 * size
+    alone = Batches(corpus, 0)
+    assert alone.in_memory
+    assert alone.room == 2**20 - size
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert not Batches(corpus, 0, world=4).in_memory
+
+
+def test_estimate__counts_the_thumbnail(make_shards: MakeShards) -> None:
+    plain, more = (
+        estimated_bytes(Corpus([make_shards(name, thumbnails=count)], small_recipe()), 10)
+        for name, count in (("plain", 0), ("more", 1))
+    )
+    assert more == plain + 10 * 2 * 32

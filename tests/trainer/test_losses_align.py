@@ -371,3 +371,22 @@ def test_align__shares_of_unequal_parts_add_up_to_the_whole(options: dict[str, A
             total[name] += float(value.detach())
     for name, value in whole.items():
         assert total[name] == pytest.approx(float(value.detach()))
+
+
+def test_align__joint_bias_is_its_own_and_told() -> None:
+    config = AlignConfig(kind="siglip", shared_scale=False, joint_weight=1.0)
+    loss = AlignLoss(config, width=6).double()
+    before = loss(batch())[1]
+    assert loss.bias_joint is not None
+    assert loss.bias_text is not None
+    with torch.no_grad():
+        loss.bias_joint.fill_(-3.0)
+        loss.bias_text.fill_(-5.0)
+    told = loss.report()
+    assert float(told["logit_bias_joint"].detach()) == -3.0
+    assert float(told["logit_bias_text"].detach()) == -5.0
+    with torch.no_grad():
+        loss.bias_text.copy_(loss.get_parameter("bias"))
+    after = loss(batch())[1]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"align_joint"}

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.features import LEGAL, ROWS, SOME_TEXT, TAUS, batch, distill
+from tests.trainer.features import LEGAL, ROWS, SOME_TEXT, TAUS, batch, distill, select
 from trainer.config import DistillConfig
 from trainer.losses import DistillLoss
+from trainer.losses.weighting import MAX_LOG_VARIANCE
+from trainer.relations import neighbours
 
 
 def rows_of(features: Tensor) -> list[list[float]]:
@@ -275,3 +277,42 @@ def test_distill__equal_texts_that_are_centred_are_alike_to_all(centre: str) -> 
     for name, value in terms.items():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     assert found["neighbours_cross_image"].item() == pytest.approx(63)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queue": 700},
+        {"queue": 700, "representation": "distance", "discrepancy": "l1"},
+        {"weighting": "uncertainty"},
+    ],
+    ids=str,
+)
+def test_distill__shares_add_up_where_the_whole_is_counted_in_chunks(
+    options: dict[str, Any],
+) -> None:
+    rows = 1100  # more than the 1024 that are counted at a time
+    f = batch([1, 0, 1, 1] * (rows // 4), rows=rows)
+    loss = DistillLoss(DistillConfig(**options), width=6).double()
+    loss.remember(replace(f, point=f.point.flip(0)))
+    terms = loss(f)[1]
+    shares: dict[str, float] = {}
+    for start, end in ((0, 500), (500, rows)):
+        for name, value in loss(select(f, list(range(start, end))), f, start)[1].items():
+            shares[name] = shares.get(name, 0.0) + float(value.detach())
+    assert shares == pytest.approx({n: float(v.detach()) for n, v in terms.items()})
+
+
+def test_distill__clamp_reaches_the_weighting() -> None:
+    loss = DistillLoss(DistillConfig(weighting="uncertainty"))
+    variance = loss.weighting.get_parameter("log_variance")
+    with torch.no_grad():
+        variance.fill_(9.0)
+    loss.clamp()
+    assert variance.tolist() == [MAX_LOG_VARIANCE] * 3
+
+
+def test_neighbours__of_a_row_without_pairs_are_none() -> None:
+    mask = torch.tensor([[True, True], [False, False]])
+    log = torch.tensor([[0.5, 0.5], [1.0, 1.0]]).log()
+    assert neighbours(log, mask).tolist() == pytest.approx([2.0, 0.0])

@@ -168,3 +168,22 @@ def test_queue__needs_the_width() -> None:
 
 def test_queue__off_leaves_the_state_as_it_was() -> None:
     assert set(DistillLoss(DistillConfig()).state_dict()) == {"weighting.logits"}
+
+
+def test_queue__keeps_no_modality_that_nothing_reads() -> None:
+    config = DistillConfig(queue=4, intra_text=False, cross_rows="same", cross_text=False)
+    loss = DistillLoss(config, width=6).double()
+    assert loss.queue is not None
+    assert loss.queue.modalities == ("image",)
+    f = replace(batch(), text=None, has_text=torch.zeros(ROWS, dtype=torch.bool))
+    loss.remember(f)
+    assert bool(loss(f)[0].isfinite())
+
+
+def test_queue__after_a_larger_batch_the_oldest_go_first() -> None:
+    queue = RelationQueue(5, 6, ("image", "text")).double()
+    queue.push(batch())  # rows 100 to 107: keeps 103 to 107
+    queue.push(select(replace(batch(), row=torch.arange(ROWS) + 200), [0, 1]))
+    rows = queue.after(batch()).row
+    assert rows is not None
+    assert set(rows[ROWS:].tolist()) == {105, 106, 107, 200, 201}

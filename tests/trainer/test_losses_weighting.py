@@ -80,3 +80,8 @@ def test_weighting__shares_add_up_to_the_whole(weighting: str) -> None:
         for part in (0.25, 0.75)
     ]
     assert sum(float(part.detach()) for part in parts) == pytest.approx(float(total.detach()))
+
+
+def test_mixture__refuses_a_floor_for_which_there_is_no_room() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        Mixture(["a", "b", "c"], 0.4)

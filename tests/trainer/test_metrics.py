@@ -373,3 +373,9 @@ def test_confidences__are_the_largest_softmax_probability() -> None:
         metrics.confidences(embeds, classes, 20.0, chunk=7), softmax.max(1), rtol=1e-6
     )
     assert metrics.confidences(embeds[:0], classes, 20.0).shape == (0,)
+
+
+def test_most_confused__tells_no_more_than_asked() -> None:
+    matrix = 1 - np.eye(6, dtype=np.int64)
+    assert len(metrics.most_confused(matrix, 3)) == 3
+    assert len(metrics.most_confused(matrix)) == 20

@@ -156,3 +156,17 @@ def test_optimizer__only_groups_that_mix_what_is_shared_out_go_one_by_one(
     assert len(vectors["params"]) == 2  # the bias, shared out, and the scale, which is not
     assert (matrices["fused"], matrices["foreach"]) == (True, None)
     assert (vectors["fused"], vectors["foreach"]) == (False, False)
+
+
+def test_optimizer__has_the_betas_and_eps_of_the_recipe() -> None:
+    config = OptimConfig(beta1=0.8, beta2=0.9, eps=1e-3)
+    for group in build_optimizer(nn.Linear(2, 2), config).param_groups:
+        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-3)
+
+
+def test_groups__embeddings_do_not_decay() -> None:
+    kinds, head = nn.Embedding(4, 3), nn.Linear(3, 2)
+    groups = parameter_groups(nn.ModuleList([kinds, head]), 0.1)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays[id(kinds.weight)] == 0.0
+    assert decays[id(head.weight)] == 0.1

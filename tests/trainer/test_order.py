@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import CancelledError
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -326,3 +327,35 @@ def test_epoch__batches_have_near_rows() -> None:
     assert share_of_own_kind(1) < 2.2
     assert 3.5 < share_of_own_kind(4) < 5.0
     assert share_of_own_kind(8) == 8.0  # a batch of five kinds, whole
+
+
+def test_counts__sets_of_equal_size_have_turns_of_their_own() -> None:
+    counts = make([[40], [40]], weights=(0.5, 0.5)).counts(0)
+    assert counts[:40].sum() == counts[40:].sum() == 20
+    assert counts[:40].tolist() != counts[40:].tolist()
+
+
+@pytest.mark.parametrize("size", [3, 5, 6])
+def test_near_order__of_equal_ones_those_drawn_first(size: int) -> None:
+    kinds = np.random.default_rng(9).integers(0, 7, 300)
+    vectors, numbers = whole(np.eye(7)[kinds]), np.arange(300)
+    found = near_order(vectors, numbers, size, np.random.default_rng(4)).tolist()
+    wanted = obvious_near_order(vectors, numbers.tolist(), size, np.random.default_rng(4))
+    assert in_groups(found, size, 300) == in_groups(wanted, size, 300)
+
+
+def test_epoch__groups_come_in_random_order() -> None:
+    order = make([[16] * 40], window=4)
+    first, second = (order.epoch(number).group.tolist() for number in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != sorted(first)
+    assert first != second
+
+
+def test_epoch__batches_take_of_all_lanes_in_proportion() -> None:
+    order = make([[8, 40] * 16], batch_size=96, window=32)  # groups of two sizes, so lanes too
+    epoch = order.epoch(0)
+    share = np.bincount(epoch.lane, minlength=LANES) / len(epoch.lane)
+    for first, end in pairwise(epoch.bounds):
+        found = np.bincount(epoch.lane[first:end], minlength=LANES)
+        assert np.abs(found - share * (end - first)).max() <= 2

@@ -313,3 +313,27 @@ def test_category__of_no_row_is_refused(
     corpus = Corpus([make_shards()], small_recipe())
     with pytest.raises(InputError, match="no row has a category"):
         corpus._numbers([None, "", None])
+
+
+def test_text__is_drawn_apart_from_the_view(make_shards: MakeShards) -> None:
+    root = make_shards(views=3)
+    rows = rows_by_number(root, views=3)
+    batches = open_batches(root)
+    pairs = np.zeros((3, 3))
+    for epoch in range(20):
+        for batch in batches.epoch(epoch):
+            assert batch.image is not None
+            assert batch.text is not None
+            for place, number in enumerate(batch.row):
+                row = rows[int(number)]
+                if len(row.texts) != 3:
+                    continue
+                at = [
+                    int(np.abs(np.asarray(of, np.float64) - given.numpy()).max(1).argmin())
+                    for of, given in (
+                        (row.image_embeds, batch.image[place]),
+                        (row.text_embeds, batch.text[place]),
+                    )
+                ]
+                pairs[at[0], at[1]] += 1
+    assert pairs.min() > pairs.sum() / 9 / 2  # not view k with text k

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.statistics import holm, paired_difference, t_interval
+from trainer.statistics import Paired, holm, paired_difference, t_interval
 
 # Gosset's own example: extra hours of sleep by two drugs in ten patients (Student 1908, Cushny
 # and Peebles 1905). Mean difference 1.58, t = 4.062, p = 0.00283, interval 0.70 to 2.46.
@@ -116,3 +116,13 @@ def test_holm__what_was_not_tested_does_not_count() -> None:
     assert found[0] == pytest.approx(0.04)
     assert math.isnan(found[1])
     assert holm([]) == []
+
+
+def test_t_interval__equal_is_relative_to_the_values() -> None:
+    assert np.isnan(t_interval([1e8, 1e8 * (1 + 1e-15), 1e8]).low)
+    assert t_interval([1e-10, 2e-10, 3e-10]).low < 2e-10
+
+
+def test_paired__an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
+    assert not Paired(1.0, 0.0, 2.0, 1.0, 0.05, 4).excludes_zero
+    assert not Paired(-1.0, -2.0, 0.0, 1.0, 0.05, 4).excludes_zero

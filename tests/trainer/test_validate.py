@@ -70,3 +70,10 @@ def test_validate__align_is_the_mean_over_batches_weighted_by_size() -> None:
 def test_validate__no_modality_has_no_score() -> None:
     features = Features(draw(4, 0), None, None, torch.zeros(4, dtype=torch.bool))
     assert "score" not in validate(features, AlignLoss(AlignConfig()), 4)
+
+
+def test_validate__a_last_batch_of_one_row_counts_for_nothing() -> None:
+    f = Features(draw(5, 0), draw(5, 1), None, torch.zeros(5, dtype=torch.bool))
+    align = AlignLoss(AlignConfig(text_weight=0))
+    wanted = float(align(f.part(slice(0, 4)))[0].detach())
+    assert validate(f, align, 4)["align"] == pytest.approx(wanted)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from evaluation.benchmarks import recall
 from evaluation.benchmarks.recall import by_category, collect, directions, prepare
 from evaluation.commands import measure
 from evaluation.embeddings import normalise
@@ -289,3 +292,24 @@ def test_view_shards__pictures_from_other_cameras_ask(tmp_path: Path) -> None:
             prepare(ours, encoder, view_shards=other_set).measure()
     record = prepare(ours, encoder, view_shards=theirs, split="test").measure()
     assert record["directions"]["image->3d"]["n_queries"] == 12
+
+
+def test_view_shards__another_object_of_the_same_name_is_refused() -> None:
+    batch: Any = SimpleNamespace(uid=["a"], sha256=["1" * 64])
+    told = "a is asked for, but the set has another object of that name"
+    with pytest.raises(InputError, match=told):
+        recall._views_of(batch, np.array([0]), {"a": ("2" * 64, np.zeros(4, np.float32))})
+
+
+def test_spelled__a_caption_is_no_name() -> None:
+    batch: Any = SimpleNamespace(
+        category=["mug", "mug"],
+        texts=[["mug"], ["mug"]],
+        text_sources=[["caption"], ["name"]],
+        texts_of=lambda row: np.eye(4, dtype=np.float32)[[row]],
+    )
+    found: dict[str, Any] = {}
+    recall._spelled(batch, 0, found)
+    assert found == {}
+    recall._spelled(batch, 1, found)
+    assert found["mug"].tolist() == [0, 1, 0, 0]
