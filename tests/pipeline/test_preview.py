@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 from pipeline.cameras import make_cameras, ring
@@ -19,6 +19,7 @@ from pipeline.common import InputError
 from pipeline.datasets.base import Asset, Record
 from pipeline.preview import (
     GAP,
+    _shortened,
     contact_sheet,
     parse_views,
     preview_dataset,
@@ -69,6 +70,24 @@ def test_contact_sheet__labels_are_drawn_under_their_tile_and_never_beside(tmp_p
     columns = [ink[:, GAP + i * (60 + GAP) : GAP + i * (60 + GAP) + 60].any() for i in range(5)]
     assert columns == [True, False, True, True, False]
     assert not any(ink[:, i * (60 + GAP) : i * (60 + GAP) + GAP].any() for i in range(5))
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("mug", "mug"),
+        (" a  b ", "a b"),
+        ("H\u00e4mmer", "Hammer"),
+        ("\u690b", "\u690b"),
+        ("base_meshes__cap_01", "base_...ap_01"),
+        ("base_meshes__cap_02", "base_...ap_02"),
+    ],
+)
+def test_shortened__both_ends_are_kept_and_accents_left_out(label: str, expected: str) -> None:
+    draw = ImageDraw.Draw(Image.new("RGB", (200, 20)))
+    font = ImageFont.load_default(size=10)
+    width = draw.textlength("base_...ap_02", font=font)
+    assert _shortened(draw, label, font, int(np.ceil(width))) == expected
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
