@@ -377,8 +377,8 @@ def create_or_open(root: str | Path, manifest: Manifest) -> Manifest:
             remedy = f"give {options} as before, or another --out"
             if found.startswith("dataset.options.metadata"):
                 remedy = (
-                    "give the table as it was; what has come to it goes into another --out, and "
-                    "`pipeline merge` joins the sets"
+                    "metadata.csv, or the table given with --metadata, has changed since; put it "
+                    "back as it was, or embed everything into another --out"
                 )
             raise InputError(
                 f"{storage.show(MANIFEST)}: this run differs from the set in {found}; {remedy}"
