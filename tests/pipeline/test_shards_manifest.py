@@ -269,7 +269,7 @@ def test_create_or_open__other_manifest_names_the_field(field: str, tmp_path: Pa
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
-def test_create_or_open__a_table_that_has_grown_says_how_to_go_on(tmp_path: Path) -> None:
+def test_create_or_open__a_table_that_has_grown_is_told_as_such(tmp_path: Path) -> None:
     ours = make_manifest()
 
     def with_table(sha256: str) -> Manifest:
@@ -277,7 +277,7 @@ def test_create_or_open__a_table_that_has_grown_says_how_to_go_on(tmp_path: Path
         return replace(ours, dataset={"name": "folder", "options": options})
 
     create_or_open(tmp_path, with_table("a"))
-    with pytest.raises(InputError, match="another --out, and `pipeline merge` joins the sets"):
+    with pytest.raises(InputError, match="given with --metadata, has changed since"):
         create_or_open(tmp_path, with_table("b"))
 
 
