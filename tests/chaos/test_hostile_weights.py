@@ -179,7 +179,11 @@ def test_checkpoint__options_of_a_giant_cost_nothing(step: Path) -> None:
         backbone = {**config["backbone"], "options": {**config["backbone"]["options"], **giant}}
         (step / checkpoint.CONFIG).write_text(json.dumps({**config, "backbone": backbone}))
         assert "do not fit" in refusal(lambda: load_model(step))
-    teacher = {**config["teacher"], "width": 2**28}
+    none: dict[str, list[float]] = {
+        "fingerprint_image": [],
+        "fingerprint_text": [],
+    }  # else their lengths tell
+    teacher = {**config["teacher"], **none, "width": 2**28}
     (step / checkpoint.CONFIG).write_text(json.dumps({**config, "teacher": teacher}))
     assert "do not fit" in refusal(lambda: load_model(step))
 

@@ -174,7 +174,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_embed__other_options_on_the_same_set_are_refused_and_the_field_is_named(
     undisturbed: Path, teacher: str, cli: Cli
 ) -> None:
-    told = cli.refused(*embed_procedural(undisturbed, teacher, 70, "--views", "3"))
+    arguments = embed_procedural(undisturbed, teacher, 70)
+    arguments[arguments.index("--views") + 1] = "3"
+    told = cli.refused(*arguments)
     assert "cameras" in told or "n_views" in told
 
 
