@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -13,7 +14,7 @@ from evaluation import index_choice
 from evaluation.embeddings import normalise
 from evaluation.exact import top_k
 from evaluation.index import build_index, load_index, sample_queries
-from evaluation.index_choice import Plan, Wanted, choose, make, plans, recall_against
+from evaluation.index_choice import Plan, Wanted, choose, make, plans, recall_against, tune
 from pipeline.common import InputError
 from pipeline.shards import ShardSet
 from tests.evaluation import world
@@ -90,6 +91,17 @@ def test_choose__a_search_is_widened_only_as_far_as_needed() -> None:
     easy = choose(vectors, samples, Wanted("ivfpq", recall=0.3))
     hard = choose(vectors, samples, Wanted("ivfpq", recall=0.7))
     assert easy.plan.settings["width"] < hard.plan.settings["width"]
+
+
+def test_tune__a_narrow_search_that_gains_nothing_is_widened_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recalls = iter([0.5, 0.5, 0.5, 0.97])  # by 1, 2, 4 and 8 lists
+    monkeypatch.setattr(index_choice, "recall_against", lambda *_: {"recall": next(recalls)})
+    engine = SimpleNamespace(nprobe=0)
+    query, exact = {"shape": np.zeros((1, 2), np.float32)}, {"shape": np.zeros((1, 1), np.int64)}
+    found = tune(Plan("ivfpq", {"lists": 100}, 0), engine, query, exact, 0.95)
+    assert (found["shape"]["recall"], engine.nprobe) == (0.97, 8)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from pipeline.captions import TokenCounter
 from pipeline.datasets.base import Record
 from pipeline.encode import Encoder
-from pipeline.objects import Processed
+from pipeline.objects import Processed, teacher_size
 from pipeline.teacher import Teacher, load_clip
 
 LONG = " ".join(["chair"] * 100)
@@ -97,3 +98,23 @@ def test_encoder__counts_texts_and_what_was_cut_of_them(demo: Teacher) -> None:
     # The same again, now that every embedding is remembered.
     encoder.encode(objects)
     assert encoder.counts["texts_cut"] == 2
+
+
+def test_encoder__text_embeddings_are_unit_means_over_the_templates(demo: Teacher) -> None:
+    row = Encoder(demo, ("a {}", "{} with legs")).encode([processed(0, (("chair", "name"),), {})])[
+        0
+    ]
+    mean = np.asarray(demo.encode_texts(["a chair", "chair with legs"])).mean(0)
+    norm = np.linalg.norm(mean)
+    assert norm < 0.999
+    np.testing.assert_allclose(row.text_embeds[0], mean / norm, atol=1e-6)
+
+
+def test_encoder__takes_pictures_of_the_teachers_size_where_there_are_others(demo: Teacher) -> None:
+    size = teacher_size(demo.info)
+    assert size is not None
+    own = np.random.default_rng(0).integers(0, 256, (2, size[0], size[0], 3)).astype(np.uint8)
+    plain = processed(3, (), {})
+    both = replace(plain, images={**plain.images, size: own})
+    found = Encoder(demo, ("a {}",)).encode([both])[0].image_embeds
+    assert np.abs(found - demo.encode_images(own)).max() < 1e-6

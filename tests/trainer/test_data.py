@@ -17,7 +17,7 @@ from trainer import data as data_module
 from trainer.batch import CloudBatch, Position
 from trainer.data import Batches, HeldOut, _Epoch, estimated_bytes
 from trainer.index import Corpus
-from trainer.order import Epoch, Order
+from trainer.order import LANES, Epoch, Order
 from trainer.sampling import Block, Draws, read_block
 
 
@@ -219,6 +219,22 @@ def test_validation__is_the_held_out_slice_in_a_fixed_order(make_shards: MakeSha
         assert_equal(a, b)
 
 
+def test_validation__views_are_those_of_its_own_draws(make_shards: MakeShards) -> None:
+    root = make_shards(views=8)
+    corpus = Corpus([root], small_recipe("data.thumbnail=0"))
+    rows = {row.uid: row for row in make_rows(Synth(views=8))}
+    uids = ShardSet.open(root).uids()
+    own, of_training = (Draws.of(0, epoch, len(corpus)).view for epoch in (-1, 0))
+    differ = 0
+    for batch in HeldOut(corpus).batches():
+        assert batch.image is not None
+        for place, row in enumerate(batch.row.tolist()):
+            views = np.asarray(rows[uids[row]].image_embeds, np.float16)
+            assert np.array_equal(batch.image[place].numpy(), views[int(8 * own[row])])
+            differ += int(8 * own[row]) != int(8 * of_training[row])
+    assert differ
+
+
 @pytest.mark.parametrize(("room", "kept"), [(1 << 40, True), (0, False)])
 def test_validation__is_read_once_where_it_fits(
     make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, room: int, kept: bool
@@ -282,6 +298,23 @@ def test_stream__a_wait_for_the_first_batch_can_be_given_up(
 
 def test_draws__validation_differs_from_training() -> None:
     assert not np.array_equal(Draws.of(0, -1, 5).view, Draws.of(0, 0, 5).view)
+
+
+def test_stream__next_window_is_asked_for_while_one_is_in_use(make_shards: MakeShards) -> None:
+    overrides = ("data.cache_mib=0", "data.shuffle_groups=1")
+    batches = open_batches(make_shards(count=240), overrides=overrides)
+    epoch = _Epoch(batches, 0, 0, batches.order.epoch(0))
+    blocks = epoch.blocks
+    assert blocks is not None
+    try:
+        last = 0
+        for part in epoch.parts[: len(epoch.parts) // 2]:
+            blocks.take(part)
+            last = int(epoch.order.window[part].max())
+            assert {key // LANES for key in blocks._blocks} >= {last, last + 1}
+        assert last > 0
+    finally:
+        epoch.close()
 
 
 def test_stream__next_epoch_is_read_before_this_one_ends(

@@ -136,6 +136,15 @@ def test_epoch__a_row_is_not_twice_in_a_batch() -> None:
             assert len(set(batch)) == len(batch)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_epoch__a_row_moved_out_of_a_batch_does_not_go_into_one_that_has_it(seed: int) -> None:
+    # Three passes over 48 rows in one window: nearly every batch has a row twice at first.
+    order = make([[12] * 4], weights=(3.0,), batch_size=8, window=12, seed=seed)
+    for number in range(10):
+        for batch in batches(order.epoch(number)):
+            assert len(set(batch)) == len(batch)
+
+
 def test_epoch__follows_seed_and_number() -> None:
     sizes = [[16] * 10]
     assert batches(make(sizes).epoch(3)) == batches(make(sizes).epoch(3))
