@@ -38,6 +38,18 @@ audit:
     python -m pip check
     uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
 
+# Has each package in constraints.txt a wheel, so that nobody needs a compiler? Asks the registry, for
+# each platform and Python that the README names.
+wheels:
+    @for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
+        for version in 3.11.0 3.12 3.13 3.14; do \
+            echo "$platform, Python $version"; \
+            MACOSX_DEPLOYMENT_TARGET=14.0 uv pip compile --quiet --only-binary :all: \
+                --python-platform "$platform" --python-version "$version" \
+                --constraints constraints.txt --extra dev pyproject.toml >/dev/null; \
+        done; \
+    done
+
 # Format, lint, types, import rules, documentation.
 check:
     ruff format --check .

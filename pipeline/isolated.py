@@ -212,6 +212,7 @@ def compile_all(renderer: str) -> None:
 
     Done once before workers fan out, so that they do not all compile the same thing.
     """
+    from pipeline.farthest import compile_cached as compile_farthest
     from pipeline.meshes.meshopt import compile_cached as compile_meshopt
     from pipeline.meshes.polygons import compile_cached as compile_polygons
     from pipeline.resize import compile_cached as compile_resize
@@ -219,6 +220,7 @@ def compile_all(renderer: str) -> None:
     warm_up = getattr(get_renderer(renderer), "compile_cached", None)
     if warm_up:
         warm_up()
+    compile_farthest()
     compile_resize()
     compile_meshopt()
     compile_polygons()

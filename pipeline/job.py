@@ -111,7 +111,7 @@ def build_manifest(
     renderer = get_renderer(objects.renderer)
     captions = objects.captions.to_json()
     libraries = versions(
-        "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow", "fpsample"
+        "mrd3d", "numpy", "numba", "trimesh", "torch", "open_clip_torch", "pyarrow"
     )
     manifest = Manifest(
         teacher=teacher,

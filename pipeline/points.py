@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.farthest import farthest_points
 from pipeline.scene import F32, U8, Material, Mesh, MeshError, linear_to_srgb, srgb_to_linear
 from pipeline.shards import NEUTRAL_RGB
 
@@ -19,7 +20,6 @@ I64 = NDArray[np.int64]
 
 _MIN_BLEND_ALPHA = 0.02  # less is taken as not there
 _MAX_ROUNDS = 8  # of replacing points that fell on transparent surface
-_BUCKET_HEIGHT = 5  # of the k-d lines: the fastest at 10,000 points; the result is the same
 _SRGB_TO_LINEAR = srgb_to_linear(np.arange(256) / 255.0)
 
 
@@ -104,33 +104,18 @@ def sample_points(mesh: Mesh, count: int = 10_000, seed: int = 0, n_fps: int = 2
 def farthest_point_order(xyz: F32, n_fps: int) -> I64:
     """A permutation of the N points whose first ``n_fps`` are a farthest-point sample.
 
-    Every point after the first is farthest from those before it (Gonzalez 1985), ties going either
-    way. The first is the farthest from the mean where there are too few points for buckets; else
-    it is any one, though always the same of the same points: fpsample's bucket sampler reorders
-    them before it looks up the start that it was given. The other points keep their order, which
+    The first is farthest from the mean, and each one after it from those before it; ties go either
+    way, though always the same way for the same points. The other points keep their order, which
     is random where they were drawn independently.
     """
     if n_fps < 1:
         return np.arange(len(xyz))
-    import fpsample  # here, since readers of shards have no use for it
-
     offsets = xyz - xyz.mean(axis=0)
     start = int(np.argmax(np.einsum("nk,nk->n", offsets, offsets)))
-    points = np.ascontiguousarray(xyz, np.float32)
-    if len(points) < 2 ** (_BUCKET_HEIGHT + 1):  # too few for buckets
-        first = fpsample.fps_sampling(points, n_fps, start_idx=start).astype(np.int64)
-    else:
-        first = fpsample.bucket_fps_kdline_sampling(
-            points, n_fps, _BUCKET_HEIGHT, start_idx=start
-        ).astype(np.int64)
-    chosen = np.zeros(len(xyz), bool)
-    chosen[first] = True
-    if int(chosen.sum()) < len(first):
-        # With fewer distinct points than asked for, chosen ones come again: any other one is as
-        # near (at distance zero) and keeps this a permutation.
-        _, places = np.unique(first, return_index=True)
-        first = first[np.sort(places)]
-    return np.concatenate([first, np.flatnonzero(~chosen)])
+    first = farthest_points(xyz, n_fps, start)
+    others = np.ones(len(xyz), bool)
+    others[first] = False
+    return np.concatenate([first, np.flatnonzero(others)])
 
 
 def _draw(rng: np.random.Generator, cumulative: F64, count: int) -> tuple[I64, F64]:

@@ -98,7 +98,7 @@ def make_manifest(options: dict[str, Any], n_points: int, n_views: int) -> Manif
         renderer={"name": "openshape", "version": "release", "settings": {"image_size": 512}},
         cameras={"name": "openshape", "views": n_views},
         templates=list(field_templates()),
-        versions=versions("mrd3d", "numpy", "pyarrow", "fpsample"),
+        versions=versions("mrd3d", "numpy", "numba", "pyarrow"),
         thumbnails=n_views > 0,
     )
 
