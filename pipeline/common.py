@@ -89,10 +89,11 @@ def check_place(final: Path, option: str, *, folder: bool = False) -> None:
     if not place.is_dir():
         raise InputError(f"{option} {final}: {place} is a file, not a folder; name another place")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{option} {final}: {place} may not be written to; name another place, or change its "
-            "permissions"
-        )
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            why, remedy = "is on a read-only file system", ""
+        else:
+            why, remedy = "may not be written to", ", or change its permissions"
+        raise InputError(f"{option} {final}: {place} {why}; name another place{remedy}")
 
 
 def check_new(

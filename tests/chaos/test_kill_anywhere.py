@@ -207,7 +207,7 @@ def test_output__read_only_is_told_before_any_work(teacher: str, small_disk: Pat
     code, _, stderr = run(embed(small_disk / "set", teacher))
     assert code == 2, stderr[-3000:]
     assert "Traceback" not in stderr
-    assert "Read-only file system" in stderr
+    assert "is on a read-only file system; name another place" in stderr
     assert time.monotonic() - begun < 60
 
 
