@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def test_isolated__closed_it_leaves_no_process() -> None:
 
 
 def test_isolated__a_child_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource_tracker.ensure_running()  # which is not what is to fail
     monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: b"/bin/false")
     processor = IsolatedProcessor(SETTINGS, timeout_s=60)
     try:
