@@ -199,9 +199,11 @@ def interruption_leaves(told: str | Callable[[], str]) -> None:
     _left = told if callable(told) else lambda: told
 
 
-def goes_on(out: object) -> None:
-    """``interruption_leaves`` of commands that keep what is done and skip it the next time."""
-    interruption_leaves(f"finished work is kept in {out}; run the same command again to continue")
+def goes_on(out: object, things: str = "parts") -> None:
+    """``interruption_leaves`` of commands that keep finished ``things`` and skip them next time."""
+    interruption_leaves(
+        f"finished {things} are kept in {out}; run the same command again to continue"
+    )
 
 
 def _fail_usage(error: Any) -> NoReturn:

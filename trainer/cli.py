@@ -404,7 +404,7 @@ def ablate(
     )
     if ray:
         executor = RayTasks(address, cpus, None if device == "auto" and address else int(on_gpu))
-    goes_on(study.runs)
+    goes_on(study.runs, "runs")
     record = ablate(study, executor, overwrite=overwrite)
     if as_json:
         print_json(record)

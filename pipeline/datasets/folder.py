@@ -26,6 +26,8 @@ from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.datasets.tables import Entry, Table, find_table, read_table
 from pipeline.meshes import SUFFIXES, UP_AXES, Limits
 
+_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 
 @functools.cache
 def _tell(line: str) -> None:
@@ -40,7 +42,7 @@ class FolderDataset:
     - ``uid`` is ``folder/`` and the path relative to the root without its suffix; the suffix stays
       where another mesh of the same name lies in the same folder.
     - Hidden files and folders are skipped; links to folders, and links to files outside the root,
-      are not followed.
+      are not followed, and archives not unpacked; a note says how many there are.
     - Texts and categories come from a table (see ``pipeline.datasets.tables``): ``metadata``, or
       else ``metadata``, ``captions`` or ``manifest`` with ``.parquet`` or ``.csv`` in the root, or
       in the folder above if it names files under the root. ``auto_metadata=False`` uses none.
@@ -107,7 +109,8 @@ class FolderDataset:
         used: set[int] = set()
         # Until the table names one: a run over the first few must hear, too, that it names none.
         held: list[Record] = []
-        for folder, files in self._folders():
+        passed: dict[str, list[str]] = {}
+        for folder, files in self._folders(passed):
             prefix = f"{folder}/" if folder else ""
             for name, own in zip(files, own_names(files), strict=True):
                 relative = prefix + name
@@ -137,6 +140,9 @@ class FolderDataset:
         told = table.told(used, total, matched) if table is not None else None
         if told is not None:
             _tell(told)
+        if passed:
+            parts = [f"{len(names):,} {kind} ({names[0]!r})" for kind, names in passed.items()]
+            _tell(f"{self._shown_root()}: not read: {', '.join(parts)}")
 
     def _shown_root(self) -> str:
         return str(self.root)
@@ -182,8 +188,13 @@ class FolderDataset:
         del table
         return self.root
 
-    def _folders(self) -> Iterator[tuple[str, list[str]]]:
-        """(folder relative to the root, its mesh files), both sorted, one folder at a time."""
+    def _folders(
+        self, passed: dict[str, list[str]] | None = None
+    ) -> Iterator[tuple[str, list[str]]]:
+        """(folder relative to the root, its mesh files), both sorted, one folder at a time.
+
+        ``passed`` takes what a user may have meant to be read and is not, by what it is.
+        """
         base = os.path.realpath(self.root)
         pending = [""]
         while pending:
@@ -201,6 +212,12 @@ class FolderDataset:
                 for entry in listed
                 if entry.name[0] != "." and self._is_mesh(entry, prefix, base)
             ]
+            if passed is not None:
+                found = set(files)
+                for entry in listed:
+                    kind = None if entry.name in found else self._passed_over(entry, prefix)
+                    if kind:
+                        passed.setdefault(kind, []).append(prefix + entry.name)
             if files:
                 yield folder, files
             pending += [
@@ -219,6 +236,16 @@ class FolderDataset:
             fnmatch.fnmatchcase(prefix + name, self.pattern)
             or fnmatch.fnmatchcase(name, self.pattern)
         )
+
+    def _passed_over(self, entry: os.DirEntry[str], prefix: str) -> str | None:
+        """What an entry is that is not read; None where nobody would expect it to be."""
+        if entry.name[0] == ".":
+            return None
+        if entry.is_symlink() and entry.is_dir():
+            return "links to folders"
+        if entry.is_symlink() and self._is_named(entry.name, prefix):
+            return "links to nothing or out of the folder"
+        return "archives" if entry.name.lower().endswith(_ARCHIVES) and entry.is_file() else None
 
     def _is_mesh(self, entry: os.DirEntry[str], prefix: str, base: str) -> bool:
         if not self._is_named(entry.name, prefix):

@@ -104,7 +104,9 @@ class RemoteFolderDataset(FolderDataset):
     def _table_root(self, table: Path) -> Path:
         return table.parent
 
-    def _folders(self) -> Iterator[tuple[str, list[str]]]:
+    def _folders(
+        self, passed: dict[str, list[str]] | None = None
+    ) -> Iterator[tuple[str, list[str]]]:
         storage = self._storage
         pending = [""]
         while pending:

@@ -258,7 +258,7 @@ def test_embed__interrupted_it_says_how_to_go_on_and_leaves_nothing(
     finally:
         faults.kill(job)
     assert job.returncode == 130, told
-    kept = f"finished work is kept in {out}; run the same command again to continue"
+    kept = f"finished parts are kept in {out}; run the same command again to continue"
     assert told.splitlines()[-1] == f"interrupted: {kept}"
     assert "Traceback" not in told
     assert not list(out.glob(".tmp-*"))

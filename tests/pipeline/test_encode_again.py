@@ -424,7 +424,7 @@ def test_command__interrupted_it_says_what_is_kept_and_goes_on(
     monkeypatch.setattr(module, "write_part", stopped)
     assert run_line() == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"interrupted: finished work is kept in {out}; run the same command again to continue"
+        f"interrupted: finished parts are kept in {out}; run the same command again to continue"
     )
     assert len(rows_of(out)) == 3
     assert not list(out.glob(".tmp-*"))

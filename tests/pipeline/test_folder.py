@@ -61,7 +61,9 @@ def test_records__suffix_stays_where_names_collide(tmp_path: Path) -> None:
     assert len(found) == 7
 
 
-def test_records__links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
+def test_records__links_do_not_lead_out_of_the_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = fill(tmp_path / "root", "in/a.glb")
     fill(tmp_path / "other", "secret.glb")
     (root / "out.glb").symlink_to(tmp_path / "other" / "secret.glb")
@@ -69,7 +71,15 @@ def test_records__links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (root / "again.glb").symlink_to(root / "in" / "a.glb")
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / "outside").symlink_to(tmp_path / "other", target_is_directory=True)
+    (root / "pack.tar.gz").touch()
+    (root / "in" / "more.ZIP").touch()
+    (root / "in" / "notes.txt").symlink_to(tmp_path / "nothing.txt")
     assert list(by_uid(FolderDataset(root))) == ["folder/again", "folder/in/a"]
+    told = capsys.readouterr().err
+    assert " ".join(told.split()) == (
+        f"{root}: not read: 2 links to nothing or out of the folder ('dangling.glb'), "
+        "2 links to folders ('loop'), 2 archives ('pack.tar.gz')"
+    )
 
 
 def test_records__pattern_is_of_the_name_or_the_path(tmp_path: Path) -> None:
