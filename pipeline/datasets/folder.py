@@ -26,7 +26,7 @@ from pipeline.datasets.sources import Source, SourceOptions
 from pipeline.datasets.tables import Entry, Table, find_table, read_table
 from pipeline.meshes import SUFFIXES, UP_AXES, Limits
 
-_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @functools.cache
@@ -141,7 +141,9 @@ class FolderDataset:
         if told is not None:
             _tell(told)
         if passed:
-            parts = [f"{len(names):,} {kind} ({names[0]!r})" for kind, names in passed.items()]
+            parts = [
+                f"{kind} ({len(names):,}, such as {names[0]!r})" for kind, names in passed.items()
+            ]
             _tell(f"{self._shown_root()}: not read: {', '.join(parts)}")
 
     def _shown_root(self) -> str:
@@ -245,7 +247,7 @@ class FolderDataset:
             return "links to folders"
         if entry.is_symlink() and self._is_named(entry.name, prefix):
             return "links to nothing or out of the folder"
-        return "archives" if entry.name.lower().endswith(_ARCHIVES) and entry.is_file() else None
+        return "archives" if entry.name.lower().endswith(ARCHIVES) and entry.is_file() else None
 
     def _is_mesh(self, entry: os.DirEntry[str], prefix: str, base: str) -> bool:
         if not self._is_named(entry.name, prefix):

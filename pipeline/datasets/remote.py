@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from pipeline.common import InputError
 from pipeline.datasets.base import Asset, Record
-from pipeline.datasets.folder import FolderDataset
+from pipeline.datasets.folder import ARCHIVES, FolderDataset
 from pipeline.datasets.layouts import SKIPPED_FOLDERS, load_asset
 from pipeline.datasets.tables import AUTO_NAMES
 from pipeline.meshes import UP_AXES, Limits
@@ -120,6 +120,10 @@ class RemoteFolderDataset(FolderDataset):
                 and info.base_name[0] != "."
                 and self._is_named(info.base_name, prefix)
             ]
+            names = [info.base_name for info in listed if info.type == pafs.FileType.File]
+            archives = [prefix + name for name in names if name.lower().endswith(ARCHIVES)]
+            if passed is not None and archives:
+                passed.setdefault("archives", []).extend(archives)
             if files:
                 yield folder, files
             pending += [

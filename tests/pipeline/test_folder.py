@@ -77,8 +77,8 @@ def test_records__links_do_not_lead_out_of_the_root(
     assert list(by_uid(FolderDataset(root))) == ["folder/again", "folder/in/a"]
     told = capsys.readouterr().err
     assert " ".join(told.split()) == (
-        f"{root}: not read: 2 links to nothing or out of the folder ('dangling.glb'), "
-        "2 links to folders ('loop'), 2 archives ('pack.tar.gz')"
+        f"{root}: not read: links to nothing or out of the folder (2, such as 'dangling.glb'), "
+        "links to folders (2, such as 'loop'), archives (2, such as 'pack.tar.gz')"
     )
 
 

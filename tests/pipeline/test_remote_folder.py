@@ -99,6 +99,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "x.obj").write_text("x")
     (root / "readme.txt").write_text("x")
+    (root / "lamp" / "more.zip").write_text("x")
     (root / "captions.csv").write_text(
         "path,caption,split\nchair/beside.obj,a small chair,test\napart.gltf,a corner,train\n"
     )
@@ -122,13 +123,15 @@ def outcome(dataset: Dataset, record: Record) -> object:
 
 
 def test_remote__records_options_and_objects_are_those_of_the_folder_on_disk(
-    store: str, local: Path
+    store: str, local: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = FolderDataset(local), RemoteFolderDataset(address=ADDRESS)
     assert there.options == here.options
     assert there.count() == here.count() == 10
     records = list(here.records())
     assert list(there.records()) == records
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert told.count("not read: archives (1, such as 'lamp/more.zip')") == 2
     found = {record.source: outcome(there, record) for record in records}
     assert found == {record.source: outcome(here, record) for record in records}
     kinds = {source: value[0] for source, value in found.items() if isinstance(value, tuple)}
