@@ -102,6 +102,7 @@ class Renderer:
         self._name = spool
         self._spool = SpoolReader(spool)
         self._processor = IsolatedProcessor(settings, timeout_s)
+        self._processor.start()  # it imports and compiles while this process loads the teachers
         self._turn = turn_objects(settings)
 
     def read(self, batch: pa.Table) -> tuple[str, list[Todo]]:

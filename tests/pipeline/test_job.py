@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from pipeline import job
+from pipeline import graph, job, stages
 from pipeline.cameras import ring
 from pipeline.captions import CaptionJoin
 from pipeline.common import InputError
@@ -28,8 +31,16 @@ from pipeline.job import (
 from pipeline.objects import ObjectSettings, process
 from pipeline.renderers.base import RenderConfig
 from pipeline.shards import Failure, ShardSet, has_lost_files, record_contents, what_lacks
-from pipeline.spool import SpoolReader
-from pipeline.stages import EncodeStage, Target, pack, unpack, write_stage
+from pipeline.spool import Spool, SpoolReader
+from pipeline.stages import (
+    EmbedStage,
+    EncodeSettings,
+    EncodeStage,
+    Target,
+    pack,
+    unpack,
+    write_stage,
+)
 from tests.pipeline.shard_tools import make_row, make_set
 
 
@@ -176,6 +187,59 @@ def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: P
         np.testing.assert_array_equal(row.xyz, rows[1][uid].xyz)
         np.testing.assert_array_equal(row.image_embeds, rows[1][uid].image_embeds)
     assert [s.failures_table().num_rows for s in (one, two)] == [1, 1]
+
+
+def test_embed_stage__the_child_starts_while_the_teachers_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = []
+
+    def load(*_: Any) -> None:
+        children.extend(
+            c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())
+        )
+
+    monkeypatch.setattr(stages, "EncodeStage", load)
+    objects = settings(1)
+    options = EmbedOptions(objects=objects, out=str(tmp_path / "x"), device="cpu", limit=1)
+    with (
+        CaptionJoin(()) as captions,
+        to_do(options, prepare(options), captions) as (spool, _),
+    ):
+        before = {c.pid for c in psutil.Process().children()}
+        stage = EmbedStage(
+            objects, spool.address, 60.0, EncodeSettings((), "cpu", objects.captions)
+        )
+    try:
+        assert len({c.pid for c in children} - before) == 1
+    finally:
+        stage._renderer._processor.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of itself, by itself
+def test_graph__a_million_objects_need_no_task_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    from ray.remote_function import RemoteFunction
+
+    held: list[Any] = []
+
+    def put(table: Any) -> Any:
+        held.append(table)
+        return ray.ObjectRef(os.urandom(28))
+
+    def task(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was given a task")
+
+    monkeypatch.setattr(ray, "put", put)
+    monkeypatch.setattr(RemoteFunction, "_remote", task)
+    options = EmbedOptions(objects=settings(1), out="x", device="cpu")
+    encode = EncodeSettings((), "cpu", options.objects.captions)
+    graph._graph(options, encode, Spool("x", 64 * 20), 3, None)  # type: ignore[arg-type]
+    assert [table.to_pylist() for table in held] == [
+        [{"group": group, "begin": 0, "end": 64}] for group in range(20)
+    ]
 
 
 @pytest.mark.parametrize("address", [None, "head:6379"])
