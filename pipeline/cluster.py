@@ -8,10 +8,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from pipeline.common import InputError, cores, quiet_stderr
+from pipeline.common import InputError, cores, not_joined, quiet_stderr
 
 # Nothing of ours is reported anywhere, and no process of Ray's does work that nobody reads.
 _ENVIRONMENT = {
@@ -59,7 +59,7 @@ def running(
     workers hold together on a Ray that is started here; None: all that this process may use.
 
     A session that the caller has started is used and left running. Raises ``InputError`` when no
-    cluster answers at ``address``.
+    cluster answers at ``address``, or one with another Ray or Python.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -87,7 +87,7 @@ def running(
     # Ray tells of workers that died on stdout, where results go.
     with redirect_stdout(sys.stderr):
         try:
-            with nullcontext() if address else quiet_stderr():
+            with quiet_stderr():
                 _init(
                     # "local": without it Ray would join whatever runs on this machine.
                     address=address or "local",
@@ -95,15 +95,16 @@ def running(
                     logging_level=logging.ERROR,
                     **(joined if address else local),
                 )
-        except ConnectionError as error:
-            raise _unanswered(str(address)) from error
-        except ValueError as error:
+        except Exception as error:
+            told = not_joined(address, error) if address else None
             if not address and object_store_bytes and "object store" in str(error):
-                raise InputError(
+                told = InputError(
                     f"--object-store: {object_store_bytes:,} bytes are too few for Ray; give 100MB "
                     "or more"
-                ) from error
-            raise
+                )
+            if told is None:
+                raise
+            raise told from error
         try:
             yield _cpus
         finally:
@@ -139,14 +140,7 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
     except (OSError, OverflowError) as error:
-        raise _unanswered(address) from error
-
-
-def _unanswered(address: str) -> InputError:
-    return InputError(
-        f"--address {address}: no Ray cluster answers there; start one with "
-        "`ray start --head`, or leave the option out"
-    )
+        raise not_joined(address, ConnectionError()) or error from error
 
 
 def _cpus() -> int:

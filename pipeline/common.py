@@ -221,6 +221,22 @@ def cores() -> int:
     return max(1, min(count or 1, limit))
 
 
+def not_joined(address: str | None, error: Exception) -> InputError | None:
+    """What to tell where ``ray.init`` raised ``error`` as it joined a cluster; None: not known."""
+    if isinstance(error, ConnectionError):
+        return InputError(
+            f"--address {address}: no Ray cluster answers there; start one with "
+            "`ray start --head`, or leave the option out"
+        )
+    text = " ".join(str(error).split())
+    if text.startswith("Version mismatch"):
+        return InputError(
+            f"--address {address}: {text.rstrip('.')}; install the same versions of Ray and Python "
+            "on all machines"
+        )
+    return None
+
+
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Drop what native code writes to stderr: Ray tells there what its log level is.

@@ -9,6 +9,7 @@ another one, sized to what the cluster then is, goes over the objects that the s
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -119,13 +120,16 @@ def _recount(
 
 
 def _ask(reporter: Reporter, method: str, *arguments: Any) -> Any:
-    """The ledger's answer. Raises ``RuntimeError`` where there is none."""
+    """The ledger's answer. Raises ``RuntimeError`` where there is none.
+
+    ``InputError`` where it could not start, for want of a package.
+    """
     from ray.exceptions import RayError
 
     try:
         return reporter.call(method, *arguments, timeout_s=_ANSWER_S)
     except RayError as error:
-        raise RuntimeError(
+        raise _lacks_package(error) or RuntimeError(
             f"Ray on this machine no longer responds ({type(error).__name__}); "
             "run the same command again to continue"
         ) from error
@@ -174,6 +178,9 @@ def _pass(
         problem = _ask(reporter, "problem")
         if problem is not None:
             raise InputError(problem) from error
+        lacks = _lacks_package(error)
+        if lacks is not None:
+            raise lacks from error
         if isinstance(error, RayError) and _is_loss(error):
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise
@@ -193,13 +200,31 @@ def _is_loss(error: BaseException | None) -> bool:
         exceptions.OutOfMemoryError,
         exceptions.RaySystemError,
     )
-    seen = 0
-    while error is not None and seen < 20:
-        if isinstance(error, kinds):
-            return not getattr(error, "actor_init_failed", False)
-        error = getattr(error, "cause", None) or error.__cause__
-        seen += 1
+    for one in _causes(error):
+        if isinstance(one, kinds):
+            return not getattr(one, "actor_init_failed", False)
     return False
+
+
+def _lacks_package(error: BaseException) -> InputError | None:
+    """What to tell where a worker could not import what this machine has; None: it is not that."""
+    for one in _causes(error):
+        # Ray passes on the text of the error alone.
+        if found := re.search(r"No module named '[^']+'", str(one)):
+            return InputError(
+                f"a machine of the cluster lacks a package ({found[0]}); install mrd3d there as it "
+                "is here, then run the same command again"
+            )
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, the last first."""
+    for _ in range(20):
+        if error is None:
+            return
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
 
 
 @contextmanager
@@ -319,6 +344,7 @@ def _graph(
 ) -> Any:
     import ray.data
     from ray.data import ActorPoolStrategy
+    from ray.data.read_api import from_blocks
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -329,7 +355,7 @@ def _graph(
     workers = min(options.workers or room, room)
     tasks = list(spool.tasks(workers))
     # Not ``from_arrow``, which has a worker look at each table: a second per 300 of them.
-    graph: Any = ray.data.from_blocks(tasks)
+    graph: Any = from_blocks(tasks)
     render = (options.objects, spool.address, options.timeout_s)
     pool = ActorPoolStrategy(size=min(workers, len(tasks)))
     if targets.device == "cuda":

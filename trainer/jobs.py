@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.common import InputError, cores, quiet_stderr, write_json
+from pipeline.common import InputError, cores, not_joined, quiet_stderr, write_json
 from pipeline.console import EXIT_INTERRUPTED, fail, note
 
 if TYPE_CHECKING:
@@ -220,11 +220,11 @@ class RayTasks:
                         logging_level=logging.CRITICAL,
                         **options,
                     )
-            except ConnectionError as error:
-                raise InputError(
-                    f"--address {self.address}: no Ray cluster answers there; start one with "
-                    "`ray start --head`, or leave the option out"
-                ) from error
+            except (ConnectionError, RuntimeError) as error:
+                told = not_joined(self.address, error)
+                if told is None:
+                    raise
+                raise told from error
         try:
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             gpus = int(resources.get("GPU", 0) > 0) if self.gpus is None else self.gpus

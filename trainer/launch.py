@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.common import InputError, cores, quiet_stderr, write_json
+from pipeline.common import InputError, cores, not_joined, quiet_stderr, write_json
 from pipeline.console import ProgressBar, note
 from trainer import distributed, parallel
 from trainer.config import Recipe
@@ -345,11 +345,11 @@ def _ray(workers: Workers, device: str) -> Iterator[str]:
                     logging_level=logging.CRITICAL,
                     **({} if workers.address else local),
                 )
-        except ConnectionError as error:
-            raise InputError(
-                f"--address {workers.address}: no Ray cluster answers there; start one with "
-                "`ray start --head`, or leave the option out"
-            ) from error
+        except (ConnectionError, RuntimeError) as error:
+            told = not_joined(workers.address, error)
+            if told is None:
+                raise
+            raise told from error
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         least = workers.least or workers.count

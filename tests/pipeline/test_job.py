@@ -16,6 +16,7 @@ from pipeline import graph, job, stages
 from pipeline.cameras import ring
 from pipeline.captions import CaptionJoin
 from pipeline.common import InputError
+from pipeline.console import ProgressBar
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.procedural import ProceduralDataset
 from pipeline.job import (
@@ -192,7 +193,7 @@ def test_stages__several_sets_get_equal_rows_and_only_what_they_lack(tmp_path: P
 def test_embed_stage__the_child_starts_while_the_teachers_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = []
+    children: list[psutil.Process] = []
 
     def load(*_: Any) -> None:
         children.extend(
@@ -240,6 +241,34 @@ def test_graph__a_million_objects_need_no_task_before_the_first(
     assert [table.to_pylist() for table in held] == [
         [{"group": group, "begin": 0, "end": 64}] for group in range(20)
     ]
+
+
+def test_graph__a_machine_without_a_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RaySystemError
+
+    def lacking() -> RaySystemError:
+        told = (
+            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'open_clip'"
+        )
+        return RaySystemError(f"System error: {told}")  # type: ignore[no-untyped-call]
+
+    class Graph:
+        def iter_batches(self, **_: Any) -> None:
+            raise RuntimeError("the graph ended") from lacking()
+
+    class Ledger:
+        def call(self, method: str, *_: Any, **__: Any) -> None:
+            if method == "written":  # of a machine where not even it could start
+                raise lacking()
+
+    monkeypatch.setattr(graph, "_graph", lambda *_: Graph())
+    options = EmbedOptions(objects=settings(1), out="x", device="cpu")
+    encode = EncodeSettings((), "cpu", options.objects.captions)
+    bar = ProgressBar("embed", 1, "objects")
+    with pytest.raises(InputError, match=r"lacks a package \(No module named 'open_clip'\); "):
+        graph._pass(options, encode, Spool("x", 1), Ledger(), 2, bar)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"lacks a package \(No module named 'open_clip'\); "):
+        graph._ask(Ledger(), "written")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("address", [None, "head:6379"])

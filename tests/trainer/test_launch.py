@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from pipeline.common import InputError, write_json
+from tests.pipeline.test_cluster import MISMATCH
 from tests.trainer.conftest import SMALL, MakeShards, small_recipe
 from tests.trainer.test_resume import assert_same_state
 from trainer.checkpoint import checkpoints, load_model
-from trainer.jobs import OF_OUR_OWN
+from trainer.jobs import OF_OUR_OWN, RayTasks
 from trainer.launch import FOLDER, OUTCOME, _raise_outcome, _ray, _Tail
 from trainer.loop import Interrupted
 from trainer.recorder import METRICS, read_metrics
@@ -45,6 +46,18 @@ def test_device__of_a_cluster_is_not_up_to_the_machine_that_drives_it(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
     with _ray(Workers(2, "head:6379"), device) as found:
         assert found == chosen
+
+
+def test_ray__a_cluster_with_another_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError(MISMATCH)
+
+    monkeypatch.setattr("ray.init", refuse)
+    told = r"^--address head:6379: .*Ray: 2\.60\.0 "
+    with pytest.raises(InputError, match=told), _ray(Workers(2, "head:6379"), "auto"):
+        pass
+    with pytest.raises(InputError, match=told):
+        RayTasks("head:6379", 1, 0)([], lambda *_: None)
 
 
 def test_device__too_few_gpus_of_a_cluster_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
