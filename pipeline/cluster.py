@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from pipeline.common import InputError, cores, not_joined, quiet_stderr
+from pipeline.common import InputError, cores, not_joined, quiet_stderr, terminable
 
 # Nothing of ours is reported anywhere, and no process of Ray's does work that nobody reads.
 _ENVIRONMENT = {
@@ -106,7 +106,8 @@ def running(
                 raise
             raise told from error
         try:
-            yield _cpus
+            with terminable():  # Ray has taken the signal for itself
+                yield _cpus
         finally:
             ray.shutdown()
 

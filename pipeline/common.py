@@ -12,11 +12,13 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Microseconds of a period; the process's own control group is there.
@@ -235,6 +237,28 @@ def not_joined(address: str | None, error: Exception) -> InputError | None:
             "on all machines"
         )
     return None
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, which batch systems send before they kill, as ``KeyboardInterrupt``.
+
+    What Ctrl-C puts in order is then put in order too: children, locks, temporary files.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever has that one decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One command-line manner for all three packages: Typer app, errors, exit codes, progress bar.
 
 Exit codes: 0 success, 2 bad input (one line, no traceback unless ``--debug``), 3 too many failed
-objects, 130 interrupted.
+objects, 130 interrupted (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from pipeline.common import InputError, versions
+from pipeline.common import InputError, terminable, versions
 
 EXIT_BAD_INPUT = 2
 EXIT_TOO_MANY_FAILURES = 3
@@ -169,7 +169,8 @@ def run_app(app: typer.Typer) -> None:
     debug, _quiet = "--debug" in sys.argv, "--quiet" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in _ANYWHERE]
     try:
-        code = app(args=arguments, prog_name=app.info.name, standalone_mode=False)
+        with terminable():
+            code = app(args=arguments, prog_name=app.info.name, standalone_mode=False)
         sys.stdout.flush()
         if code == EXIT_INTERRUPTED:  # newer versions of Typer turn Ctrl-C into this
             raise KeyboardInterrupt

@@ -119,7 +119,7 @@ def _recount(
     summary.reasons = dict(Counter(found.values()).most_common())
 
 
-def _ask(reporter: Reporter, method: str, *arguments: Any) -> Any:
+def _ask(reporter: Reporter, method: str, timeout_s: float = _ANSWER_S) -> Any:
     """The ledger's answer. Raises ``RuntimeError`` where there is none.
 
     ``InputError`` where it could not start, for want of a package.
@@ -127,7 +127,7 @@ def _ask(reporter: Reporter, method: str, *arguments: Any) -> Any:
     from ray.exceptions import RayError
 
     try:
-        return reporter.call(method, *arguments, timeout_s=_ANSWER_S)
+        return reporter.call(method, timeout_s=timeout_s)
     except RayError as error:
         raise _lacks_package(error) or RuntimeError(
             f"Ray on this machine no longer responds ({type(error).__name__}); "
@@ -282,13 +282,15 @@ def _settle(reporter: Reporter, kill: bool = False, patience_s: float = _SETTLE_
     """
     import ray
 
+    # A batch system ends the processes of Ray too: whoever is told to stop has no two minutes.
+    answer_s = min(_ANSWER_S, patience_s)
     if kill:
-        for handle in _ask(reporter, "workers"):
+        for handle in _ask(reporter, "workers", answer_s):
             with contextlib.suppress(Exception):  # some are gone
                 ray.kill(handle, no_restart=True)
-    reporter.epoch = _ask(reporter, "next_pass")
+    reporter.epoch = _ask(reporter, "next_pass", answer_s)
     deadline = time.monotonic() + patience_s
-    while _ask(reporter, "writing"):
+    while _ask(reporter, "writing", answer_s):
         if time.monotonic() > deadline:
             raise RuntimeError("writing a part takes several minutes; run the same command again")
         time.sleep(0.2)

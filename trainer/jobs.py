@@ -21,14 +21,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.common import InputError, cores, not_joined, quiet_stderr, write_json
+from pipeline.common import InputError, cores, not_joined, quiet_stderr, terminable, write_json
 from pipeline.console import EXIT_INTERRUPTED, fail, note
 
 if TYPE_CHECKING:
@@ -173,7 +171,7 @@ class Processes:
         gpus = self.gpus or (None,)
         free = [gpus[place % len(gpus)] for place in range(self.count)]
         try:
-            with _terminable():
+            with terminable():
                 while waiting or running:
                     while waiting and free:
                         folder, gpu = waiting.pop(0), free.pop(0)
@@ -247,7 +245,7 @@ class RayTasks:
         remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(_in_task)
         of = {remote.remote(str(folder.absolute()), self.cpus): folder for folder in folders}
         try:
-            with _terminable():
+            with terminable():
                 while of:
                     ready, _ = ray.wait(list(of), num_returns=1)
                     for reference in ready:
@@ -328,25 +326,6 @@ def failure(folder: Path, code: int) -> str | None:
     lines = [line.strip() for line in (folder / LOG).read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), f"exit code {code}")
     return last.removeprefix("error: ")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as ``KeyboardInterrupt``, so that children are stopped before this process ends."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    try:
-        old = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever has that one decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 def main() -> None:

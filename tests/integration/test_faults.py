@@ -236,8 +236,9 @@ def test_job__ends_where_the_ray_of_its_own_machine_dies(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_embed__interrupted_it_says_how_to_go_on_and_leaves_nothing(
-    teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
+    number: signal.Signals, teacher: str, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     out = tmp_path / "x"
     arguments = embed_procedural(out, teacher, COUNT, "--workers", "1")
@@ -251,7 +252,7 @@ def test_embed__interrupted_it_says_how_to_go_on_and_leaves_nothing(
     try:
         faults.wait_for(lambda: list(out.glob("part-*")), job)
         processes = psutil.Process(job.pid).children(recursive=True)
-        os.killpg(job.pid, signal.SIGINT)  # to the whole group, as a terminal does
+        os.killpg(job.pid, number)  # to the whole group, as a terminal or a batch system does
         _, told = job.communicate(timeout=600)
         for process in processes:
             faults.wait_for(partial(gone, process), timeout_s=60)

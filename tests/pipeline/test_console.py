@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +36,8 @@ def toy() -> typer.Typer:
             raise InputError("/data/[b]a.glb:\n  zero bytes; delete it")
         if end == "failures":
             raise typer.Exit(console.EXIT_TOO_MANY_FAILURES)
+        if end == "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
         if end == "interrupt":
             raise KeyboardInterrupt
         if end == "abort":
@@ -163,13 +167,14 @@ def test_run__too_many_failures_is_code_3(
     assert run("go --end failures", monkeypatch, capsys)[0] == 3
 
 
-@pytest.mark.parametrize("end", ["interrupt", "abort"])
+@pytest.mark.parametrize("end", ["interrupt", "abort", "sigterm"])
 def test_run__interrupted_it_tells_that_nothing_was_written_and_is_code_130(
     end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(f"go --end {end}", monkeypatch, capsys)
     assert code == 130
     assert err.endswith("interrupted: nothing was written\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_run__a_bug_keeps_its_traceback(
